@@ -1,0 +1,1 @@
+"""Deformable DETR in parts: backbone, neck, position, transformer, queries or proposals, heads, criterion."""

@@ -1,0 +1,94 @@
+"""From a model's configuration to the model."""
+
+from models.backbone import Backbone
+from models.detector import DeformableDETR
+from models.heads import decoder_heads
+from models.neck import Neck
+from models.position import PositionEncoding
+from models.proposals import ProposalGenerator
+from models.queries import LearnedQueries
+from models.transformer import DeformableTransformer
+from util.config import ModelConfig
+from util.errors import UserError
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, auxiliary_losses: bool = True, backbone_weights: str | None = None
+) -> DeformableDETR:
+    """Build the detector that a configuration describes.
+
+    Args:
+        config: the `model` section.
+        num_classes: classes C.
+        auxiliary_losses: see `DeformableDETR`.
+        backbone_weights: overrides `config.backbone.weights` (`none` when a checkpoint will fill the model).
+
+    Raises:
+        UserError: numbers that do not fit each other, or a backbone that cannot be had.
+    """
+    check_model(config)
+    backbone = Backbone(
+        config.backbone.name,
+        num_features=min(3, config.num_levels),
+        weights=backbone_weights or config.backbone.weights,
+        norm=config.backbone.norm,
+        frozen_stages=config.backbone.frozen_stages,
+        output_stride=config.backbone.output_stride,
+    )
+    neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups)
+    transformer = DeformableTransformer(
+        config.d_model,
+        config.num_levels,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        encoder_heads=config.encoder_heads or config.num_heads,
+        decoder_heads=config.decoder_heads or config.num_heads,
+        encoder_points=config.encoder_points or config.num_points,
+        decoder_points=config.decoder_points or config.num_points,
+        self_attention_heads=config.self_attention_heads or config.num_heads,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+    )
+    if config.two_stage:
+        queries = ProposalGenerator(config.num_queries, config.d_model, num_classes)
+    else:
+        queries = LearnedQueries(config.num_queries, config.d_model)
+    heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
+    position = PositionEncoding(config.d_model, config.num_levels)
+    return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse numbers that cannot make a model, naming the option and what would fit."""
+
+    def at_least(option: str, least: int) -> None:
+        if getattr(config, option) < least:
+            raise UserError(f"model.{option} is {getattr(config, option)}; it must be at least {least}")
+
+    for option in ("d_model", "num_levels", "num_queries", "decoder_layers", "num_heads", "norm_groups", "ffn_dim"):
+        at_least(option, 1)
+    at_least("encoder_layers", 0)
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout is {config.dropout}; it must be in [0, 1)")
+    for option in ("num_heads", "encoder_heads", "decoder_heads", "self_attention_heads", "norm_groups"):
+        divisor = getattr(config, option)
+        if divisor is not None and (divisor < 1 or config.d_model % divisor):
+            raise UserError(
+                f"model.{option} is {divisor}, which does not divide model.d_model {config.d_model}; "
+                f"try {_divisor_near(config.d_model, divisor)}"
+            )
+    if config.d_model % 4:
+        raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
+    for option in ("num_points", "encoder_points", "decoder_points"):
+        points = getattr(config, option)
+        if isinstance(points, list) and len(points) != config.num_levels:
+            raise UserError(
+                f"model.{option} lists {len(points)} numbers, but model.num_levels is {config.num_levels}; "
+                "give one number, or one for each level"
+            )
+        if points is not None and (min(points) < 0 or sum(points) < 1 if isinstance(points, list) else points < 1):
+            raise UserError(f"model.{option} is {points}; at least one sampling point is needed")
+
+
+def _divisor_near(number: int, wish: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))

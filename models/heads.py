@@ -1,0 +1,81 @@
+"""Class and box heads, and the rule by which a predicted delta moves a reference."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """The logit of `x` in [0, 1]; numerator and denominator of x / (1 - x) are at least `eps`."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def update_box(delta: Tensor, reference: Tensor) -> Tensor:
+    """Move a reference by a predicted delta, both in logit space (arXiv 2010.04159, appendix A.4).
+
+    Args:
+        delta: `[B, Q, 4]`, the box head's output.
+        reference: `[B, Q, 2]` points or `[B, Q, 4]` boxes in [0, 1]; a point has no size to start from.
+
+    Returns:
+        Boxes `[B, Q, 4]`, cxcywh in [0, 1].
+    """
+    start = inverse_sigmoid(reference)
+    return (delta + F.pad(start, (0, 4 - reference.shape[-1]))).sigmoid()
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them; all but the last are `hidden` wide."""
+
+    def __init__(self, width: int, hidden: int, out: int, num_layers: int = 3):
+        super().__init__()
+        sizes = [width] + [hidden] * (num_layers - 1) + [out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., width]` -> `[..., out]`."""
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class PredictionHead(nn.Module):
+    """One class head and one box head on decoder states or memory tokens.
+
+    Args:
+        d_model: embedding width E.
+        num_classes: classes C, one sigmoid each.
+        initial_size_bias: bias of width and height before any training; -2 starts with boxes of about an eighth.
+    """
+
+    def __init__(self, d_model: int, num_classes: int, initial_size_bias: float = 0.0):
+        super().__init__()
+        self.classify = nn.Linear(d_model, num_classes)
+        self.regress = MLP(d_model, d_model, 4)
+        nn.init.constant_(self.classify.bias, -math.log(99))  # every class starts at probability 0.01
+        nn.init.zeros_(self.regress.layers[-1].weight)
+        nn.init.zeros_(self.regress.layers[-1].bias)
+        with torch.no_grad():
+            self.regress.layers[-1].bias[2:] = initial_size_bias
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """`[B, Q, E]` -> class logits `[B, Q, C]` and box deltas `[B, Q, 4]` in logit space."""
+        deltas = self.regress(states)
+        # Boxes are small differences of logits: adding them up in half precision would move them by pixels.
+        return self.classify(states), deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+
+
+def decoder_heads(
+    num_layers: int, d_model: int, num_classes: int, refinement: bool, two_stage: bool
+) -> list[PredictionHead]:
+    """One head for every decoder layer; without refinement it is the same head every time.
+
+    Proposals come with a size of their own, so only heads that start from points begin at small boxes.
+    """
+    size_bias = 0.0 if two_stage else -2.0
+    if not refinement:
+        return [PredictionHead(d_model, num_classes, size_bias)]
+    return [PredictionHead(d_model, num_classes, size_bias if i == 0 else 0.0) for i in range(num_layers)]

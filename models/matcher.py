@@ -1,0 +1,166 @@
+"""Hungarian matching of every layer at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from util.errors import UserError
+
+
+class Target(Protocol):
+    """The objects of one image: boxes `[T, 4]` cxcywh in [0, 1], labels `[T]`, and the image's id."""
+
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+
+
+@dataclass
+class LayerPredictions:
+    """What several layers of equal shape predict: logits `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, one name for each."""
+
+    names: list[str]
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class Matches:
+    """Matched pairs of a group of layers, four index vectors of one length and device.
+
+    Attributes:
+        layer, image, query: index the predictions `[N, B, Q]`.
+        target: index the concatenated objects of the batch.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+
+
+class HungarianMatcher:
+    """One-to-one assignment of objects to queries with the least total cost (arXiv 2005.12872, section 3.1).
+
+    The cost of a pair is `class_cost * focal + l1_cost * L1 - giou_cost * GIoU`; the focal term is the focal loss of
+    the object's class as a positive less that as a negative.
+
+    Args:
+        class_cost, l1_cost, giou_cost: weights.
+        alpha, gamma: of the focal term.
+    """
+
+    def __init__(
+        self,
+        class_cost: float = 2.0,
+        l1_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ):
+        self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def __call__(
+        self, groups: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]
+    ) -> list[Matches]:
+        """Match groups of layers, all with a single device-to-host transfer.
+
+        Args:
+            groups: the predictions, grouped by their number of queries.
+            targets: for each group the objects of each image (their labels may differ between groups).
+
+        Returns:
+            The matches of each group. Of more objects than queries, the cheapest are matched.
+
+        Raises:
+            UserError: a cost is not finite; names the image, the layer and the tensor at fault.
+        """
+        costs = [self.cost(group, objects) for group, objects in zip(groups, targets)]
+        host = torch.cat([cost.flatten() for cost in costs]).cpu()  # sync: the only one of matching
+        finite = bool(torch.isfinite(host).all())
+        host = host.numpy()
+
+        matches, start = [], 0
+        for group, objects, cost in zip(groups, targets, costs):
+            block = host[start : start + cost.numel()].reshape(cost.shape)  # [N, B, Q, T]
+            start += cost.numel()
+            if not finite:
+                _explain_non_finite(group, objects)
+            matches.append(_assign(block, [len(t.labels) for t in objects], cost.device))
+        if not finite:
+            raise UserError("a matching cost overflowed although predictions and targets are finite")
+        return matches
+
+    def cost(self, group: LayerPredictions, targets: Sequence[Target]) -> Tensor:
+        """Costs `[N, B, Q, T]` in fp32 (fp64 for fp64 input), T the most objects of any image; the rest is zero.
+
+        A query is only ever compared with the objects of its own image.
+        """
+        dtype = torch.promote_types(group.logits.dtype, torch.float32)
+        most = max((len(t.labels) for t in targets), default=0)
+        labels = group.logits.new_zeros(len(targets), most, dtype=torch.long)
+        boxes = group.boxes.new_zeros(len(targets), most, 4, dtype=dtype)
+        for i, target in enumerate(targets):
+            labels[i, : len(target.labels)] = target.labels
+            boxes[i, : len(target.labels)] = target.boxes
+        with torch.autocast(group.logits.device.type, enabled=False):
+            layers, batch, queries, _ = group.logits.shape
+            logits = group.logits.to(dtype).gather(
+                -1, labels[None, :, None].expand(layers, batch, queries, most)
+            )  # [N, B, Q, T]: of each object's own class, before the sigmoid to compute no other
+            predicted = group.boxes.to(dtype)[..., :, None, :]  # [N, B, Q, 1, 4]
+            wanted = boxes[None, :, None]  # [1, B, 1, T, 4]
+            cost = self.class_cost * focal_cost(logits, self.alpha, self.gamma)
+            cost = cost + self.l1_cost * (predicted - wanted).abs().sum(-1)
+            return cost - self.giou_cost * generalized_iou(predicted, wanted)
+
+
+def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    """What calling a logit positive costs in focal loss, less what calling it negative costs; elementwise."""
+    probability = logits.sigmoid()
+    positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
+    negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
+    return positive - negative
+
+
+def generalized_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
+    """GIoU (arXiv 1902.09630) of boxes cxcywh that broadcast against each other: `[..., 4]` -> `[...]`."""
+    a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
+    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    intersection = inner.clamp(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    hull = outer.clamp(min=0).prod(-1)
+    return intersection / (union + eps) - (hull - union) / (hull + eps)
+
+
+def _assign(costs, counts: list[int], device: torch.device) -> Matches:
+    """Solve every `[Q, T]` block of `costs` `[N, B, Q, T]`, the first `counts[b]` columns of it."""
+    offsets = [sum(counts[:i]) for i in range(len(counts))]
+    found = []
+    for layer in range(costs.shape[0]):
+        for image, count in enumerate(counts):
+            queries, objects = linear_sum_assignment(costs[layer, image, :, :count])
+            found += [(layer, image, int(q), offsets[image] + int(t)) for q, t in zip(queries, objects)]
+    indices = torch.tensor(found, dtype=torch.long).reshape(-1, 4).to(device, non_blocking=True)
+    return Matches(*indices.unbind(1))
+
+
+def _explain_non_finite(group: LayerPredictions, targets: Sequence[Target]) -> None:
+    for i, target in enumerate(targets):
+        tensors = {f"logits of layer {n}": group.logits[j, i] for j, n in enumerate(group.names)}
+        tensors |= {f"boxes of layer {n}": group.boxes[j, i] for j, n in enumerate(group.names)}
+        tensors["target boxes"] = target.boxes
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"a matching cost of image {target.image_id} is not finite: its {name} hold NaN or infinity; "
+                    "lower train.lr, keep train.clip_norm above 0, or check the image with check-data"
+                )

@@ -1,0 +1,186 @@
+"""The deformable encoder and decoder (arXiv 2010.04159, section 4.1)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.heads import PredictionHead, update_box
+from models.queries import Queries
+from ops import MSDeformAttn
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with ReLU and dropout."""
+
+    def __init__(self, d_model: int, width: int, dropout: float):
+        super().__init__()
+        self.linear1 = nn.Linear(d_model, width)
+        self.linear2 = nn.Linear(width, d_model)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., E]` -> `[..., E]`."""
+        return self.linear2(self.dropout(self.linear1(x).relu()))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+
+    def __init__(
+        self, d_model: int, num_levels: int, num_heads: int, num_points: int | Sequence[int], ffn_dim: int, dropout: float
+    ):
+        super().__init__()
+        self.self_attn = MSDeformAttn(d_model, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, ffn_dim, dropout)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, spatial_shapes, padding_mask) -> Tensor:
+        """Tokens `[B, S, E]`, position `[B, S, E]`, reference `[B, S, L, 2]` -> tokens `[B, S, E]`."""
+        attended = self.self_attn(tokens + position, reference, tokens, spatial_shapes, padding_mask)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        return self.norm2(tokens + self.dropout(self.ffn(tokens)))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable cross-attention to the memory, feed-forward."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_levels: int,
+        num_heads: int,
+        num_points: int | Sequence[int],
+        self_attention_heads: int,
+        ffn_dim: int,
+        dropout: float,
+    ):
+        super().__init__()
+        # Norms are numbered as in the published weights: cross-attention owns norm1 though it comes second.
+        self.self_attn = nn.MultiheadAttention(d_model, self_attention_heads, dropout=dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.cross_attn = MSDeformAttn(d_model, num_levels, num_heads, num_points)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, ffn_dim, dropout)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
+
+    def forward(self, content, position, reference, memory, spatial_shapes, padding_mask) -> Tensor:
+        """Content and position `[B, Q, E]`, reference `[B, Q, L, 2 or 4]`, memory `[B, S, E]` -> `[B, Q, E]`."""
+        q = content + position
+        attended = self.self_attn(q, q, content, need_weights=False)[0]
+        content = self.norm2(content + self.dropout(attended))
+        attended = self.cross_attn(content + position, reference, memory, spatial_shapes, padding_mask)
+        content = self.norm1(content + self.dropout(attended))
+        return self.norm3(content + self.dropout(self.ffn(content)))
+
+
+class DeformableTransformer(nn.Module):
+    """Encoder over the tokens of all levels, decoder from queries to predictions.
+
+    Args:
+        d_model: embedding width E.
+        num_levels: feature levels L.
+        encoder_layers, decoder_layers: how many layers; 0 encoder layers hand the tokens on as they are.
+        encoder_heads, decoder_heads: heads M of deformable attention.
+        encoder_points, decoder_points: sampling points K, one number or one for each level.
+        self_attention_heads: heads of the decoder's self-attention.
+        ffn_dim: width of the feed-forward layers.
+        dropout: probability.
+    """
+
+    def __init__(
+        self,
+        d_model: int = 256,
+        num_levels: int = 4,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        encoder_heads: int = 8,
+        decoder_heads: int = 8,
+        encoder_points: int | Sequence[int] = 4,
+        decoder_points: int | Sequence[int] = 4,
+        self_attention_heads: int = 8,
+        ffn_dim: int = 1024,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout)
+            for _ in range(encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLayer(d_model, num_levels, decoder_heads, decoder_points, self_attention_heads, ffn_dim, dropout)
+            for _ in range(decoder_layers)
+        )
+
+    def encode(self, tokens: Tensor, position: Tensor, padding_mask: Tensor, spatial_shapes, valid_ratios) -> Tensor:
+        """Tokens and position `[B, S, E]`, padding_mask `[B, S]`, valid_ratios `[B, L, 2]` -> memory `[B, S, E]`."""
+        reference = encoder_reference_points(spatial_shapes, valid_ratios)
+        for layer in self.encoder:
+            tokens = layer(tokens, position, reference, spatial_shapes, padding_mask)
+        return tokens
+
+    def decode(
+        self,
+        queries: Queries,
+        memory: Tensor,
+        padding_mask: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        valid_ratios: Tensor,
+        heads: Sequence[PredictionHead],
+        detach_references: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the decoder and predict after every layer.
+
+        Args:
+            queries: what to start from.
+            memory: `[B, S, E]`.
+            padding_mask: `[B, S]`, True on padding.
+            spatial_shapes: `[(H, W), ...]` of the L levels.
+            valid_ratios: `[B, L, 2]`, unpadded share (x, y) of each level.
+            heads: one for each layer (iterative refinement: a layer's boxes are the next one's reference), or a
+                single one for all (every layer starts from the same reference).
+            detach_references: stop the gradient from a layer into the box head of the layer before.
+
+        Returns:
+            Class logits `[N_dec, B, Q, C]` and boxes `[N_dec, B, Q, 4]` of every layer.
+        """
+        content, reference = queries.content, queries.reference
+        refinement = len(heads) > 1
+        logits, boxes = [], []
+        for i, layer in enumerate(self.decoder):
+            ratios = torch.cat([valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
+            on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
+            content = layer(content, queries.position, on_maps, memory, spatial_shapes, padding_mask)
+            layer_logits, delta = heads[i if refinement else 0](content)
+            layer_boxes = update_box(delta, reference)
+            logits.append(layer_logits)
+            boxes.append(layer_boxes)
+            if refinement:
+                reference = layer_boxes.detach() if detach_references else layer_boxes
+        return torch.stack(logits), torch.stack(boxes)
+
+
+def encoder_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:
+    """Every token's pixel centre on every level.
+
+    Args:
+        spatial_shapes: `[(H, W), ...]` of the L levels.
+        valid_ratios: `[B, L, 2]`, unpadded share (x, y) of each level.
+
+    Returns:
+        `[B, S, L, 2]`: (x, y) in [0, 1] of each padded level.
+    """
+    centres = []
+    for level, (height, width) in enumerate(spatial_shapes):
+        y = torch.arange(height, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
+        x = torch.arange(width, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        valid = valid_ratios[:, level] * valid_ratios.new_tensor([width, height])  # [B, 2]
+        centres.append(torch.stack([x, y], -1).flatten(0, 1) / valid[:, None])
+    return torch.cat(centres, 1)[:, :, None] * valid_ratios[:, None]

@@ -1,0 +1,114 @@
+"""The multi-scale deformable attention layer: linear projections around `ops.ms_deform_attn`."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ops.functional import ms_deform_attn
+
+
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable attention (arXiv 2010.04159, section 4.1, equation 3).
+
+    Args:
+        d_model: embedding width E, a multiple of `num_heads`.
+        num_levels: feature levels L.
+        num_heads: heads M.
+        num_points: sampling points K for each head and level, one number for all levels or one for each.
+
+    Raises:
+        ValueError: `d_model` is not a multiple of `num_heads`, or `num_points` does not fit `num_levels`.
+    """
+
+    def __init__(
+        self, d_model: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int | Sequence[int] = 4
+    ):
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} is not a multiple of num_heads {num_heads}")
+        points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
+        if len(points) != num_levels or min(points) < 0 or sum(points) < 1:
+            raise ValueError(f"num_points {num_points} must give a count >= 0 for each of {num_levels} levels")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, points
+        total = sum(points)
+
+        self.sampling_offsets = nn.Linear(d_model, num_heads * total * 2)
+        self.attention_weights = nn.Linear(d_model, num_heads * total)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
+        level_of_point = [level for level, k in enumerate(points) for _ in range(k)]
+        # Derived from num_points, so never saved.
+        self.register_buffer("level_of_point", torch.tensor(level_of_point), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Heads look in M directions, their k-th point k pixels away; all points weigh the same (section 4.1)."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)  # [M, 2]
+        directions = directions / directions.abs().max(-1, keepdim=True).values  # on the unit square's edge
+        steps = torch.cat([torch.arange(1, k + 1, dtype=torch.float32) for k in self.num_points])  # [P]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_((directions[:, None] * steps[:, None]).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None = None,
+        return_sampling: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Attend from every query to sampled points of the memory.
+
+        Args:
+            query: `[B, Q, E]`, content plus position.
+            reference_points: `[B, Q, L, 2]` points (x, y), or `[B, Q, L, 4]` boxes cxcywh, both in [0, 1] of the
+                padded map of each level.
+            memory: `[B, S, E]`, tokens of all levels.
+            spatial_shapes: `[(H, W), ...]` of the L levels.
+            padding_mask: `[B, S]`, True on padding, whose value is zero; None if there is none.
+            return_sampling: also return where was looked and how strongly.
+
+        Returns:
+            `[B, Q, E]`; with `return_sampling` also locations `[B, Q, M, P, 2]` and weights `[B, Q, M, P]`.
+        """
+        value = self.value_proj(memory)
+        if padding_mask is not None:
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        value = value.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
+
+        # Locations and weights stay in the references' precision under autocast: half a pixel matters.
+        dtype = reference_points.dtype
+        weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+        offsets = self.sampling_offsets(query).to(dtype).unflatten(-1, (self.num_heads, -1, 2))  # [B, Q, M, P, 2]
+        locations = self._locations(reference_points, offsets, spatial_shapes)
+
+        out = ms_deform_attn(value, spatial_shapes, locations, weights, self.num_points)
+        out = self.output_proj(out)
+        return (out, locations, weights) if return_sampling else out
+
+    def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes) -> Tensor:
+        reference = reference_points[:, :, self.level_of_point][:, :, None]  # [B, Q, 1, P, 2 or 4]
+        if reference.shape[-1] == 2:  # offsets in pixels of the level: divided by (W, H), not (H, W)
+            per_level = [(width, height) for height, width in spatial_shapes]
+            size = torch.tensor(
+                [per_level[i] for i, k in enumerate(self.num_points) for _ in range(k)],
+                dtype=offsets.dtype,
+                device=offsets.device,
+            )
+            return reference + offsets / size
+        if reference.shape[-1] == 4:  # offsets in K-ths of half the box: the initial points reach its edge
+            points = torch.tensor(
+                [float(k) for k in self.num_points for _ in range(k)], dtype=offsets.dtype, device=offsets.device
+            )
+            return reference[..., :2] + offsets / points[:, None] * reference[..., 2:] * 0.5
+        raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")

@@ -1,0 +1,1 @@
+"""What every command needs around the model: configuration, checkpoints, optimisation, loops, logging, pictures."""

@@ -1,0 +1,233 @@
+"""The whole configuration as typed dataclasses: every option, its default and what it means.
+
+The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, section 5). A preset in `configs/`
+lists only what differs from them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class BackboneConfig:
+    """Backbone: a timm feature pyramid"""
+
+    name: str = "resnet50"
+    """timm model name; any with `features_only`"""
+    weights: str = "timm"
+    """`timm` downloads ImageNet weights, `none` starts at random, else a local file"""
+    norm: Literal["frozen", "trainable"] = "frozen"
+    """batch norms: fixed statistics and affine, or trained"""
+    frozen_stages: int = 2
+    """stages without gradient, the stem first (2 of a ResNet: stem and layer1); use 0 from scratch"""
+    output_stride: int | None = None
+    """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
+
+
+@dataclass
+class ModelConfig:
+    """Model"""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    d_model: int = 256
+    """embedding width E"""
+    num_levels: int = 4
+    """feature levels L: the last 1 to 3 backbone maps, further ones by strided convolutions"""
+    num_queries: int = 300
+    """object queries Q, or proposals kept by two_stage"""
+    num_heads: int = 8
+    """heads M of every attention unless set apart below"""
+    num_points: int | list[int] = 4
+    """sampling points K for each head and level: one number, or one for each level"""
+    encoder_layers: int = 6
+    """encoder layers; 0 for none"""
+    decoder_layers: int = 6
+    """decoder layers"""
+    encoder_heads: int | None = None
+    """M of the encoder's deformable attention; null follows num_heads"""
+    decoder_heads: int | None = None
+    """M of the decoder's deformable attention; null follows num_heads"""
+    self_attention_heads: int | None = None
+    """heads of the decoder's self-attention; null follows num_heads"""
+    encoder_points: int | list[int] | None = None
+    """K in the encoder; null follows num_points"""
+    decoder_points: int | list[int] | None = None
+    """K in the decoder; null follows num_points"""
+    ffn_dim: int = 1024
+    """width of the feed-forward layers"""
+    dropout: float = 0.1
+    """dropout probability in the transformer"""
+    norm_groups: int = 32
+    """groups of the neck's GroupNorm; divides d_model"""
+    refinement: bool = False
+    """iterative box refinement: each decoder layer corrects the box of the one before"""
+    two_stage: bool = False
+    """queries start from the encoder's best proposals"""
+    init_from: str | None = None
+    """checkpoint whose weights to start from; heads of another class count are re-initialised"""
+
+
+@dataclass
+class LossConfig:
+    """Losses and matching costs"""
+
+    class_weight: float = 2.0
+    """weight of the focal loss"""
+    l1_weight: float = 5.0
+    """weight of the L1 box loss"""
+    giou_weight: float = 2.0
+    """weight of the GIoU loss"""
+    class_cost: float = 2.0
+    """weight of the focal term in matching"""
+    l1_cost: float = 5.0
+    """weight of the L1 term in matching"""
+    giou_cost: float = 2.0
+    """weight of the GIoU term in matching"""
+    focal_alpha: float = 0.25
+    """share of positives in the focal loss"""
+    focal_gamma: float = 2.0
+    """focusing exponent of the focal loss"""
+    auxiliary: bool = True
+    """penalise every decoder layer, not only the last"""
+
+
+@dataclass
+class DataConfig:
+    """Data: COCO-format detection"""
+
+    root: str | None = None
+    """folder in COCO 2017 layout (train2017/, val2017/, annotations/); nothing at all: generated shapes"""
+    train_images: str | None = None
+    """folder of training images (instead of root)"""
+    train_annotations: str | None = None
+    """COCO JSON of the training images (instead of root)"""
+    val_images: str | None = None
+    """folder of validation images (instead of root)"""
+    val_annotations: str | None = None
+    """COCO JSON of the validation images (instead of root)"""
+    category_ids: Literal["contiguous", "original"] = "contiguous"
+    """labels 0..C-1 in the order of ids, or the file's own ids (released 91-class checkpoints)"""
+    train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
+    """shorter side in training, one drawn for each image"""
+    eval_size: int = 800
+    """shorter side in evaluation and prediction"""
+    max_size: int = 1333
+    """longest the longer side may be"""
+    crop: bool = True
+    """half of the training images: resize to crop_sizes, crop, resize again (DETR's recipe)"""
+    crop_sizes: list[int] = field(default_factory=lambda: [400, 500, 600])
+    """shorter side before the crop"""
+    crop_range: list[int] = field(default_factory=lambda: [384, 600])
+    """smallest and largest side of the crop"""
+    horizontal_flip: float = 0.5
+    """probability of mirroring left and right"""
+    vertical_flip: float = 0.0
+    """probability of mirroring top and bottom (microscopy, aerial images)"""
+    color_jitter: float = 0.0
+    """strength of random brightness, contrast and saturation; 0.2 is mild"""
+    workers: int = 4
+    """processes that read and augment images; 0 reads in the main process"""
+
+
+@dataclass
+class TrainConfig:
+    """Training"""
+
+    output: str = "runs/train"
+    """folder of the run: checkpoints, config.yaml, metrics.jsonl, TensorBoard"""
+    epochs: int = 50
+    """passes over the training images"""
+    batch_size: int = 32
+    """images for each optimizer step"""
+    max_images_per_device: int | None = None
+    """images in memory at once: a batch larger than this is accumulated, exactly; null for the whole batch"""
+    lr: float = 2e-4
+    """learning rate of AdamW"""
+    lr_backbone: float = 2e-5
+    """learning rate of the backbone"""
+    lr_offset_factor: float = 0.1
+    """factor on lr for sampling offsets and reference points"""
+    weight_decay: float = 1e-4
+    """decoupled weight decay"""
+    clip_norm: float = 0.1
+    """largest gradient norm; 0 does not clip"""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: x0.1 at drop_epochs; cosine: to 1% of lr over the run"""
+    drop_epochs: list[int] = field(default_factory=lambda: [40])
+    """epochs after which the step schedule multiplies by 0.1"""
+    warmup_steps: int = 0
+    """steps over which the learning rate rises linearly from zero"""
+    eval_every: int = 1
+    """evaluate after every n epochs, and after the last"""
+    eval_batch_size: int | None = None
+    """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs matrix products in bfloat16 (autocast); costs, losses and boxes stay in fp32"""
+    seed: int = 42
+    """seeds weights, order, augmentation and dropout"""
+    device: str = "auto"
+    """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    resume: str | None = None
+    """checkpoint (or the run's folder) to go on from"""
+    fast_dev_run: bool = False
+    """two steps of training and evaluation, to see that everything works"""
+
+
+@dataclass
+class Config:
+    """Everything that makes a training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class EvalConfig:
+    """Scores a checkpoint, or saved detections, on the validation images."""
+
+    checkpoint: str | None = None
+    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    detections: str | None = None
+    """COCO result JSON to score instead of running a model"""
+    output: str = "runs/eval"
+    """folder for results.json and detections.json"""
+    batch_size: int = 4
+    """images at once"""
+    top_k: int = 100
+    """detections kept for each image; 300 is the other common choice"""
+    device: str = "auto"
+    """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class PredictConfig:
+    """Draws and lists what a checkpoint sees on pictures."""
+
+    checkpoint: str | None = None
+    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    input: str | None = None
+    """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
+    output: str = "runs/predict"
+    """folder for the drawn pictures and predictions.json"""
+    threshold: float = 0.5
+    """smallest score that is drawn and listed"""
+    top_k: int = 100
+    """most detections for each picture"""
+    size: int | None = None
+    """shorter side to resize to; null takes the checkpoint's"""
+    device: str = "auto"
+    """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+
+
+@dataclass
+class CheckDataConfig:
+    """Reads a whole dataset and reports classes, counts, sizes and every defect."""
+
+    output: str | None = None
+    """JSON file for the whole report"""
+    show: int = 20
+    """defects of each kind to print"""
+    data: DataConfig = field(default_factory=DataConfig)
