@@ -140,7 +140,9 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> nn.Module
             return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **extra)
         except TypeError as error:
             if i + 1 == len(attempts):
-                raise UserError(f"model.backbone: '{name}' cannot be built with {options or 'features_only'}: {error}") from None
+                raise UserError(
+                    f"model.backbone: '{name}' cannot be built with {options or 'features_only'}: {error}"
+                ) from None
         except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
             first = str(error).strip().split("\n")[0]
             raise UserError(f"model.backbone: timm cannot build '{name}' as a feature pyramid: {first}") from None

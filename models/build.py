@@ -1,14 +1,16 @@
-"""From a model's configuration to the model."""
+"""From the configuration to the model and its criterion."""
 
 from models.backbone import Backbone
+from models.criterion import Criterion
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
+from models.matcher import HungarianMatcher
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
 from models.queries import LearnedQueries
 from models.transformer import DeformableTransformer
-from util.config import ModelConfig
+from util.config import LossConfig, ModelConfig
 from util.errors import UserError
 
 
@@ -92,3 +94,19 @@ def check_model(config: ModelConfig) -> None:
 
 def _divisor_near(number: int, wish: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))
+
+
+def build_criterion(config: LossConfig) -> Criterion:
+    """Matcher and losses of the `loss` section."""
+    matcher = HungarianMatcher(
+        config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma
+    )
+    return Criterion(
+        matcher,
+        config.class_weight,
+        config.l1_weight,
+        config.giou_weight,
+        config.focal_alpha,
+        config.focal_gamma,
+        config.auxiliary,
+    )

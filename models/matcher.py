@@ -67,9 +67,7 @@ class HungarianMatcher:
         self.alpha, self.gamma = alpha, gamma
 
     @torch.no_grad()
-    def __call__(
-        self, groups: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]
-    ) -> list[Matches]:
+    def __call__(self, groups: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[Matches]:
         """Match groups of layers, all with a single device-to-host transfer.
 
         Args:

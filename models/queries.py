@@ -40,7 +40,5 @@ class LearnedQueries(nn.Module):
     def forward(self, batch: int) -> Queries:
         """The same queries for each of `batch` images."""
         reference = self.reference_points(self.position).to(self.position.dtype).sigmoid()
-        position, content, reference = (
-            t[None].expand(batch, -1, -1) for t in (self.position, self.content, reference)
-        )
+        position, content, reference = (t[None].expand(batch, -1, -1) for t in (self.position, self.content, reference))
         return Queries(content, position, reference)

@@ -30,7 +30,13 @@ class EncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
 
     def __init__(
-        self, d_model: int, num_levels: int, num_heads: int, num_points: int | Sequence[int], ffn_dim: int, dropout: float
+        self,
+        d_model: int,
+        num_levels: int,
+        num_heads: int,
+        num_points: int | Sequence[int],
+        ffn_dim: int,
+        dropout: float,
     ):
         super().__init__()
         self.self_attn = MSDeformAttn(d_model, num_levels, num_heads, num_points)

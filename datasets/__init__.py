@@ -1,0 +1,1 @@
+"""Detection data in COCO format: reading, augmenting, batching, scoring, checking, and generated shapes."""

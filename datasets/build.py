@@ -1,0 +1,56 @@
+"""From the `data` section of the configuration to data sets."""
+
+from pathlib import Path
+
+from datasets.coco import CocoDetection
+from datasets.shapes import generate
+from datasets.transforms import eval_transform, train_transform
+from util.config import DataConfig
+from util.errors import UserError
+
+SHAPES = "data/shapes"  # generated here when no data set is named
+
+
+def dataset_paths(data: DataConfig, split: str) -> tuple[Path, Path] | None:
+    """Image folder and annotation file of the `train` or `val` split; None if the configuration names neither.
+
+    Raises:
+        UserError: only one of the two is given.
+    """
+    images, annotations = getattr(data, f"{split}_images"), getattr(data, f"{split}_annotations")
+    if images and annotations:
+        return Path(images), Path(annotations)
+    if images or annotations:
+        missing = f"data.{split}_annotations" if images else f"data.{split}_images"
+        raise UserError(f"{missing} is missing: images and annotations are given together")
+    if data.root:
+        return Path(data.root) / f"{split}2017", Path(data.root) / "annotations" / f"instances_{split}2017.json"
+    return None
+
+
+def build_dataset(data: DataConfig, split: str, seed: int = 0) -> CocoDetection:
+    """The `train` or `val` split with its transform; if no data set is named at all, the generated shapes.
+
+    Raises:
+        UserError: the other split is named, but not this one; or files are missing or malformed.
+    """
+    paths = dataset_paths(data, split)
+    if paths is None:
+        other = "val" if split == "train" else "train"
+        if dataset_paths(data, other):
+            raise UserError(f"data.{split}_images and data.{split}_annotations are missing; or give data.root for both")
+        paths = dataset_paths(DataConfig(root=str(generate(SHAPES))), split)
+    if split == "train":
+        transform = train_transform(
+            data.train_sizes,
+            data.max_size,
+            data.crop,
+            data.crop_sizes,
+            data.crop_range,
+            data.horizontal_flip,
+            data.vertical_flip,
+            data.color_jitter,
+        )
+    else:
+        transform = eval_transform(data.eval_size, data.max_size)
+    return CocoDetection(*paths, transform, data.category_ids, seed)

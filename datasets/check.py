@@ -1,0 +1,266 @@
+"""Reads a whole data set and reports what it holds and what is wrong with it."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from datasets.coco import is_box
+from datasets.images import read_image
+from util.errors import UserError
+
+
+@dataclass
+class Defect:
+    """Something wrong: its kind, the image file and annotation id (where there is one), and the particulars."""
+
+    kind: str
+    file: str | None
+    annotation: int | str | None
+    detail: str
+
+    def __str__(self) -> str:
+        where = [f"image {self.file}"] if self.file else []
+        where += [f"annotation {self.annotation}"] if self.annotation is not None else []
+        return f"{', '.join(where) or 'file'}: {self.detail}"
+
+
+@dataclass
+class DataReport:
+    """What a data set holds.
+
+    Attributes:
+        annotation_file, image_folder: what was read.
+        images, annotations, crowds, without_objects: counts.
+        objects_of_class: number of objects by class name.
+        image_sizes: 10 most frequent `WxH` with their number.
+        box_sizes: objects that COCO calls small (< 32^2 pixels), medium, and large (>= 96^2).
+        objects_per_image: smallest, median and largest number.
+        defects: everything wrong.
+    """
+
+    annotation_file: str
+    image_folder: str
+    images: int = 0
+    annotations: int = 0
+    crowds: int = 0
+    without_objects: int = 0
+    objects_of_class: dict[str, int] = field(default_factory=dict)
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    box_sizes: dict[str, int] = field(default_factory=dict)
+    objects_per_image: tuple[int, float, int] = (0, 0.0, 0)
+    defects: list[Defect] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Plain dictionaries, for JSON."""
+        return asdict(self)
+
+    def text(self, show: int = 20) -> str:
+        """A page to read; of each kind of defect at most `show`."""
+        low, median, high = self.objects_per_image
+        lines = [
+            f"{self.annotation_file}",
+            f"  images        {self.images} ({self.without_objects} without objects)",
+            f"  annotations   {self.annotations} ({self.crowds} crowds)",
+            f"  per image     {low} to {high} objects, median {median:g}",
+            "  image sizes   " + ", ".join(f"{size} ({n})" for size, n in self.image_sizes.items()),
+            "  box sizes     " + ", ".join(f"{name} {n}" for name, n in self.box_sizes.items()),
+            f"  classes       {len(self.objects_of_class)}",
+        ]
+        width = max((len(name) for name in self.objects_of_class), default=0)
+        lines += [f"    {name:<{width}}  {n}" for name, n in self.objects_of_class.items()]
+        by_kind = defaultdict(list)
+        for defect in self.defects:
+            by_kind[defect.kind].append(defect)
+        lines.append(f"  defects       {len(self.defects)}")
+        for kind, defects in by_kind.items():
+            lines.append(f"    {kind} ({len(defects)})")
+            lines += [f"      {defect}" for defect in defects[:show]]
+            if len(defects) > show:
+                lines.append(f"      ... and {len(defects) - show} more")
+        return "\n".join(lines)
+
+
+def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads: int = 4) -> DataReport:
+    """Read every annotation and every image of a data set in COCO format.
+
+    Args:
+        image_folder, annotation_file: the data set.
+        threads: images are read in parallel.
+
+    Raises:
+        UserError: the file or folder is missing, or the file is not COCO-format JSON at all.
+    """
+    image_folder, annotation_file = Path(image_folder), Path(annotation_file)
+    if not image_folder.is_dir():
+        raise UserError(f"no image folder '{image_folder}'")
+    content = _read(annotation_file)
+    report = DataReport(str(annotation_file), str(image_folder))
+    categories = _check_categories(content["categories"], report)
+    images = _check_entries(content["images"], report)
+    _check_files(images, image_folder, report, threads)
+    _check_annotations(content["annotations"], images, categories, report)
+    return report
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"no annotation file '{path}'")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"annotation file '{path}' is not JSON: {error}") from None
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
+    return content
+
+
+def _check_categories(entries: list, report: DataReport) -> dict:
+    names = {}
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
+            report.defects.append(Defect("malformed category", None, None, f"entry {i} needs 'id' and 'name'"))
+        elif entry["id"] in names:
+            report.defects.append(
+                Defect(
+                    "duplicate category id", None, None, f"{entry['id']} is {names[entry['id']]} and {entry['name']}"
+                )
+            )
+        else:
+            names[entry["id"]] = str(entry["name"])
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            report.defects.append(Defect("duplicate category name", None, None, f"'{name}' names {count} categories"))
+    return names
+
+
+def _check_entries(entries: list, report: DataReport) -> dict:
+    images, files = {}, Counter()
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or "id" not in entry or "file_name" not in entry:
+            report.defects.append(Defect("malformed image entry", None, None, f"entry {i} needs 'id' and 'file_name'"))
+            continue
+        files[entry["file_name"]] += 1
+        if entry["id"] in images:
+            report.defects.append(
+                Defect(
+                    "duplicate image id",
+                    entry["file_name"],
+                    None,
+                    f"id {entry['id']} is also of {images[entry['id']]['file_name']}",
+                )
+            )
+        else:
+            images[entry["id"]] = dict(entry)
+    report.defects += [
+        Defect("image listed twice", file, None, f"listed {n} times") for file, n in files.items() if n > 1
+    ]
+    report.images = len(images)
+    return images
+
+
+def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -> None:
+    def read(entry: dict) -> tuple[tuple[int, int] | None, Defect | None]:
+        path, stated = folder / entry["file_name"], (entry.get("width"), entry.get("height"))
+        if not path.is_file():
+            return None, Defect("missing image", entry["file_name"], None, f"no file '{path}'")
+        try:
+            size = read_image(path, stated if None not in stated else None).size
+        except UserError as error:
+            return None, Defect("unreadable image", entry["file_name"], None, str(error))
+        if None not in stated and size != stated:
+            detail = f"the file is {size[0]}x{size[1]}, annotated as {stated[0]}x{stated[1]}"
+            return size, Defect("size mismatch", entry["file_name"], None, detail)
+        return size, None
+
+    sizes = Counter()
+    with ThreadPoolExecutor(threads) as pool:
+        results = pool.map(read, images.values())
+        for entry, (size, defect) in zip(
+            images.values(), tqdm(results, total=len(images), desc="reading", disable=None, leave=False)
+        ):
+            if defect is not None:
+                report.defects.append(defect)
+            if size is not None:
+                sizes[f"{size[0]}x{size[1]}"] += 1
+                entry.setdefault("width", size[0])
+                entry.setdefault("height", size[1])
+    report.image_sizes = dict(sizes.most_common(10))
+
+
+def _check_annotations(annotations: list, images: dict, categories: dict, report: DataReport) -> None:
+    of_class = Counter(dict.fromkeys(categories.values(), 0))
+    sizes, per_image = Counter(small=0, medium=0, large=0), Counter(dict.fromkeys(images, 0))
+    ids, seen = set(), {}
+    report.annotations = len(annotations)
+
+    for i, entry in enumerate(annotations):
+        if not isinstance(entry, dict):
+            report.defects.append(Defect("malformed annotation", None, None, f"entry {i} is no object"))
+            continue
+        key = entry.get("id", f"(entry {i})")
+        image = images.get(entry.get("image_id"))
+        file = image["file_name"] if image else None
+
+        def defect(kind: str, detail: str, file=file, key=key) -> None:
+            report.defects.append(Defect(kind, file, key, detail))
+
+        missing = [k for k in ("id", "image_id", "category_id", "bbox") if k not in entry]
+        if missing:
+            defect("malformed annotation", f"no '{missing[0]}'")
+            continue
+        if key in ids:
+            defect("duplicate annotation id", "another annotation has this id")
+        ids.add(key)
+        if image is None:
+            defect("unknown image", f"image id {entry['image_id']} is not listed")
+        if entry["category_id"] not in categories:
+            defect("unknown category", f"category id {entry['category_id']} is not listed")
+        if not is_box(entry["bbox"]):
+            defect("malformed box", f"bbox {entry['bbox']} is not four numbers")
+            continue
+        if entry.get("iscrowd", 0):
+            report.crowds += 1
+            continue
+        fault = _box_fault(entry["bbox"], image)
+        if fault:
+            defect(*fault)
+        same = (entry["image_id"], entry["category_id"], *entry["bbox"])
+        if same in seen:
+            defect("doubled box", f"the same box and class as annotation {seen[same]}")
+        seen.setdefault(same, key)
+        if image is not None and entry["category_id"] in categories:
+            of_class[categories[entry["category_id"]]] += 1
+            per_image[entry["image_id"]] += 1
+            area = entry["bbox"][2] * entry["bbox"][3]
+            if math.isfinite(area):
+                sizes["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
+
+    report.objects_of_class = dict(of_class)
+    report.box_sizes = dict(sizes)
+    counts = list(per_image.values())
+    report.without_objects = sum(n == 0 for n in counts)
+    if counts:
+        report.objects_per_image = (min(counts), float(np.median(counts)), max(counts))
+
+
+def _box_fault(bbox: list, image: dict | None) -> tuple[str, str] | None:
+    x, y, w, h = bbox
+    if not all(math.isfinite(v) for v in bbox):
+        return "non-finite box", f"bbox {bbox}"
+    if w < 0 or h < 0:
+        return "negative box", f"width {w:g}, height {h:g}"
+    if w == 0 or h == 0:
+        return "empty box", f"width {w:g}, height {h:g}"
+    if image is not None and "width" in image and "height" in image:
+        width, height = image["width"], image["height"]
+        over = max(-x, -y, x + w - width, y + h - height)
+        if over > 1:  # annotation tools round; a pixel over is no defect
+            return "box outside the image", f"bbox {bbox} is {over:g} pixels outside {width}x{height}"
+    return None

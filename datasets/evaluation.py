@@ -1,0 +1,178 @@
+"""Detections to COCO average precision, computed by pycocotools."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from util.errors import UserError
+
+
+@dataclass
+class Scores:
+    """COCO figures in [0, 1]; -1 (as pycocotools has it) where there is nothing to score.
+
+    Attributes:
+        figures: the 12 by name: AP, AP50, AP75, AP_small, AP_medium, AP_large, then AR likewise.
+        per_class: for each class name its AP, AP50, AP75 and the number of objects.
+    """
+
+    figures: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+
+def to_coco_results(image_id: int, boxes, scores, labels, category_of: dict[int, int]) -> list[dict]:
+    """One image's detections in COCO result format.
+
+    Args:
+        image_id: of the annotation file.
+        boxes: `[N, 4]`, xyxy in pixels.
+        scores: `[N]`.
+        labels: `[N]`; those that `category_of` does not know are left out.
+        category_of: label to category id.
+    """
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_of[label],
+            "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
+            "score": round(score, 6),
+        }
+        for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist())
+        if label in category_of
+    ]
+
+
+def read_results(path: str | Path) -> list[dict]:
+    """Read a file of detections in COCO result format.
+
+    Raises:
+        UserError: no such file, or no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file of detections '{path}'")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"file of detections '{path}' is not JSON: {error}") from None
+
+
+def evaluate_detections(
+    annotations: dict, results: list[dict], max_detections: int = 100, image_ids: Iterable[int] | None = None
+) -> Scores:
+    """Score COCO-format detections against COCO-format ground truth.
+
+    Every image counts, also those without detections; finding a crowd is neither right nor wrong.
+
+    Args:
+        annotations: content of the annotation file.
+        results: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]`.
+        max_detections: detections of an image that are looked at, best first.
+        image_ids: score only these images; None scores all.
+
+    Raises:
+        UserError: a result lacks a key or names an unknown image.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = COCO()
+        truth.dataset = _complete(annotations)
+        truth.createIndex()
+        found = COCO()
+        found.dataset = {k: truth.dataset[k] for k in ("images", "categories")}
+        found.dataset["annotations"] = _as_annotations(results, set(truth.imgs))
+        found.createIndex()
+        run = COCOeval(truth, found, "bbox")
+        run.params.imgIds = sorted(truth.imgs if image_ids is None else image_ids)
+        run.params.maxDets = [1, 10, max_detections]
+        run.evaluate()
+        run.accumulate()
+    return _summarize(run, truth)
+
+
+def _complete(annotations: dict) -> dict:
+    """A copy with the optional fields that pycocotools insists on, and annotations numbered anew from 1.
+
+    pycocotools takes an annotation id of 0 for "not matched", and loses annotations that share an id.
+    """
+    numbered = [
+        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, "id": i + 1}
+        for i, a in enumerate(annotations["annotations"])
+    ]
+    return {
+        "info": {},
+        "images": annotations["images"],
+        "categories": annotations["categories"],
+        "annotations": numbered,
+    }
+
+
+def _as_annotations(results: list[dict], image_ids: set) -> list[dict]:
+    if not isinstance(results, list):
+        raise UserError("detections must be a list of COCO results, [{image_id, category_id, bbox, score}, ...]")
+    entries = []
+    for i, result in enumerate(results):
+        missing = [
+            k for k in ("image_id", "category_id", "bbox", "score") if not isinstance(result, dict) or k not in result
+        ]
+        if missing:
+            raise UserError(f"detection {i} has no '{missing[0]}'; each needs image_id, category_id, bbox and score")
+        if result["image_id"] not in image_ids:
+            raise UserError(f"detection {i} is of image {result['image_id']}, which the annotation file does not list")
+        try:
+            x, y, w, h = (float(v) for v in result["bbox"])
+            score = float(result["score"])
+        except (TypeError, ValueError):
+            raise UserError(f"detection {i} must have a bbox of four numbers and a numeric score") from None
+        entries.append(
+            {
+                "id": i + 1,
+                "image_id": result["image_id"],
+                "category_id": result["category_id"],
+                "bbox": [x, y, w, h],
+                "score": score,
+                "area": w * h,
+                "iscrowd": 0,
+            }
+        )
+    return entries
+
+
+def _summarize(run: COCOeval, truth: COCO) -> Scores:
+    """Means over pycocotools' tables; its own summary has no AP for a limit other than 100."""
+    precision, recall = (
+        run.eval["precision"],
+        run.eval["recall"],
+    )  # [IoU, R, class, area, limit], [IoU, class, area, limit]
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]
+        return float(values.mean()) if values.size else -1.0
+
+    limits = run.params.maxDets
+    figures = {
+        "AP": mean(precision[:, :, :, 0, 2]),
+        "AP50": mean(precision[0, :, :, 0, 2]),
+        "AP75": mean(precision[5, :, :, 0, 2]),
+    }
+    figures |= {f"AP_{size}": mean(precision[:, :, :, i + 1, 2]) for i, size in enumerate(("small", "medium", "large"))}
+    figures |= {f"AR_{limit}": mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
+    figures |= {f"AR_{size}": mean(recall[:, :, i + 1, 2]) for i, size in enumerate(("small", "medium", "large"))}
+
+    scored = set(run.params.imgIds)
+    per_class = {}
+    for k, category in enumerate(run.params.catIds):
+        objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]
+        per_class[truth.cats[category]["name"]] = {
+            "AP": mean(precision[:, :, k, 0, 2]),
+            "AP50": mean(precision[0, :, k, 0, 2]),
+            "AP75": mean(precision[5, :, k, 0, 2]),
+            "objects": sum(not o["iscrowd"] and o["image_id"] in scored for o in objects),
+        }
+    return Scores(figures, per_class)

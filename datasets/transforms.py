@@ -1,0 +1,89 @@
+"""torchvision v2 pipelines for training and evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained backbones expect
+
+
+class RandomSizeCrop(v2.Transform):
+    """Crop a rectangle whose sides are drawn from [smallest, largest], each no longer than the image's own side."""
+
+    def __init__(self, smallest: int, largest: int):
+        super().__init__()
+        self.smallest, self.largest = smallest, largest
+
+    def make_params(self, flat_inputs: list) -> dict:
+        """Draw height, width, top and left."""
+        height, width = v2.query_size(flat_inputs)
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, ()))
+
+        h = draw(min(self.smallest, height), min(self.largest, height))
+        w = draw(min(self.smallest, width), min(self.largest, width))
+        return {"height": h, "width": w, "top": draw(0, height - h), "left": draw(0, width - w)}
+
+    def transform(self, inpt, params: dict):
+        """Crop an image, or shift and clip boxes."""
+        return self._call_kernel(TF.crop, inpt, **params)
+
+
+def train_transform(
+    sizes: Sequence[int],
+    max_size: int,
+    crop: bool = True,
+    crop_sizes: Sequence[int] = (400, 500, 600),
+    crop_range: Sequence[int] = (384, 600),
+    horizontal_flip: float = 0.5,
+    vertical_flip: float = 0.0,
+    color_jitter: float = 0.0,
+) -> v2.Transform:
+    """The paper's training recipe (arXiv 2010.04159, section 5, which is that of 2005.12872, appendix A.4).
+
+    Flip; then, evenly, resize, or resize, crop and resize again; then normalise. Boxes that a crop leaves less than
+    a pixel of are dropped.
+
+    Args:
+        sizes: shorter sides to draw from, in pixels.
+        max_size: bound of the longer side.
+        crop: whether half of the images are cropped.
+        crop_sizes: shorter sides before the crop.
+        crop_range: smallest and largest side of the crop.
+        horizontal_flip, vertical_flip: probabilities.
+        color_jitter: strength of random brightness, contrast and saturation.
+    """
+    resize = v2.RandomShortestSize(list(sizes), max_size=max_size)
+    steps: list[v2.Transform] = []
+    if horizontal_flip > 0:
+        steps.append(v2.RandomHorizontalFlip(horizontal_flip))
+    if vertical_flip > 0:
+        steps.append(v2.RandomVerticalFlip(vertical_flip))
+    if crop:
+        cropped = v2.Compose([v2.RandomShortestSize(list(crop_sizes)), RandomSizeCrop(*crop_range), resize])
+        steps.append(v2.RandomChoice([resize, cropped]))
+    else:
+        steps.append(resize)
+    if color_jitter > 0:
+        steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
+    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1.0), *_normalise()]
+    return v2.Compose(steps)
+
+
+def eval_transform(size: int, max_size: int) -> v2.Transform:
+    """Resize the shorter side to `size`, the longer one to at most `max_size`; normalise."""
+    return v2.Compose([v2.RandomShortestSize([size], max_size=max_size), *_normalise()])
+
+
+def to_image(picture: Image.Image) -> tv_tensors.Image:
+    """A PIL image as a uint8 tensor `[3, H, W]` that the pipelines take."""
+    return TF.to_image(picture)
+
+
+def _normalise() -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]

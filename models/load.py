@@ -1,0 +1,56 @@
+"""From a checkpoint of any known layout to a model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.build import build_model
+from models.convert import from_original, from_transformers
+from models.detector import DeformableDETR
+from util.checkpoint import RawCheckpoint, load_weights, read_checkpoint
+from util.cli import from_dict
+from util.config import ModelConfig
+
+
+@dataclass
+class LoadedDetector:
+    """A model with its weights and what the checkpoint says of its classes.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        categories: `{"label", "id", "name"}` of each class; empty if the checkpoint does not say.
+        names: class names by label, of a foreign checkpoint that has them.
+        data: the data section of the run that made it; empty if it does not say.
+    """
+
+    model: DeformableDETR
+    categories: list[dict[str, Any]]
+    names: dict[int, str]
+    data: dict[str, Any]
+
+
+def load_detector(source: str | RawCheckpoint) -> LoadedDetector:
+    """Build the model that a checkpoint describes and fill it.
+
+    Args:
+        source: path (this project's `.pth`, a run's folder, the original repository's `.pth`, a transformers
+            directory), or what was read from it.
+
+    Raises:
+        UserError: not a whole checkpoint of a known layout.
+    """
+    raw = read_checkpoint(source) if isinstance(source, str) else source
+    if raw.format == "native":
+        config = from_dict(ModelConfig, raw.content["config"]["model"])
+        categories, state, names = raw.content["categories"], raw.content["model"], {}
+        data = raw.content["config"]["data"]
+        num_classes = 1 + max(c["label"] for c in categories)
+    else:
+        if raw.format == "original":
+            converted = from_original(raw.content, str(raw.path))
+        else:
+            converted = from_transformers(raw.content, raw.config, str(raw.path))
+        config, categories, state, names = converted.config, [], converted.state, converted.names
+        num_classes, data = converted.num_classes, {}
+    model = build_model(config, num_classes, backbone_weights="none")
+    load_weights(model, state, raw.path)
+    return LoadedDetector(model.eval(), categories, names, data)

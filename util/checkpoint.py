@@ -1,0 +1,220 @@
+"""Reading and writing checkpoints: atomically, and never running code from a file."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from util.errors import UserError
+
+FORMAT = "deformable-detr/1"
+
+
+@dataclass
+class RawCheckpoint:
+    """A file's content before anything is made of it.
+
+    Attributes:
+        format: `native`, `original` (the paper's repository) or `transformers`.
+        content: the file's dictionary; for `transformers` the tensors by key.
+        config: of `transformers`, its config.json.
+        path: where it was read.
+    """
+
+    format: str
+    content: dict[str, Any]
+    config: dict[str, Any]
+    path: Path
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write to a temporary file beside `path`, then rename: a kill or a full disk leaves the old file whole."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; the one before is untouched") from None
+
+
+def read_checkpoint(path: str | Path) -> RawCheckpoint:
+    """Read a checkpoint of any known layout.
+
+    Raises:
+        UserError: missing, truncated, of an unknown layout, or holding anything but plain data (nothing of it runs).
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return _read_transformers(path)
+        last = path / "last.pth"
+        if not last.is_file():
+            raise UserError(f"folder '{path}' holds neither last.pth of a run nor config.json of a transformers model")
+        path = last
+    if not path.is_file():
+        raise UserError(f"no checkpoint '{path}'")
+    content = _load_plain(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        missing = [k for k in ("model", "config", "categories", "epoch") if k not in content]
+        if missing:
+            raise UserError(f"checkpoint '{path}' lacks '{missing[0]}'; it was not written whole")
+        return RawCheckpoint("native", content, {}, path)
+    tensors = content.get("model") if isinstance(content, dict) else None
+    if isinstance(tensors, dict) and any(str(key).startswith("transformer.") for key in tensors):
+        return RawCheckpoint("original", content, {}, path)
+    raise UserError(
+        f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
+        "({'model': {'transformer.*': ...}}), nor a transformers directory"
+    )
+
+
+def _load_plain(path: Path) -> Any:
+    """`torch.load` that builds tensors and plain containers only, and the original's argparse.Namespace."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped, not read: only what is used comes from the disk (files older than torch 1.6 are no zip archives).
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises many types for broken files; every one means the file is unusable
+        foreign = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand).*?([\w]+\.[\w.]+)", str(error))
+        if foreign:
+            name = foreign.group(1) or foreign.group(2)
+            raise UserError(
+                f"'{path}' was refused: it wants to run '{name}', and a checkpoint may hold only data"
+            ) from None
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            raise UserError(
+                f"'{path}' was refused: it holds more than plain data, or is no checkpoint at all"
+            ) from None
+        raise UserError(f"'{path}' is not a whole checkpoint file, it may be truncated: {_first_line(error)}") from None
+
+
+def _read_transformers(path: Path) -> RawCheckpoint:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path / 'config.json'}' is not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("model_type") != "deformable_detr":
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        raise UserError(f"'{path}' holds a transformers model of type '{kind}'; only deformable_detr can be loaded")
+    tensors: dict[str, Any] = {}
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"'{path}' has a config.json but no *.safetensors or pytorch_model.bin")
+    for file in files:
+        if file.suffix == ".safetensors":
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+
+            try:
+                tensors |= load_file(file)
+            except SafetensorError as error:
+                raise UserError(f"'{file}' is not a whole safetensors file: {_first_line(error)}") from None
+        else:
+            loaded = _load_plain(file)
+            if not isinstance(loaded, dict):
+                raise UserError(f"'{file}' holds no state dict")
+            tensors |= loaded
+    return RawCheckpoint("transformers", tensors, config, path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def code_version() -> str:
+    """The commit that is checked out, with `+` if files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.stdout.strip() or "unknown"
+
+
+def restore_training(raw: RawCheckpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Fill model, optimizer and random state from a checkpoint of this project.
+
+    Returns:
+        Epochs done, and the best AP so far.
+
+    Raises:
+        UserError: no training state, or one that does not fit.
+    """
+    if raw.format != "native" or "optimizer" not in raw.content:
+        raise UserError(
+            f"train.resume: '{raw.path}' holds no training state; --model.init_from takes its weights alone"
+        )
+    load_weights(model, raw.content["model"], raw.path)
+    try:
+        optimizer.load_state_dict(raw.content["optimizer"])
+    except ValueError as error:
+        raise UserError(f"train.resume: the optimizer state of '{raw.path}' does not fit: {error}") from None
+    torch.set_rng_state(raw.content["rng"]["cpu"])
+    if len(raw.content["rng"]["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(raw.content["rng"]["cuda"])
+    return raw.content["epoch"], raw.content["best"]
+
+
+def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Fill the whole model.
+
+    Raises:
+        UserError: keys or shapes differ; names the first.
+    """
+    missing, misfit, surplus = _compare(model, state)
+    if missing or misfit or surplus:
+        first = (missing + misfit + surplus)[0]
+        raise UserError(
+            f"the weights in '{path}' do not fit the model: {len(missing)} missing, {len(misfit)} of another shape, "
+            f"{len(surplus)} unexpected (the first: {first})"
+        )
+    model.load_state_dict(state, strict=False)  # checked above; only batch counters may be absent
+
+
+def load_matching_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> list[str]:
+    """Fill what fits, for fine-tuning; the rest keeps its initial values.
+
+    Returns:
+        One line for each tensor of the model or the file that was not loaded, with the reason.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    missing, misfit, surplus = _compare(model, state)
+    fitting = {k: v for k, v in state.items() if k not in misfit and k not in surplus}
+    if not fitting:
+        raise UserError(f"nothing in '{path}' fits the model")
+    own = model.state_dict()
+    model.load_state_dict(fitting, strict=False)
+    return (
+        [f"{k}: {list(state[k].shape)} in the file, {list(own[k].shape)} here; starts anew" for k in misfit]
+        + [f"{k}: not in the file; starts anew" for k in missing]
+        + [f"{k}: only in the file; left out" for k in surplus]
+    )
+
+
+def _compare(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> tuple[list[str], list[str], list[str]]:
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    misfit = [k for k in own if k in state and state[k].shape != own[k].shape]
+    surplus = [k for k in state if k not in own]
+    return missing, misfit, surplus

@@ -1,0 +1,216 @@
+"""From the command line and YAML files to a typed configuration, with errors of one sentence."""
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import jsonargparse
+import yaml
+
+from util.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], argv: Sequence[str], prog: str, epilog: str = "", base: dict[str, Any] | None = None) -> T:
+    """Build a configuration: defaults, then `base`, then `--config` files in order, then dotted options.
+
+    Args:
+        kind: dataclass of the command.
+        argv: arguments after the command's name.
+        prog: shown in the help.
+        epilog: examples, shown below the help.
+        base: nested dictionary from a checkpoint; keys that `kind` does not have are left out.
+
+    Raises:
+        UserError: unknown key (names the nearest), wrong type, or a file that cannot be read.
+    """
+    options = field_types(kind)
+    files, argv = _split_config_files(list(argv))
+    merged = {k: v for k, v in _flatten(base or {}, options).items() if k in options}
+    for file in files:
+        values = _flatten(_read_yaml(file), options)
+        for key in values:
+            if key not in options:
+                raise UserError(f"{file}: unknown key '{key}'{_nearest(key, options)}")
+        merged |= values
+    argv = _complete_flags(argv, options)
+    parser = _parser(kind, prog, epilog)
+    # Files go through the same parser as options, and before them, so that options win.
+    namespace = parser.parse_args([f"--{k}={_as_argument(v)}" for k, v in merged.items()] + argv)
+    return _build(kind, namespace)
+
+
+def peek(argv: Sequence[str], option: str) -> str | None:
+    """The value of one option, before all are parsed: on the line itself, else in the last --config file with it."""
+    for i, argument in enumerate(argv):
+        if argument == f"--{option}" and i + 1 < len(argv):
+            return argv[i + 1]
+        if argument.startswith(f"--{option}="):
+            return argument.split("=", 1)[1]
+    for file in reversed(_split_config_files(list(argv))[0]):
+        value = _read_yaml(file)
+        for part in option.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            return str(value)
+    return None
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration as YAML that `--config` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass from nested dictionaries; unknown keys are left out, missing ones take their defaults."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
+
+
+def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Types of all options by dotted name."""
+    hints, found = typing.get_type_hints(kind), {}
+    for f in fields(kind):
+        if is_dataclass(hints[f.name]):
+            found |= field_types(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = hints[f.name]
+    return found
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """jsonargparse with errors for users."""
+
+    options: dict[str, Any]
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        key = re.search(r'[Kk]ey "([\w.]+)"', message)
+        given = re.search(r"(?:Got value|Given value): (.*)", message)
+        if key and given and key.group(1) in self.options:
+            name = key.group(1)
+            raise UserError(f"{name} is '{given.group(1).strip()}', but must be {describe(self.options[name])}")
+        unknown = re.search(r"unrecognized arguments: (.*)", message, re.DOTALL)
+        if unknown:
+            first = unknown.group(1).split()[0]
+            name = first.lstrip("-").split("=")[0]
+            if not first.startswith("--"):
+                raise UserError(f"'{first}' is no option; options are written --name value")
+            raise UserError(f"unknown option '--{name}'{_nearest(name, self.options)}")
+        expected = re.search(r"argument (\S+): expected one argument", message)
+        if expected:
+            raise UserError(f"option {expected.group(1).split('/')[0]} needs a value")
+        raise UserError(" ".join(message.split()))
+
+
+def _parser(kind: type, prog: str, epilog: str) -> _Parser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(
+        prog=prog, description=(kind.__doc__ or "").strip(), epilog=epilog, allow_abbrev=False, default_env=False
+    )
+    parser.options = field_types(kind)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML preset; may be given several times, later ones and options win"
+    )
+    parser.add_class_arguments(kind, as_group=False)
+    return parser
+
+
+def describe(hint: Any) -> str:
+    """A type in words: `int`, `list of int`, `one of 'a', 'b'`, `... or null`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(f"'{a}'" for a in arguments)
+    if origin is list:
+        return f"a list of {arguments[0].__name__}, like [1,2]"
+    return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
+
+
+def _nearest(name: str, options: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if not near:  # the right name under the wrong section
+        leaf = name.rsplit(".", 1)[-1]
+        leaves = difflib.get_close_matches(leaf, [o.rsplit(".", 1)[-1] for o in options], n=1, cutoff=0.6)
+        near = [o for o in options if leaves and o.rsplit(".", 1)[-1] == leaves[0]][:1]
+    return f"; did you mean '{near[0]}'?" if near else "; see --help for all"
+
+
+def _split_config_files(argv: list[str]) -> tuple[list[str], list[str]]:
+    files, rest, i = [], [], 0
+    while i < len(argv):
+        if argv[i] == "--config":
+            if i + 1 == len(argv):
+                raise UserError("option --config needs a file")
+            files.append(argv[i + 1])
+            i += 1
+        elif argv[i].startswith("--config="):
+            files.append(argv[i].split("=", 1)[1])
+        else:
+            rest.append(argv[i])
+        i += 1
+    return files, rest
+
+
+def _read_yaml(file: str) -> dict:
+    path = Path(file)
+    if not path.is_file():
+        presets = sorted(str(p) for p in Path(__file__).resolve().parent.parent.glob("configs/*.yaml"))
+        near = difflib.get_close_matches(path.stem, [Path(p).stem for p in presets], n=1)
+        hint = f"; did you mean configs/{near[0]}.yaml?" if near else ""
+        raise UserError(f"no configuration file '{file}'{hint}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file '{file}' is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"configuration file '{file}' must hold sections such as 'model:' and 'train:'")
+    return content
+
+
+def _flatten(values: dict, options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        is_section = any(option.startswith(f"{name}.") for option in options)
+        if is_section and isinstance(value, dict):
+            flat |= _flatten(value, options, f"{name}.")
+        elif is_section and value is None:
+            continue
+        else:
+            flat[name] = value
+    return flat
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:
+    """`--train.fast_dev_run` alone means true."""
+    completed = []
+    for i, argument in enumerate(argv):
+        completed.append(argument)
+        alone = i + 1 == len(argv) or argv[i + 1].startswith("--")
+        if options.get(argument.removeprefix("--")) is bool and argument.startswith("--") and alone:
+            completed.append("true")
+    return completed
+
+
+def _build(kind: type[T], namespace: Any) -> T:
+    hints, values = typing.get_type_hints(kind), {}
+    for f in fields(kind):
+        value = getattr(namespace, f.name, MISSING)
+        if value is not MISSING:
+            values[f.name] = _build(hints[f.name], value) if is_dataclass(hints[f.name]) else value
+    return kind(**values)
