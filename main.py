@@ -43,7 +43,7 @@ from util.runlog import RunLog, score_tables, train_header
 
 
 def train(config: Config) -> int:
-    """Train a detector, evaluating as it goes; leaves checkpoints, figures and the configuration in the run's folder."""
+    """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
     cfg, device = config.train, pick_device(config.train.device)
     resumed = read_checkpoint(cfg.resume) if cfg.resume else None
     torch.manual_seed(cfg.seed)
@@ -149,9 +149,8 @@ def evaluate(config: EvalConfig) -> int:
         dataset = build_dataset(config.data, "val")
         category_of = match_categories(categories, dataset.categories)
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
-        print(
-            f"{len(dataset)} images, {len(category_of)} classes, operator {ops.backend_info()['selected']} on {device}\n"
-        )
+        backend = ops.backend_info()["selected"]
+        print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}\n")
         scores, results = run_evaluation(model.to(device), loader, len(loader), category_of, device, config.top_k)
         output.mkdir(parents=True, exist_ok=True)
         (output / "detections.json").write_text(json.dumps(results))
@@ -199,7 +198,7 @@ def predict(config: PredictConfig) -> int:
 
 
 def check_data(config: CheckDataConfig) -> int:
-    """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are defects."""
+    """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are any."""
     splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(config.data, split))}
     if not splits:
         raise UserError(
@@ -269,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def checkpoint_defaults(command: str, *argv: str) -> dict:
-    """What a checkpoint named on the command line says of the run: all of it to resume, its data section to evaluate."""
+    """What a checkpoint named on the command line says: the whole run to resume it, its data section to evaluate."""
     option = {"train": "train.resume", "eval": "checkpoint"}.get(command)
     path = cli.peek(argv, option) if option else None
     raw = read_checkpoint(path) if path else None

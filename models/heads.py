@@ -1,6 +1,7 @@
 """Class and box heads, and the rule by which a predicted delta moves a reference."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, out: int, num_layers: int = 3):
         super().__init__()
         sizes = [width] + [hidden] * (num_layers - 1) + [out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` -> `[..., out]`."""

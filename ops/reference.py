@@ -73,7 +73,7 @@ class _BilinearSample(torch.autograd.Function):
 
 
 def _gather_bilinear(maps: Tensor, grid: Tensor) -> Tensor:
-    count, channels, height, width = maps.shape
+    channels, height, width = maps.shape[1:]
     x = (grid[..., 0] + 1) * (width / 2) - 0.5  # [N, Q, K]
     y = (grid[..., 1] + 1) * (height / 2) - 0.5
     left, top = x.detach().floor(), y.detach().floor()

@@ -10,6 +10,7 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+import docstring_parser
 import jsonargparse
 import yaml
 
@@ -111,16 +112,34 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def _parser(kind: type, prog: str, epilog: str) -> _Parser:
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(
-        prog=prog, description=(kind.__doc__ or "").strip(), epilog=epilog, allow_abbrev=False, default_env=False
+        prog=prog,
+        usage=f"{prog} [--config FILE ...] [--OPTION VALUE ...]",
+        description=(kind.__doc__ or "").strip(),
+        epilog=epilog,
+        allow_abbrev=False,
+        default_env=False,
     )
     parser.options = field_types(kind)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML preset; may be given several times, later ones and options win"
     )
-    parser.add_class_arguments(kind, as_group=False)
+    _add_options(parser, kind)
     return parser
+
+
+def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
+    """One group of options for each dataclass, with the help that stands below each field."""
+    hints = typing.get_type_hints(kind)
+    help_of = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
+    plain = [f for f in fields(kind) if not is_dataclass(hints[f.name])]
+    target = parser.add_argument_group((kind.__doc__ or "").strip()) if prefix and plain else parser
+    for f in plain:
+        default = f.default if f.default is not MISSING else f.default_factory()
+        target.add_argument(f"--{prefix}{f.name}", type=hints[f.name], default=default, help=help_of[f.name])
+    for f in fields(kind):
+        if is_dataclass(hints[f.name]):
+            _add_options(parser, hints[f.name], f"{prefix}{f.name}.")
 
 
 def describe(hint: Any) -> str:
