@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -73,8 +74,7 @@ def train(config: Config) -> int:
         weights = load_detector(config.model.init_from).model.state_dict()
         left_out = load_matching_weights(model, weights, config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
-    output = Path(cfg.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(cfg.output, "train.output")
     (output / "config.yaml").write_text(cli.to_yaml(config))
     print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, ops.backend_info()["selected"]))
 
@@ -134,7 +134,6 @@ def train(config: Config) -> int:
 
 def evaluate(config: EvalConfig) -> int:
     """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
-    output = Path(config.output)
     if config.detections:
         paths = (
             (None, config.data.val_annotations) if config.data.val_annotations else dataset_paths(config.data, "val")
@@ -142,7 +141,7 @@ def evaluate(config: EvalConfig) -> int:
         if paths is None:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
         scores = evaluate_detections(load_annotations(paths[1]), read_results(config.detections), config.top_k)
-        output.mkdir(parents=True, exist_ok=True)
+        output = make_folder(config.output, "output")
     else:
         device = pick_device(config.device)
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"))
@@ -150,9 +149,9 @@ def evaluate(config: EvalConfig) -> int:
         category_of = match_categories(categories, dataset.categories)
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
         backend = ops.backend_info()["selected"]
+        output = make_folder(config.output, "output")
         print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}\n")
         scores, results = run_evaluation(model.to(device), loader, len(loader), category_of, device, config.top_k)
-        output.mkdir(parents=True, exist_ok=True)
         (output / "detections.json").write_text(json.dumps(results))
     (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
     print(score_tables(scores.figures, scores.per_class))
@@ -173,8 +172,9 @@ def predict(config: PredictConfig) -> int:
     """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
     pictures = list_pictures(required(config.input, "input"))
     predictor = load_predictor(required(config.checkpoint, "checkpoint"), config.device, config.size)
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(config.output, "output")
+    if any(path.resolve().parent == output.resolve() for path in pictures):
+        raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
     listed: dict[str, dict] = {}
     for path in tqdm(pictures, desc="predict", disable=None, leave=False):
         try:
@@ -183,7 +183,10 @@ def predict(config: PredictConfig) -> int:
             print(f"left out: {error}", file=sys.stderr)
             continue
         found = predictor(picture, config.threshold, config.top_k)
-        drawn = f"{path.stem}.png" if f"{path.stem}.png" not in listed else f"{path.name}.png"
+        drawn, number = f"{path.stem}.png", 1
+        while drawn in listed:  # pictures of one name: of several folders, or with several suffixes
+            number += 1
+            drawn = f"{path.stem}_{number}.png"
         predictor.draw(picture, found).save(output / drawn)
         listed[drawn] = {"file": str(path), "width": picture.width, "height": picture.height} | {
             "detections": [
@@ -207,7 +210,8 @@ def check_data(config: CheckDataConfig) -> int:
     reports = {split: check_dataset(*paths) for split, paths in splits.items()}
     print("\n\n".join(f"{split}: {report.text(config.show)}" for split, report in reports.items()))
     if config.output:
-        Path(config.output).write_text(json.dumps({s: r.to_dict() for s, r in reports.items()}, indent=1))
+        file = make_folder(Path(config.output).parent, "output") / Path(config.output).name
+        file.write_text(json.dumps({s: r.to_dict() for s, r in reports.items()}, indent=1))
     return int(any(r.defects for r in reports.values()))
 
 
@@ -234,6 +238,19 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
     return Predictor(model.to(chosen), lambda p: resize(to_image(to_rgb(p))), pad_images, postprocess, names, chosen)
 
 
+# Smallest and largest values of the numbers that nothing else checks.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("train.epochs", "train.batch_size", "train.max_images_per_device"), (1, math.inf)),
+    **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
+    **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
+    **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),
+    **dict.fromkeys(("data.train_sizes", "data.eval_size", "data.max_size"), (1, math.inf)),
+    **dict.fromkeys(("data.crop_sizes", "data.crop_range"), (1, math.inf)),
+    **dict.fromkeys(("data.horizontal_flip", "data.vertical_flip"), (0, 1)),
+    "train.seed": (0, 2**32 - 1),
+    "show": (0, math.inf),
+}
+
 COMMANDS: dict[str, tuple[Callable, type, str]] = {
     "train": (train, Config, "python main.py train --config configs/base.yaml --data.root path/to/coco"),
     "eval": (evaluate, EvalConfig, "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"),
@@ -258,9 +275,15 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"unknown command '{argv[0]}'; {hint}")
         command, kind, example = COMMANDS[argv[0]]
         config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", checkpoint_defaults(*argv))
+        cli.check_ranges(config, RANGES)
         return command(config)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a library put into it
+        return 2
+    except OSError as error:
+        if error.strerror is None:  # not the system's, but a library's own
+            raise
+        print(f"error: {error.strerror}: '{error.filename}'" if error.filename else f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -275,6 +298,16 @@ def checkpoint_defaults(command: str, *argv: str) -> dict:
     if raw is None or raw.format != "native":
         return {}
     return raw.content["config"] if command == "train" else {"data": raw.content["config"]["data"]}
+
+
+def make_folder(path: str | Path, option: str) -> Path:
+    """The folder, made if it is not there yet."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise UserError(f"{option}: cannot make the folder '{path}': {reason}") from None
+    return Path(path)
 
 
 def required(value: str | None, option: str) -> str:

@@ -41,6 +41,11 @@ def build_dataset(data: DataConfig, split: str, seed: int = 0) -> CocoDetection:
             raise UserError(f"data.{split}_images and data.{split}_annotations are missing; or give data.root for both")
         paths = dataset_paths(DataConfig(root=str(generate(SHAPES))), split)
     if split == "train":
+        for option in ("train_sizes", "crop_sizes"):
+            if not getattr(data, option):
+                raise UserError(f"data.{option} is empty; it needs at least one size")
+        if len(data.crop_range) != 2 or data.crop_range[0] > data.crop_range[1]:
+            raise UserError(f"data.crop_range is {data.crop_range}; it must be [smallest, largest]")
         transform = train_transform(
             data.train_sizes,
             data.max_size,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.coco import is_box
+from datasets.coco import has_size, is_box, is_id
 from datasets.images import read_image
 from util.errors import UserError
 
@@ -124,8 +124,9 @@ def _read(path: Path) -> dict:
 def _check_categories(entries: list, report: DataReport) -> dict:
     names = {}
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
-            report.defects.append(Defect("malformed category", None, None, f"entry {i} needs 'id' and 'name'"))
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or "name" not in entry:
+            detail = f"entry {i} needs 'id', a number, and 'name'"
+            report.defects.append(Defect("malformed category", None, None, detail))
         elif entry["id"] in names:
             report.defects.append(
                 Defect(
@@ -143,8 +144,9 @@ def _check_categories(entries: list, report: DataReport) -> dict:
 def _check_entries(entries: list, report: DataReport) -> dict:
     images, files = {}, Counter()
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or "id" not in entry or "file_name" not in entry:
-            report.defects.append(Defect("malformed image entry", None, None, f"entry {i} needs 'id' and 'file_name'"))
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
+            detail = f"entry {i} needs 'id', a number, and 'file_name', text"
+            report.defects.append(Defect("malformed image entry", None, None, detail))
             continue
         files[entry["file_name"]] += 1
         if entry["id"] in images:
@@ -158,6 +160,10 @@ def _check_entries(entries: list, report: DataReport) -> dict:
             )
         else:
             images[entry["id"]] = dict(entry)
+            stated = (entry.get("width"), entry.get("height"))
+            if not has_size(entry) and stated != (None, None):
+                detail = f"width {stated[0]!r} and height {stated[1]!r} must be whole numbers of pixels"
+                report.defects.append(Defect("malformed image entry", entry["file_name"], None, detail))
     report.defects += [
         Defect("image listed twice", file, None, f"listed {n} times") for file, n in files.items() if n > 1
     ]
@@ -167,14 +173,14 @@ def _check_entries(entries: list, report: DataReport) -> dict:
 
 def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -> None:
     def read(entry: dict) -> tuple[tuple[int, int] | None, Defect | None]:
-        path, stated = folder / entry["file_name"], (entry.get("width"), entry.get("height"))
+        path, stated = folder / entry["file_name"], (entry["width"], entry["height"]) if has_size(entry) else None
         if not path.is_file():
             return None, Defect("missing image", entry["file_name"], None, f"no file '{path}'")
         try:
-            size = read_image(path, stated if None not in stated else None).size
+            size = read_image(path, stated).size
         except UserError as error:
             return None, Defect("unreadable image", entry["file_name"], None, str(error))
-        if None not in stated and size != stated:
+        if stated is not None and size != stated:
             detail = f"the file is {size[0]}x{size[1]}, annotated as {stated[0]}x{stated[1]}"
             return size, Defect("size mismatch", entry["file_name"], None, detail)
         return size, None
@@ -189,8 +195,8 @@ def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -
                 report.defects.append(defect)
             if size is not None:
                 sizes[f"{size[0]}x{size[1]}"] += 1
-                entry.setdefault("width", size[0])
-                entry.setdefault("height", size[1])
+                if not has_size(entry):
+                    entry["width"], entry["height"] = size
     report.image_sizes = dict(sizes.most_common(10))
 
 
@@ -205,7 +211,7 @@ def _check_annotations(annotations: list, images: dict, categories: dict, report
             report.defects.append(Defect("malformed annotation", None, None, f"entry {i} is no object"))
             continue
         key = entry.get("id", f"(entry {i})")
-        image = images.get(entry.get("image_id"))
+        image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
         file = image["file_name"] if image else None
 
         def defect(kind: str, detail: str, file=file, key=key) -> None:
@@ -214,6 +220,10 @@ def _check_annotations(annotations: list, images: dict, categories: dict, report
         missing = [k for k in ("id", "image_id", "category_id", "bbox") if k not in entry]
         if missing:
             defect("malformed annotation", f"no '{missing[0]}'")
+            continue
+        unfit = [k for k in ("id", "image_id", "category_id") if not is_id(entry[k])]
+        if unfit:
+            defect("malformed annotation", f"{unfit[0]} is {entry[unfit[0]]}, not a number")
             continue
         if key in ids:
             defect("duplicate annotation id", "another annotation has this id")
@@ -258,7 +268,7 @@ def _box_fault(bbox: list, image: dict | None) -> tuple[str, str] | None:
         return "negative box", f"width {w:g}, height {h:g}"
     if w == 0 or h == 0:
         return "empty box", f"width {w:g}, height {h:g}"
-    if image is not None and "width" in image and "height" in image:
+    if image is not None and has_size(image):
         width, height = image["width"], image["height"]
         over = max(-x, -y, x + w - width, y + h - height)
         if over > 1:  # annotation tools round; a pixel over is no defect

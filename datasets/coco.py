@@ -120,7 +120,7 @@ class CocoDetection(Dataset):
         """The sample of `(index, epoch)`; a plain index is epoch 0."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         entry = self.images[index]
-        annotated = (entry["width"], entry["height"]) if "width" in entry and "height" in entry else None
+        annotated = (entry["width"], entry["height"]) if has_size(entry) else None
         picture = read_image(self.image_folder / entry["file_name"], annotated)
         if annotated is not None and picture.size != annotated:
             raise UserError(
@@ -168,6 +168,25 @@ def load_annotations(path: str | Path) -> dict:
             missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
             if missing:
                 raise UserError(f"entry {i} of '{part}' in '{path}' has no '{missing[0]}'")
+            for key in ("id", "image_id", "category_id"):
+                if not is_id(entry.get(key, 0)):
+                    raise UserError(
+                        f"entry {i} of '{part}' in '{path}' has the {key} {entry[key]}; it must be a number"
+                    )
+    for part in ("images", "categories"):
+        seen = set()
+        for entry in content[part]:
+            if entry["id"] in seen:
+                raise UserError(f"'{path}' gives the id {entry['id']} to two {part}; check-data lists all such")
+            seen.add(entry["id"])
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str):
+            raise UserError(f"image {image['id']} in '{path}' has the file_name {image['file_name']}; it must be text")
+        if not has_size(image) and (image.get("width"), image.get("height")) != (None, None):
+            raise UserError(
+                f"image {image['id']} in '{path}' has the size {image.get('width')}x{image.get('height')}; "
+                "width and height must be whole numbers of pixels"
+            )
     for annotation in content["annotations"]:
         if not is_box(annotation["bbox"]):
             raise UserError(
@@ -188,21 +207,40 @@ def is_box(box: object) -> bool:
     )
 
 
+def is_id(value: object) -> bool:
+    """Whether this can be an id: a whole number (also written 7.0), or text as some tools have it."""
+    return isinstance(value, str) or _is_whole(value)
+
+
+def has_size(image: dict) -> bool:
+    """Whether an image entry says how large the image is."""
+    return all(_is_whole(image.get(k)) and image[k] > 0 for k in ("width", "height"))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+
+
 def clip_box(bbox: Sequence[float], image: dict) -> tuple[float, float, float, float] | None:
     """COCO `[x, y, w, h]` to `(x0, y0, x1, y1)` within the image; None if nothing finite and positive is left."""
     x, y, w, h = bbox
     if not all(math.isfinite(v) for v in bbox) or w <= 0 or h <= 0:
         return None
     x0, y0 = max(x, 0.0), max(y, 0.0)
-    x1, y1 = min(x + w, image.get("width", math.inf)), min(y + h, image.get("height", math.inf))
+    width, height = (image["width"], image["height"]) if has_size(image) else (math.inf, math.inf)
+    x1, y1 = min(x + w, width), min(y + h, height)
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
 def categories_of(annotations: dict, category_ids: str = "contiguous") -> list[Category]:
     """The classes of a COCO file in label order; see `CocoDetection` for `category_ids`."""
-    ordered = sorted(annotations["categories"], key=lambda c: c["id"])
+    # Numbers before text, each in its own order.
+    ordered = sorted(annotations["categories"], key=lambda c: (isinstance(c["id"], str), c["id"]))
     if category_ids == "original":
-        return [Category(c["id"], c["id"], str(c["name"])) for c in ordered]
+        unfit = [c["id"] for c in ordered if isinstance(c["id"], str) or c["id"] < 0]
+        if unfit:
+            raise UserError(f"category id {unfit[0]!r} cannot be a label; take data.category_ids contiguous")
+        return [Category(int(c["id"]), c["id"], str(c["name"])) for c in ordered]
     return [Category(label, c["id"], str(c["name"])) for label, c in enumerate(ordered)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from datasets.coco import is_id
 from util.errors import UserError
 
 
@@ -90,7 +91,7 @@ def evaluate_detections(
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
         run.params.imgIds = sorted(truth.imgs if image_ids is None else image_ids)
-        run.params.maxDets = [1, 10, max_detections]
+        run.params.maxDets = [min(limit, max_detections) for limit in (1, 10, max_detections)]  # it sorts them
         run.evaluate()
         run.accumulate()
     return _summarize(run, truth)
@@ -102,7 +103,9 @@ def _complete(annotations: dict) -> dict:
     pycocotools takes an annotation id of 0 for "not matched", and loses annotations that share an id.
     """
     numbered = [
-        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3], **a, "id": i + 1}
+        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
+        | {k: v for k, v in a.items() if v is not None}
+        | {"id": i + 1}
         for i, a in enumerate(annotations["annotations"])
     ]
     return {
@@ -123,8 +126,10 @@ def _as_annotations(results: list[dict], image_ids: set) -> list[dict]:
         ]
         if missing:
             raise UserError(f"detection {i} has no '{missing[0]}'; each needs image_id, category_id, bbox and score")
-        if result["image_id"] not in image_ids:
+        if not is_id(result["image_id"]) or result["image_id"] not in image_ids:
             raise UserError(f"detection {i} is of image {result['image_id']}, which the annotation file does not list")
+        if not is_id(result["category_id"]):
+            raise UserError(f"detection {i} has the category {result['category_id']}, which must be a number")
         try:
             x, y, w, h = (float(v) for v in result["bbox"])
             score = float(result["score"])

@@ -21,7 +21,7 @@ def list_pictures(source: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
             raise UserError(f"folder '{source}' holds no pictures ({', '.join(sorted(SUFFIXES))})")
         return found
@@ -55,7 +55,10 @@ def read_image(path: str | Path, annotated_size: tuple[int, int] | None = None) 
         raise UserError(f"'{path}' is not a picture in a format that can be read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"image '{path}' cannot be read, it may be truncated or corrupt: {error}") from None
-    rotated = ImageOps.exif_transpose(image)
+    try:
+        rotated = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError):  # unreadable EXIF: the pixels are whole, and viewers show them so
+        rotated = image
     if annotated_size is not None and rotated.size != annotated_size and image.size == annotated_size:
         rotated = image
     return to_rgb(rotated, path)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.coco import CocoDetection, Sample
+from util.errors import UserError
 
 
 @dataclass
@@ -109,11 +110,30 @@ class EpochBatches(Sampler):
             yield [(index, self.epoch) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
 
 
+class SampleLoader(DataLoader):
+    """A DataLoader whose workers' `UserError` arrives as the sentence it was.
+
+    torch raises it anew with the worker's traceback for a message, of which the sentence is the end.
+    """
+
+    def __iter__(self) -> Iterator:
+        """Batches of one pass."""
+        sentence = None
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            sentence = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()
+            # torch's traceback is a reference cycle around the workers: left to the collector, they end seconds late.
+            error.with_traceback(None)
+        if sentence is not None:
+            raise UserError(sentence)
+
+
 def train_loader(
     dataset: CocoDetection, batch_size: int, max_images: int | None, workers: int, seed: int, pin_memory: bool
-) -> DataLoader:
+) -> SampleLoader:
     """Yields the micro-batches of each step; call `loader.batch_sampler.set_epoch` before every pass."""
-    return DataLoader(
+    return SampleLoader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, seed),
         collate_fn=partial(collate_step, max_images=max_images or batch_size),
@@ -123,6 +143,6 @@ def train_loader(
     )
 
 
-def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memory: bool) -> DataLoader:
+def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memory: bool) -> SampleLoader:
     """Yields every image once, in the order of the file."""
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
+    return SampleLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)

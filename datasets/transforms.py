@@ -34,6 +34,15 @@ class RandomSizeCrop(v2.Transform):
         return self._call_kernel(TF.crop, inpt, **params)
 
 
+class ShortestSize(v2.RandomShortestSize):
+    """Resize the shorter side, but leave it a pixel, however long and thin the picture."""
+
+    def make_params(self, flat_inputs: list) -> dict:
+        """Draw the size."""
+        params = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+
 def train_transform(
     sizes: Sequence[int],
     max_size: int,
@@ -58,14 +67,14 @@ def train_transform(
         horizontal_flip, vertical_flip: probabilities.
         color_jitter: strength of random brightness, contrast and saturation.
     """
-    resize = v2.RandomShortestSize(list(sizes), max_size=max_size)
+    resize = ShortestSize(list(sizes), max_size=max_size)
     steps: list[v2.Transform] = []
     if horizontal_flip > 0:
         steps.append(v2.RandomHorizontalFlip(horizontal_flip))
     if vertical_flip > 0:
         steps.append(v2.RandomVerticalFlip(vertical_flip))
     if crop:
-        cropped = v2.Compose([v2.RandomShortestSize(list(crop_sizes)), RandomSizeCrop(*crop_range), resize])
+        cropped = v2.Compose([ShortestSize(list(crop_sizes)), RandomSizeCrop(*crop_range), resize])
         steps.append(v2.RandomChoice([resize, cropped]))
     else:
         steps.append(resize)
@@ -77,7 +86,7 @@ def train_transform(
 
 def eval_transform(size: int, max_size: int) -> v2.Transform:
     """Resize the shorter side to `size`, the longer one to at most `max_size`; normalise."""
-    return v2.Compose([v2.RandomShortestSize([size], max_size=max_size), *_normalise()])
+    return v2.Compose([ShortestSize([size], max_size=max_size), *_normalise()])
 
 
 def to_image(picture: Image.Image) -> tv_tensors.Image:

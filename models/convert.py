@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -167,15 +168,17 @@ def _convert(
     if decoder_layers == 0 or not any(k.startswith("heads.") for k in state):
         raise UserError(f"'{path}' is no Deformable DETR: it has no decoder or no heads")
 
-    # Files repeat a shared head under every layer's number, and number the proposals' head after the last layer.
+    # Files number the proposals' head after the last layer, and repeat a shared head for each layer or keep it once.
     if two_stage:
         _move(state, f"heads.{decoder_layers}.", "queries.head.")
+    for part in ("classify", "regress"):
+        numbers = {int(k.split(".")[1]) for k in state if re.match(rf"heads\.\d+\.{part}\.", k)}
+        shared = {k: v for k, v in state.items() if k.startswith(f"heads.{min(numbers, default=0)}.{part}.")}
+        if len(numbers) == 1 or not refinement:
+            for key, i in product(shared, range(decoder_layers if refinement else 1)):
+                state[f"heads.{i}." + key.split(".", 2)[2]] = shared[key]
     if not refinement:
-        some = min(int(k.split(".")[1]) for k in state if k.startswith("heads."))
-        _move(state, f"heads.{some}.", "shared.")
-        for key in [k for k in state if k.startswith("heads.")]:
-            del state[key]
-        _move(state, "shared.", "heads.0.")
+        state = {k: v for k, v in state.items() if not k.startswith("heads.") or k.startswith("heads.0.")}
     if "queries.both" in state:
         both = state.pop("queries.both")
         num_queries = both.shape[0]

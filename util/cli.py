@@ -1,7 +1,9 @@
 """From the command line and YAML files to a typed configuration, with errors of one sentence."""
 
+import datetime
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -37,9 +39,11 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, epilog: str = "", base:
     merged = {k: v for k, v in _flatten(base or {}, options).items() if k in options}
     for file in files:
         values = _flatten(_read_yaml(file), options)
-        for key in values:
+        for key, value in values.items():
             if key not in options:
                 raise UserError(f"{file}: unknown key '{key}'{_nearest(key, options)}")
+            if value is None and type(None) not in typing.get_args(options[key]):
+                raise UserError(f"{file}: {key} is null, but must be {describe(options[key])}")
         merged |= values
     argv = _complete_flags(argv, options)
     parser = _parser(kind, prog, epilog)
@@ -74,6 +78,23 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
     return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
+
+
+def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Refuse numbers (and numbers in lists) outside [smallest, largest], by dotted option name.
+
+    Options that `config` does not have, and those that are null, are passed over.
+
+    Raises:
+        UserError: names the option and its range.
+    """
+    values = _flatten(asdict(config), field_types(type(config)))
+    for option, (smallest, largest) in ranges.items():
+        value = values.get(option)
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(smallest <= v <= largest for v in numbers):
+            bound = f"at least {smallest}" if largest == math.inf else f"between {smallest} and {largest}"
+            raise UserError(f"{option} is {value}; it must be {bound}")
 
 
 def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
@@ -155,9 +176,10 @@ def describe(hint: Any) -> str:
 
 
 def _nearest(name: str, options: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
-    if not near:  # the right name under the wrong section
-        leaf = name.rsplit(".", 1)[-1]
+    leaf = name.rsplit(".", 1)[-1]
+    near = [o for o in options if o.rsplit(".", 1)[-1] == leaf][:1]  # the right name under the wrong section
+    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if not near:
         leaves = difflib.get_close_matches(leaf, [o.rsplit(".", 1)[-1] for o in options], n=1, cutoff=0.6)
         near = [o for o in options if leaves and o.rsplit(".", 1)[-1] == leaves[0]][:1]
     return f"; did you mean '{near[0]}'?" if near else "; see --help for all"
@@ -206,13 +228,17 @@ def _flatten(values: dict, options: dict[str, Any], prefix: str = "") -> dict[st
             flat |= _flatten(value, options, f"{name}.")
         elif is_section and value is None:
             continue
+        elif is_section:
+            raise UserError(f"'{name}' is a section that holds options; it cannot be {value!r}")
         else:
             flat[name] = value
     return flat
 
 
 def _as_argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, datetime.date):  # YAML makes one of 2024-01-31, which was meant as text
+        return str(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:

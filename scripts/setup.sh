@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes .venv with the dependencies that pyproject.toml lists, and builds the operator if it has a build.
+# Safe to run again: it does only what is missing.
+#   scripts/setup.sh          what running needs
+#   scripts/setup.sh --test   also what the tests need
+# PYTHON names the interpreter to use (3.10 or later; default: python3).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extra=""
+if [[ "${1:-}" == "--test" ]]; then
+  extra="test"
+fi
+
+if [[ ! -x .venv/bin/python ]]; then
+  python="${PYTHON:-python3}"
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "error: $python is missing or older than 3.10; set PYTHON to a newer one" >&2
+    exit 1
+  fi
+  echo "creating .venv with $("$python" --version)"
+  "$python" -m venv .venv
+fi
+
+# Only the dependencies are installed, no package of this project's own: it runs from this folder.
+wanted=".venv/requirements${extra:+-$extra}.txt"
+.venv/bin/python - "$extra" > "$wanted.new" <<'PYTHON'
+import sys
+from pathlib import Path
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+extra = sys.argv[1]
+print(*project["dependencies"], *(project["optional-dependencies"][extra] if extra else []), sep="\n")
+PYTHON
+
+if ! cmp -s "$wanted.new" "$wanted"; then
+  echo "installing the dependencies (torch's CUDA build is about 5 GB; it runs on CPUs too)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement "$wanted.new"
+  mv "$wanted.new" "$wanted"
+fi
+rm -f "$wanted.new"
+
+if [[ -f ops/build.py ]]; then
+  .venv/bin/python -m ops.build
+fi

@@ -1,0 +1,138 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from datasets.coco import CocoDetection, Sample
+from datasets.loader import EpochBatches, collate, collate_step, eval_loader, pad_images, train_loader
+from datasets.transforms import eval_transform
+from tests.datasets.helpers import annotation, write_coco
+
+
+def sample(width: int, height: int, image_id: int = 1, objects: int = 1) -> Sample:
+    boxes = torch.arange(4 * objects, dtype=torch.float32).reshape(-1, 4)
+    return Sample(
+        torch.full((3, height, width), float(image_id)), boxes, torch.arange(objects), image_id, (height, width)
+    )
+
+
+def test_images_are_padded_right_and_below():
+    images, mask = pad_images([torch.ones(3, 2, 4), torch.full((3, 3, 1), 2.0)])
+    assert images.shape == (2, 3, 3, 4)
+    for channel in range(3):
+        assert images[0, channel].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
+        assert images[1, channel].tolist() == [[2, 0, 0, 0], [2, 0, 0, 0], [2, 0, 0, 0]]
+    assert mask.dtype == torch.bool
+    assert mask.int().tolist() == [
+        [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]],
+        [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]],
+    ]
+
+
+def test_images_of_one_size_are_not_padded():
+    _, mask = pad_images([torch.ones(3, 5, 4)] * 2)
+    assert not mask.any()
+
+
+def test_collate_keeps_every_images_targets():
+    batch = collate([sample(4, 2, 7, 2), sample(1, 3, 8, 0)])
+    assert [t.image_id for t in batch.targets] == [7, 8]
+    assert [t.original_size for t in batch.targets] == [(2, 4), (3, 1)]
+    assert batch.targets[0].boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert batch.targets[0].labels.tolist() == [0, 1]
+    assert batch.targets[1].boxes.shape == (0, 4)
+    moved = batch.to(torch.device("cpu"))
+    assert torch.equal(moved.images, batch.images)
+    assert torch.equal(moved.padding_mask, batch.padding_mask)
+    assert moved.targets[0].image_id == 7
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "expected"), [(5, 2, [2, 2, 1]), (4, 2, [2, 2]), (3, 8, [3]), (3, 1, [1, 1, 1])]
+)
+def test_micro_batches_hold_every_sample_once_in_order(count, limit, expected):
+    batches = collate_step([sample(3, 3, i) for i in range(count)], limit)
+    assert [len(b.images) for b in batches] == expected
+    assert [t.image_id for b in batches for t in b.targets] == list(range(count))
+
+
+def test_micro_batches_are_padded_only_to_their_own_size():
+    small, large = collate_step([sample(2, 2), sample(3, 1), sample(9, 8), sample(1, 1)], 2)
+    assert small.images.shape == (2, 3, 2, 3)
+    assert large.images.shape == (2, 3, 8, 9)
+
+
+def epoch_of(batches: EpochBatches, epoch: int) -> list[list[tuple[int, int]]]:
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    one, two = EpochBatches(20, 4, seed=3), EpochBatches(20, 4, seed=3)
+    third = epoch_of(one, 3)
+    epoch_of(two, 0)
+    torch.manual_seed(99)
+    assert epoch_of(two, 3) == third
+    assert epoch_of(two, 3) == third
+    assert epoch_of(one, 4) != third
+    assert epoch_of(EpochBatches(20, 4, seed=4), 3) != third
+
+
+def test_every_index_comes_once_with_its_epoch():
+    keys = [key for batch in epoch_of(EpochBatches(12, 4), 5) for key in batch]
+    assert sorted(keys) == [(i, 5) for i in range(12)]
+
+
+def test_the_incomplete_batch_is_left_out_and_differs_from_epoch_to_epoch():
+    batches = EpochBatches(11, 4)
+    assert len(batches) == 2
+    left_out = Counter()
+    for epoch in range(40):
+        listed = epoch_of(batches, epoch)
+        assert [len(batch) for batch in listed] == [4, 4]
+        left_out.update(set(range(11)) - {index for batch in listed for index, _ in batch})
+    assert set(left_out) == set(range(11))
+
+
+def test_fewer_samples_than_a_batch_make_one_batch():
+    batches = EpochBatches(3, 16)
+    assert len(batches) == 1
+    assert sorted(epoch_of(batches, 0)[0]) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_the_epoch_reaches_workers_that_stay(tmp_path):
+    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
+    loader = train_loader(dataset, 2, 1, 1, seed=0, pin_memory=False)
+    orders = []
+    for epoch in (0, 1, 0):
+        loader.batch_sampler.set_epoch(epoch)
+        steps = list(loader)
+        assert [[len(b.images) for b in step] for step in steps] == [[1, 1]] * 3
+        orders.append([t.image_id for step in steps for b in step for t in b.targets])
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[1]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_pass_that_is_cut_short_does_not_spoil_the_next(tmp_path):
+    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
+    loader = train_loader(dataset, 2, None, 1, seed=0, pin_memory=False)
+    for _ in loader:
+        break
+    assert len(list(loader)) == 3
+
+
+def test_the_whole_batch_is_one_micro_batch_unless_limited(tmp_path):
+    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 4))
+    (step,) = train_loader(dataset, 4, None, 0, seed=0, pin_memory=False)
+    assert [len(b.images) for b in step] == [4]
+
+
+def test_evaluation_yields_every_image_once_in_the_files_order(tmp_path):
+    objects = [annotation(1, 2, 1, [0, 0, 4, 4])]
+    paths = write_coco(tmp_path, objects, sizes=((8, 8), (16, 8), (8, 8), (8, 8), (8, 8)))
+    loader = eval_loader(CocoDetection(*paths, eval_transform(8, 16)), 2, 0, pin_memory=False)
+    batches = list(loader)
+    assert [[t.image_id for t in b.targets] for b in batches] == [[1, 2], [3, 4], [5]]
+    assert [len(t.labels) for t in batches[0].targets] == [0, 1]
+    assert batches[0].padding_mask[0, :, 8:].all()
+    assert len(loader) == 3

@@ -1,0 +1,174 @@
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torchvision import tv_tensors
+
+from datasets.transforms import MEAN, STD, RandomSizeCrop, eval_transform, to_image, train_transform
+
+
+def target(boxes: list, labels: list[int], width: int, height: int) -> dict:
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+    }
+
+
+def black(width: int, height: int) -> tv_tensors.Image:
+    return to_image(Image.new("RGB", (width, height)))
+
+
+def unnormalised(image: torch.Tensor) -> torch.Tensor:
+    return image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "expected"),
+    [
+        (1.0, 0.0, [[60.0, 5.0, 90.0, 25.0]]),
+        (0.0, 1.0, [[10.0, 25.0, 40.0, 45.0]]),
+        (1.0, 1.0, [[60.0, 25.0, 90.0, 45.0]]),
+        (0.0, 0.0, [[10.0, 5.0, 40.0, 25.0]]),
+    ],
+)
+def test_flips_mirror_the_boxes(horizontal, vertical, expected):
+    transform = train_transform([50], 200, False, horizontal_flip=horizontal, vertical_flip=vertical)
+    _, found = transform(black(100, 50), target([[10, 5, 40, 25]], [3], 100, 50))
+    assert found["boxes"].tolist() == expected
+    assert found["labels"].tolist() == [3]
+
+
+def test_resizing_scales_the_boxes():
+    transform = train_transform([100], 1000, False, horizontal_flip=0.0)
+    image, found = transform(black(80, 50), target([[10, 5, 40, 25]], [0], 80, 50))
+    assert image.shape == (3, 100, 160)
+    assert found["boxes"].tolist() == [[20, 10, 80, 50]]
+
+
+@pytest.mark.parametrize(
+    ("size", "longest", "given_size", "expected"),
+    [
+        (800, 1333, (640, 480), (1066, 800)),
+        (800, 1333, (480, 640), (800, 1066)),
+        (800, 1333, (1000, 300), (1333, 399)),  # the longer side binds: 300 * 1333 / 1000
+        (96, 160, (96, 96), (96, 96)),
+        (50, 60, (200, 100), (60, 30)),
+        (50, 1000, (200, 100), (100, 50)),
+        (800, 1333, (2, 9000), (1, 1333)),
+        (800, 1333, (9000, 2), (1333, 1)),
+    ],
+)
+def test_evaluation_sizes(size, longest, given_size, expected):
+    image = eval_transform(size, longest)(black(*given_size))
+    assert tuple(image.shape[1:]) == expected[::-1]
+
+
+def test_evaluation_normalises_with_the_statistics_of_imagenet():
+    colours = [(0, 0, 0), (255, 255, 255), (10, 128, 250)]
+    for colour in colours:
+        image = eval_transform(8, 8)(to_image(Image.new("RGB", (8, 8), colour)))
+        expected = [(c / 255 - m) / s for c, m, s in zip(colour, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+        assert image[:, 3, 3].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_evaluation_resizes_as_torchvision_does():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    found = unnormalised(eval_transform(60, 1000)(to_image(picture)))
+    resized = torchvision.transforms.v2.functional.resize(
+        torchvision.transforms.v2.functional.pil_to_tensor(picture), [60, 80], antialias=True
+    )
+    assert torch.allclose(found, resized / 255, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    smallest=st.integers(1, 50),
+    extra=st.integers(0, 30),
+    seed=st.integers(0, 10**6),
+)
+def test_crops_have_a_size_in_the_range_and_lie_in_the_image(width, height, smallest, extra, seed):
+    torch.manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = tv_tensors.Image(torch.stack([rows, columns, rows * 0]).to(torch.uint8))
+    cropped = RandomSizeCrop(smallest, smallest + extra)(image)
+    for axis, side in ((1, height), (2, width)):
+        assert min(smallest, side) <= cropped.shape[axis] <= min(smallest + extra, side)
+    top, left = int(cropped[0, 0, 0]), int(cropped[1, 0, 0])
+    height, width = cropped.shape[1:]
+    assert torch.equal(cropped, image[:, top : top + height, left : left + width])  # nothing padded
+
+
+def mosaic() -> tuple[Image.Image, list[list[int]], list[int]]:
+    """A black picture with six rectangles, each of the grey value that tells its label."""
+    picture = Image.new("RGB", (160, 120))
+    boxes = [[8 + 52 * i, 8 + 58 * j, 8 + 52 * i + 34, 8 + 58 * j + 40] for j in range(2) for i in range(3)]
+    labels = [4, 1, 5, 0, 2, 3]
+    for (x0, y0, x1, y1), label in zip(boxes, labels):
+        ImageDraw.Draw(picture).rectangle([x0, y0, x1 - 1, y1 - 1], fill=(100 + 30 * label,) * 3)
+    return picture, boxes, labels
+
+
+def test_every_label_travels_with_its_box():
+    picture, boxes, labels = mosaic()
+    transform = train_transform([96, 120, 140], 220, True, [100, 130], [50, 90], 0.5, 0.5)
+    counts = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        image, found = transform(to_image(picture), target(boxes, labels, 160, 120))
+        height, width = image.shape[1:]
+        assert len(found["boxes"]) == len(found["labels"])
+        counts.add(len(found["labels"]))
+        x0, y0, x1, y1 = found["boxes"].T
+        assert ((x0 >= 0) & (y0 >= 0) & (x1 <= width) & (y1 <= height) & (x1 - x0 >= 1) & (y1 - y0 >= 1)).all()
+        grey = unnormalised(image)[0] * 255
+        for (left, top, right, bottom), label in zip(found["boxes"].tolist(), found["labels"].tolist()):
+            if min(right - left, bottom - top) >= 4:  # smaller ones are all edge
+                shade = float(grey[int((top + bottom) / 2), int((left + right) / 2)])
+                assert shade == pytest.approx(100 + 30 * label, abs=3)
+    assert len(counts) > 2, "crops should lose some objects"
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_boxes_stay_on_the_pixels(jitter):
+    picture = Image.new("RGB", (150, 110))
+    ImageDraw.Draw(picture).rectangle([60, 40, 119, 79], fill=(255, 255, 255))
+    transform = train_transform([90, 110, 130], 200, True, [100, 120], [60, 90], 0.5, 0.5, jitter)
+    seen = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        image, found = transform(to_image(picture), target([[60, 40, 120, 80]], [0], 150, 110))
+        bright = unnormalised(image)[0] > 0.35
+        rows, columns = torch.nonzero(bright, as_tuple=True)
+        if len(found["boxes"]) == 0:
+            assert len(rows) < 2 * sum(image.shape[1:])  # at most a sliver on an edge was left
+            continue
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert found["boxes"][0].tolist() == pytest.approx([float(v) for v in expected], abs=2)
+        seen += 1
+    assert seen > 40
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_images_without_objects_pass(crop):
+    transform = train_transform([40, 48], 64, crop, [40], [24, 32], 0.5, 0.5, 0.2)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        image, found = transform(black(50, 40), target([], [], 50, 40))
+        assert found["boxes"].shape == (0, 4)
+        assert found["labels"].shape == (0,)
+        assert image.dtype == torch.float32
+
+
+def test_half_of_the_images_are_cropped():
+    transform = train_transform([50], 500, True, [50], [20, 20], 0.0)
+    # Whole images are 100x50, crops are square and enlarged to 50x50.
+    torch.manual_seed(0)
+    widths = [transform(black(100, 50), target([], [], 100, 50))[0].shape[2] for _ in range(200)]
+    assert set(widths) == {50, 100}
+    assert 70 <= widths.count(50) <= 130

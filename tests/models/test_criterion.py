@@ -1,0 +1,181 @@
+"""Matching and losses against brute force, torchvision, and values worked out from the formulas."""
+
+from itertools import permutations
+
+import pytest
+import torch
+import torchvision
+from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+
+from models.criterion import Criterion
+from models.detector import Predictions, Proposals
+from models.matcher import HungarianMatcher, LayerPredictions
+from tests.models.helpers import Objects, random_objects
+from util.errors import UserError
+
+
+def predictions(layers=3, batch=3, queries=7, classes=5, tokens=None, seed=0, dtype=torch.float64) -> Predictions:
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(*shape):
+        logits = torch.randn(*shape, classes, generator=generator, dtype=dtype)
+        return logits, torch.rand(*shape, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
+
+    proposals = None if tokens is None else Proposals(*some(batch, tokens))
+    return Predictions(*some(layers, batch, queries), proposals)
+
+
+def cost_by_hand(logits, boxes, target):
+    """Cost `[Q, T]` of one image, from the formulas; GIoU by torchvision."""
+    p = logits.sigmoid()
+    positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
+    xyxy = [box_convert(b.to(boxes.dtype), "cxcywh", "xyxy") for b in (boxes, target.boxes)]
+    return (
+        2 * (positive - negative)[:, target.labels]
+        + 5 * torch.cdist(boxes, target.boxes.to(boxes.dtype), p=1)
+        - 2 * generalized_box_iou(*xyxy)
+    )
+
+
+def pairs_of(matches, layer, image):
+    here = (matches.layer == layer) & (matches.image == image)
+    return sorted(zip(matches.query[here].tolist(), matches.target[here].tolist()))
+
+
+def test_costs_equal_the_formulas_of_each_image_alone():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    cost = HungarianMatcher().cost(LayerPredictions(["a", "b", "c"], out.logits, out.boxes), targets)
+    assert cost.shape == (3, 3, 7, 3)  # padded to the most objects of an image, never one image against another
+    for layer in range(3):
+        for image, target in enumerate(targets):
+            expected = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
+            torch.testing.assert_close(cost[layer, image, :, : len(target.labels)], expected, atol=1e-5, rtol=0)
+
+
+def test_matching_is_the_cheapest_of_all():
+    out, targets = predictions(layers=2, queries=5), random_objects([3, 2, 1])
+    group = LayerPredictions(["a", "b"], out.logits, out.boxes)
+    (matches,) = HungarianMatcher()([group], [targets])
+    offset = 0
+    for image, target in enumerate(targets):
+        count = len(target.labels)
+        for layer in range(2):
+            cost = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
+            best = min(permutations(range(5), count), key=lambda q, c=cost: sum(c[a, b] for b, a in enumerate(q)))
+            assert pairs_of(matches, layer, image) == sorted((q, offset + t) for t, q in enumerate(best))
+        offset += count
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [9, 0, 7], [12, 12, 12]])
+def test_no_objects_and_more_objects_than_queries(counts):
+    out, targets = predictions(queries=7), random_objects(counts)
+    losses = Criterion(HungarianMatcher())(out, targets)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    (matches,) = HungarianMatcher()([LayerPredictions(["a"] * 3, out.logits, out.boxes)], [targets])
+    assert len(matches.query) == 3 * sum(min(7, n) for n in counts)
+    if not any(counts):
+        assert all(losses[k] == 0 for k in losses if not k.startswith("class")) and losses["class/decoder.0"] > 0
+
+
+def test_losses_equal_torchvision_and_the_formulas():
+    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
+    losses = Criterion(HungarianMatcher())(out, targets)
+    agnostic = [Objects(t.boxes, torch.zeros_like(t.labels), t.image_id) for t in targets]
+    layers = {f"decoder.{i}": (out.logits[i], out.boxes[i], targets) for i in range(3)}
+    layers["proposals"] = (out.proposals.logits, out.proposals.boxes, agnostic)
+    assert set(losses) == {f"{name}/{layer}" for name in ("class", "l1", "giou") for layer in layers}
+    for layer, (logits, boxes, objects) in layers.items():
+        (matches,) = HungarianMatcher()([LayerPredictions(["x"], logits[None], boxes[None])], [objects])
+        one_hot, l1, giou = torch.zeros_like(logits), 0.0, 0.0
+        labels = torch.cat([t.labels for t in objects])
+        wanted = torch.cat([t.boxes for t in objects]).double()
+        for image, query, target in zip(*(v.tolist() for v in (matches.image, matches.query, matches.target))):
+            one_hot[image, query, labels[target]] = 1
+            l1 += (boxes[image, query] - wanted[target]).abs().sum()
+            pair = [box_convert(b[None], "cxcywh", "xyxy") for b in (boxes[image, query], wanted[target])]
+            giou += torchvision.ops.generalized_box_iou_loss(*pair).sum()
+        focal = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
+        for name, expected in (("class", 2 * focal), ("l1", 5 * l1), ("giou", 2 * giou)):
+            assert losses[f"{name}/{layer}"].item() == pytest.approx((expected / 5).item(), rel=1e-5)
+
+
+def test_layers_together_equal_layers_alone():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    together = Criterion(HungarianMatcher())(out, targets)
+    for i in range(3):
+        alone = Criterion(HungarianMatcher())(Predictions(out.logits[i : i + 1], out.boxes[i : i + 1]), targets)
+        for name in ("class", "l1", "giou"):
+            torch.testing.assert_close(together[f"{name}/decoder.{i}"], alone[f"{name}/decoder.0"])
+
+
+def test_batch_equals_its_images_with_the_same_divisor():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    whole = sum(Criterion(HungarianMatcher())(out, targets).values())
+    parts = sum(
+        sum(
+            Criterion(HungarianMatcher())(
+                Predictions(out.logits[:, i : i + 1], out.boxes[:, i : i + 1]), targets[i : i + 1], num_boxes=5
+            ).values()
+        )
+        for i in range(3)
+    )
+    torch.testing.assert_close(whole, parts)
+
+
+def test_without_auxiliary_losses_only_the_last_layer():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    losses = Criterion(HungarianMatcher(), auxiliary=False)(out, targets)
+    assert set(losses) == {"class/decoder.2", "l1/decoder.2", "giou/decoder.2"}
+
+
+def test_one_transfer_to_the_host_for_all_layers_and_proposals(monkeypatch):
+    transfers = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self.shape) or original(self))
+    for name in ("item", "tolist", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, _refuse_device(name, getattr(torch.Tensor, name)))
+    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
+    Criterion(HungarianMatcher())(out, targets)
+    assert len(transfers) == 1
+
+
+def _refuse_device(name, original):
+    def call(self, *args):
+        assert name == "numpy" or self.numel() == 0, f"Tensor.{name}() would wait for the device"
+        return original(self, *args)
+
+    return call
+
+
+def test_costs_and_losses_in_fp32_under_autocast():
+    out, targets = predictions(dtype=torch.float32), random_objects([2, 0, 3])
+    plain = Criterion(HungarianMatcher())(out, targets)
+    half = Predictions(out.logits.bfloat16(), out.boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        group = LayerPredictions(["a"] * 3, half.logits, half.boxes)
+        assert HungarianMatcher().cost(group, targets).dtype == torch.float32
+        mixed = Criterion(HungarianMatcher())(half, targets)
+    for name, loss in mixed.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(plain[name].item(), rel=0.02)
+
+
+@pytest.mark.parametrize("tensor", ["logits", "boxes"])
+@pytest.mark.parametrize("layer", ["decoder.1", "proposals"])
+def test_a_non_finite_cost_names_image_layer_and_tensor(tensor, layer):
+    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
+    of = getattr(out.proposals, tensor)[2] if layer == "proposals" else getattr(out, tensor)[1, 2]
+    of[3] = float("nan")
+    with pytest.raises(UserError, match=rf"image 102 .*{tensor} of layer {layer} "):
+        Criterion(HungarianMatcher())(out, targets)
+
+
+def test_gradient_is_that_of_the_formulas():
+    out, targets = predictions(layers=1, batch=1, queries=3), random_objects([2])
+    logits, boxes = out.logits.requires_grad_(), out.boxes.requires_grad_()
+
+    def total(logits, boxes):
+        return sum(Criterion(HungarianMatcher())(Predictions(logits, boxes), targets).values())
+
+    assert torch.autograd.gradcheck(total, (logits, boxes))

@@ -1,0 +1,139 @@
+"""Gradients, batches, references: what the whole detector must keep."""
+
+import pytest
+import torch
+
+from models.build import build_criterion, build_model
+from models.detector import valid_ratio
+from models.postprocess import postprocess
+from models.proposals import token_anchors
+from models.transformer import encoder_reference_points
+from tests.models.helpers import padded_batch, random_objects, scramble, small_model
+from tests.models.test_build import TRAINABLE, preset
+from util.config import LossConfig
+
+
+def gradients(model, auxiliary: bool) -> dict[str, torch.Tensor | None]:
+    images, mask = padded_batch([(96, 128), (128, 80)])
+    criterion = build_criterion(LossConfig(auxiliary=auxiliary))
+    sum(criterion(model(images, mask), random_objects([3, 2], num_classes=3)).values()).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("auxiliary", [True, False], ids=["auxiliary", "last_only"])
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_every_trainable_parameter_of_every_preset_learns(name, auxiliary):
+    torch.manual_seed(0)
+    config = preset(name)
+    config.d_model, config.ffn_dim, config.encoder_layers, config.decoder_layers = 64, 64, 2, 3
+    model = build_model(config, 3, auxiliary).train()
+    scramble(model)  # past the layers that start at zero
+    for parameter, gradient in gradients(model, auxiliary).items():
+        assert gradient is not None, f"{parameter} is not used"
+        assert gradient.abs().max() > 0, f"{parameter} has no gradient"
+
+
+def test_refinement_detaches_references_between_layers():
+    model = small_model(refinement=True)
+    scramble(model)
+    images, mask = padded_batch([(96, 96)])
+    model(images, mask).boxes[1].sum().backward()
+    assert model.heads[0].regress.layers[0].weight.grad is None
+    assert model.heads[1].regress.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_proposal_coordinates_are_detached_and_proposals_are_penalised():
+    model = small_model(two_stage=True, refinement=True)
+    scramble(model)
+    images, mask = padded_batch([(96, 96)])
+    model(images, mask).boxes[-1].sum().backward()
+    assert model.queries.head.regress.layers[0].weight.grad is None
+    losses = build_criterion(LossConfig())(model(images, mask), random_objects([2]))
+    (losses["l1/proposals"] + losses["class/proposals"]).backward()
+    assert model.queries.head.regress.layers[0].weight.grad.abs().sum() > 0
+    assert model.queries.head.classify.weight.grad.abs().sum() > 0
+
+
+def test_without_refinement_every_layer_starts_from_the_same_reference():
+    """A decoder whose states do not change must predict the same box at every layer."""
+    model = small_model(two_stage=True).eval()
+    out = model(*padded_batch([(96, 96)]))
+    torch.testing.assert_close(out.boxes[0], out.boxes[1])  # box heads start at zero: each is its own proposal
+
+
+def test_overfits_one_batch():
+    model = small_model(num_classes=3, refinement=True, num_queries=20).train()
+    criterion, targets = build_criterion(LossConfig()), random_objects([3, 2], num_classes=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    images, mask = padded_batch([(64, 64), (64, 48)])
+    history = []
+    for _ in range(160):
+        loss = sum(criterion(model(images, mask), targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert min(history) < history[0] / 10
+
+
+@torch.no_grad()
+def test_padding_content_does_not_matter_beyond_the_backbone():
+    """What lies in the padding reaches the boxes only through convolutions at its border."""
+    model = small_model(refinement=True).eval()
+    scramble(model)
+    images, mask = padded_batch([(64, 64), (128, 128)])
+    alone = model(images[:1, :, :64, :64], mask[:1, :64, :64])
+    padded = model(images, mask)
+    assert (alone.boxes[-1][0] - padded.boxes[-1][0]).abs().max() < 0.05
+
+
+@torch.no_grad()
+def test_batch_of_equal_sizes_equals_single_images():
+    model = small_model(refinement=True, two_stage=True).double().eval()
+    scramble(model)
+    images, mask = padded_batch([(64, 96)] * 3)
+    together = model(images.double(), mask)
+    for i in range(3):
+        alone = model(images[i : i + 1].double(), mask[i : i + 1])
+        torch.testing.assert_close(together.boxes[:, i], alone.boxes[:, 0], atol=1e-9, rtol=0)
+
+
+def test_valid_ratio_counts_what_is_not_padding():
+    mask = torch.zeros(1, 4, 10, dtype=torch.bool)
+    mask[:, 3:] = True
+    mask[:, :, 7:] = True
+    assert valid_ratio(mask)[0].tolist() == pytest.approx([0.7, 0.75])
+
+
+def test_encoder_references_are_pixel_centres_of_the_unpadded_part():
+    ratios = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])  # level 1 has half its width padded
+    points = encoder_reference_points([(1, 4), (1, 2)], ratios)
+    assert points[0, :4, 0, 0].tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])  # on its own padded level
+    assert points[0, :2, 1, 0].tolist() == pytest.approx([0.25, 0.75])  # as a share of the other, unpadded one
+    assert points[0, 4:, 0, 0].tolist() == pytest.approx([0.125, 0.375])
+
+
+def test_token_anchors():
+    mask = torch.tensor([[False, False, True, True, False]])
+    ratios = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])
+    anchors, usable = token_anchors(mask, [(1, 4), (1, 1)], ratios)
+    assert anchors[0, :2].flatten().tolist() == pytest.approx([0.25, 0.5, 0.05, 0.05, 0.75, 0.5, 0.05, 0.05])
+    assert anchors[0, 4].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
+    assert usable[0, :, 0].tolist() == [True, True, False, False, True]
+    far, usable = token_anchors(torch.zeros(1, 200, dtype=torch.bool), [(1, 200)], torch.ones(1, 1, 2))
+    assert not usable[0, 0] and usable[0, 2] and far[0, 1, 0] == pytest.approx(1.5 / 200)
+
+
+def test_postprocess_by_hand():
+    from models.detector import Predictions
+
+    logits = torch.full((2, 1, 3, 2), -10.0)
+    logits[-1, 0, 2, 1], logits[-1, 0, 0, 0], logits[-1, 0, 0, 1] = 2.0, 1.0, 0.0
+    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.1, 0.1, 0.1], [0.25, 0.5, 0.5, 0.2]]).expand(2, 1, 3, 4)
+    (found,) = postprocess(Predictions(logits, boxes), [(100, 200)], top_k=3)
+    assert found.labels.tolist() == [1, 0, 1]
+    assert found.scores.tolist() == pytest.approx([0.880797, 0.731059, 0.5], abs=1e-5)
+    assert found.boxes[0].tolist() == pytest.approx([0, 40, 100, 60], abs=1e-4)
+    assert found.boxes[1].tolist() == found.boxes[2].tolist() == pytest.approx([0, 0, 200, 100])
+    assert len(postprocess(Predictions(logits, boxes), [(100, 200)], top_k=100)[0].scores) == 6  # fewer pairs than 100
+    assert len(found.above(0.6).scores) == 2
