@@ -1,0 +1,127 @@
+"""The original repository's layout, all five variants, written by an inverse of our naming and read back."""
+
+import argparse
+
+import pytest
+import torch
+
+from models.build import build_model
+from models.load import load_detector
+from tests.models.helpers import padded_batch, scramble
+from util.config import BackboneConfig, ModelConfig
+from util.errors import UserError
+
+VARIANTS = {
+    "single_scale": {"num_levels": 1},
+    "dc5": {"num_levels": 1, "backbone": BackboneConfig(name="resnet50", weights="none", output_stride=16)},
+    "base": {},
+    "refinement": {"refinement": True},
+    "two_stage": {"refinement": True, "two_stage": True},
+}
+
+
+def model_of(variant: str):
+    torch.manual_seed(0)
+    settings = {
+        "backbone": BackboneConfig(name="resnet50", weights="none"),
+        "d_model": 64,
+        "ffn_dim": 48,
+        "num_queries": 9,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        **VARIANTS[variant],
+    }
+    model = build_model(ModelConfig(**settings), 91).eval()
+    scramble(model)
+    return model
+
+
+def as_original(model, variant: str) -> dict:
+    """What the original code would have saved: its names, shared heads repeated, aliases under the decoder."""
+    state, saved = model.state_dict(), {}
+    refined, two_stage = VARIANTS[variant].get("refinement", False), VARIANTS[variant].get("two_stage", False)
+    layers = len(model.transformer.decoder)
+    for key, tensor in state.items():
+        for ours, theirs in (
+            ("backbone.body.", "backbone.0.body."),
+            ("neck.levels.", "input_proj."),
+            ("position.level_embed", "transformer.level_embed"),
+            ("queries.reference_points.", "transformer.reference_points."),
+            ("queries.memory_proj.", "transformer.enc_output."),
+            ("queries.memory_norm.", "transformer.enc_output_norm."),
+            ("queries.query_proj.", "transformer.pos_trans."),
+            ("queries.query_norm.", "transformer.pos_trans_norm."),
+        ):
+            if key.startswith(ours):
+                saved[theirs + key.removeprefix(ours)] = tensor
+        if key.startswith("transformer."):
+            part, rest = key.removeprefix("transformer.").split(".", 1)
+            saved[f"transformer.{part}.layers.{rest.replace('ffn.', '')}"] = tensor
+        head = key.removeprefix("queries.head." if two_stage else "heads.")
+        if key.startswith("heads."):
+            number, part, rest = head.split(".", 2)
+            copies = [int(number)] if refined else range(layers)
+        elif two_stage and key.startswith("queries.head."):
+            (part, rest), copies = head.split(".", 1), [layers]
+        else:
+            continue
+        name = {"classify": "class_embed", "regress": "bbox_embed"}[part]
+        for i in copies:
+            saved[f"{name}.{i}.{rest}"] = tensor
+            if (refined and name == "bbox_embed") or two_stage:
+                saved[f"transformer.decoder.{name}.{i}.{rest}"] = tensor
+    if not two_stage:
+        saved["query_embed.weight"] = torch.cat([state["queries.position"], state["queries.content"]], 1)
+    return saved
+
+
+def arguments_of(variant: str) -> argparse.Namespace:
+    return argparse.Namespace(
+        backbone="resnet50",
+        dilation=variant == "dc5",
+        with_box_refine="refinement" in VARIANTS[variant],
+        two_stage="two_stage" in VARIANTS[variant],
+        nheads=8,
+        dropout=0.1,
+        num_queries=9,
+        lr_backbone_names=["backbone.0"],
+    )
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before_torch_1_6"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_original_layout_gives_the_same_predictions(variant, legacy, tmp_path):
+    model = model_of(variant)
+    content = {"model": as_original(model, variant), "args": arguments_of(variant), "epoch": 49}
+    content["model"]["transformer.encoder.layers.0.total_params"] = torch.zeros(1)
+    content["model"]["backbone.0.body.total_ops"] = torch.zeros(1)
+    torch.save(content, tmp_path / "r50.pth", _use_new_zipfile_serialization=not legacy)
+    loaded = load_detector(str(tmp_path / "r50.pth")).model
+    images, mask = padded_batch([(97, 131), (128, 90)])
+    expected, found = model(images, mask), loaded(images, mask)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.boxes, expected.boxes)
+
+
+@pytest.mark.parametrize("variant", ["base", "refinement", "two_stage"])
+def test_without_args_the_tensors_tell(variant, tmp_path):
+    model = model_of(variant)
+    torch.save({"model": as_original(model, variant)}, tmp_path / "bare.pth")
+    loaded = load_detector(str(tmp_path / "bare.pth")).model
+    assert {k: v.shape for k, v in loaded.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def test_an_unknown_key_is_named(tmp_path):
+    saved = as_original(model_of("base"), "base")
+    saved["transformer.mystery"] = torch.zeros(1)
+    torch.save({"model": saved}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth.*transformer\.mystery"):
+        load_detector(str(tmp_path / "odd.pth"))
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    saved = as_original(model_of("base"), "base")
+    del saved["transformer.decoder.layers.1.norm3.weight"]
+    torch.save({"model": saved}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"1 missing.*transformer\.decoder\.1\.norm3\.weight"):
+        load_detector(str(tmp_path / "odd.pth"))

@@ -1,0 +1,192 @@
+"""The commands end to end on a handful of generated shapes: train, resume, fine-tune, evaluate, predict, check."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from datasets.shapes import generate
+from main import load_predictor, main
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = """
+model:
+  backbone: {name: test_resnet, weights: none, norm: trainable, frozen_stages: 0}
+  d_model: 32
+  num_levels: 2
+  num_queries: 20
+  num_heads: 4
+  num_points: 2
+  encoder_layers: 1
+  decoder_layers: 2
+  ffn_dim: 32
+  norm_groups: 8
+  refinement: true
+data: {train_sizes: [48, 64], eval_size: 64, max_size: 96, crop_sizes: [64], crop_range: [32, 64], workers: 0}
+train: {batch_size: 4, epochs: 2, lr: 0.001, lr_backbone: 0.001, clip_norm: 1.0, device: cpu}
+"""
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> Path:
+    return generate(tmp_path_factory.mktemp("data") / "shapes", train=12, val=7, size=64)
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def run(*argv) -> int:
+    return main([str(a) for a in argv])
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, preset, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "full"
+    assert run("train", "--config", preset, "--data.root", shapes, "--train.output", output) == 0
+    return output
+
+
+def test_a_run_leaves_everything_behind(trained, shapes):
+    checkpoint = torch.load(trained / "last.pth", weights_only=True)
+    assert checkpoint["epoch"] == 2 and checkpoint["schedule"]["step"] == 6
+    assert [c["name"] for c in checkpoint["categories"]] == ["circle", "square", "triangle"]
+    assert checkpoint["config"]["data"]["root"] == str(shapes) and checkpoint["code_version"]
+    assert (trained / "best.pth").is_file() and list(trained.glob("events.out.tfevents*"))
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["kind"], r["step"]) for r in lines] == [("train", 3), ("eval", 3), ("train", 6), ("eval", 6)]
+    parts = sum(v for k, v in lines[0].items() if "/" in k)
+    assert lines[0]["loss"] == pytest.approx(parts)
+    assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["d_model"] == 32
+    assert not list(trained.glob("*.tmp"))
+
+
+def test_resuming_after_an_epoch_equals_an_uninterrupted_run(trained, shapes, preset, tmp_path):
+    """Dropout, order and augmentation included; on the CPU to the last bit."""
+    common = ("train", "--config", preset, "--data.root", shapes, "--train.output", tmp_path / "r")
+    # The schedule of two epochs, stopped after one: the checkpoint is made to look like that.
+    assert run(*common, "--train.epochs", 2, "--train.drop_epochs", "[40]") == 0
+    whole = torch.load(tmp_path / "r" / "last.pth", weights_only=True)["model"]
+    assert run(*common, "--train.epochs", 1) == 0
+    assert run("train", "--train.resume", tmp_path / "r", "--train.epochs", 2) == 0
+    resumed = torch.load(tmp_path / "r" / "last.pth", weights_only=True)
+    assert resumed["epoch"] == 2
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, resumed["model"][key]), key
+    steps = [json.loads(line)["step"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [3, 3, 6, 6]
+
+
+def test_resuming_a_finished_run_says_so(trained, capsys):
+    assert run("train", "--train.resume", trained / "last.pth") == 0
+    assert re.search(r"has finished its 2 epochs.*--train.epochs", capsys.readouterr().out)
+
+
+def test_accumulating_micro_batches_equals_the_whole_batch(shapes, preset, tmp_path):
+    """With frozen norms, to rounding: every micro-batch is divided by the objects of the whole step."""
+    frozen = ("--model.backbone.norm", "frozen", "--model.dropout", 0, "--train.epochs", 1, "--train.lr", 1e-5)
+    losses = []
+    for micro in (4, 1, 3):
+        output = tmp_path / str(micro)
+        options = ("--train.output", output, "--train.max_images_per_device", micro, *frozen)
+        # One size for all images: padding, which depends on the neighbours in a micro-batch, is not at issue here.
+        size = ("--data.train_sizes", "[64]", "--data.max_size", 64, "--data.crop", "false")
+        assert run("train", "--config", preset, "--data.root", shapes, *options, *size) == 0
+        first = json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
+        losses.append(first["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[2] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_init_from_takes_weights_and_lists_what_it_left_out(trained, shapes, preset, tmp_path, capsys):
+    annotations = json.loads((shapes / "annotations" / "instances_train2017.json").read_text())
+    annotations["categories"].append({"id": 9, "name": "star"})
+    (tmp_path / "four.json").write_text(json.dumps(annotations))
+    options = (
+        "--data.train_images", shapes / "train2017", "--data.train_annotations", tmp_path / "four.json",
+        "--data.val_images", shapes / "train2017", "--data.val_annotations", tmp_path / "four.json",
+    )  # fmt: skip
+    argv = ("train", "--config", preset, *options, "--train.fast_dev_run", "--train.output", tmp_path / "tuned")
+    assert run(*argv, "--model.init_from", trained / "best.pth") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"heads\.0\.classify\.weight: \[3, 32\] in the file, \[4, 32\] here", printed)
+    assert "not loaded: 4" in printed
+
+
+def test_bf16_trains(shapes, preset, tmp_path):
+    argv = ("--config", preset, "--data.root", shapes, "--train.output", tmp_path / "b", "--train.precision", "bf16")
+    assert run("train", *argv, "--train.fast_dev_run") == 0
+
+
+def test_evaluation_of_a_checkpoint_and_of_its_saved_detections_agree(trained, shapes, tmp_path, capsys):
+    assert run("eval", "--checkpoint", trained / "best.pth", "--output", tmp_path / "a", "--data.workers", 0) == 0
+    printed = capsys.readouterr().out
+    assert "triangle" in printed and "AR_100" in printed
+    truth = shapes / "annotations" / "instances_val2017.json"
+    saved = ("--detections", tmp_path / "a" / "detections.json", "--data.val_annotations", truth)
+    assert run("eval", *saved, "--output", tmp_path / "b") == 0
+    first, second = (json.loads((tmp_path / d / "results.json").read_text()) for d in "ab")
+    assert set(first["per_class"]) == {"circle", "square", "triangle"} and len(first["figures"]) == 12
+    assert first == second
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_in_other_batches_gives_the_same_detections(trained, tmp_path, batch_size):
+    """Padding reaches an image only through convolutions at its border: scores may differ a little, never the AP."""
+    found = []
+    for size in (batch_size, 7):
+        output = tmp_path / str(size)
+        argv = ("--checkpoint", trained / "best.pth", "--output", output, "--data.workers", 0, "--batch_size", size)
+        assert run("eval", *argv) == 0
+        found.append(json.loads((output / "results.json").read_text())["figures"]["AP"])
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+
+
+def test_prediction_of_a_folder_a_file_and_a_pattern(trained, shapes, tmp_path):
+    folder = shapes / "val2017"
+    for source, count in ((folder, 7), (folder / "000003.png", 1), (f"{folder}/00000[12].png", 2)):
+        output = tmp_path / str(count)
+        argv = ("predict", "--checkpoint", trained, "--input", source, "--output", output, "--threshold", 0.0)
+        assert run(*argv) == 0
+        listed = json.loads((output / "predictions.json").read_text())
+        assert len(listed) == count == len(list(output.glob("*.png")))
+        for entry in listed:
+            with Image.open(output / entry["drawn"]) as drawn:
+                assert drawn.size == (entry["width"], entry["height"])
+            assert {d["name"] for d in entry["detections"]} <= {"circle", "square", "triangle"}
+            assert len(entry["detections"]) == 60  # 20 queries x 3 classes, all above 0
+
+
+def test_python_interface(trained, shapes):
+    predictor = load_predictor(str(trained / "best.pth"), device="cpu")
+    with Image.open(shapes / "val2017" / "000000.png") as picture:
+        picture.load()
+    found = predictor(picture, threshold=0.0, top_k=5)
+    assert len(found.scores) == 5 and found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert predictor.draw(picture, found).size == picture.size
+    both = predictor([picture, picture.convert("L")], top_k=5)
+    assert len(both) == 2 and len(both[1].scores) == 5
+
+
+def test_check_data_exits_with_the_state_of_the_data(shapes, tmp_path, capsys):
+    assert run("check-data", "--data.root", shapes, "--output", tmp_path / "report.json") == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["train"]["images"] == 12 and report["val"]["images"] == 7 and report["val"]["defects"] == []
+    annotations = json.loads((shapes / "annotations" / "instances_val2017.json").read_text())
+    annotations["annotations"][0]["bbox"][2] = -5
+    (tmp_path / "bad.json").write_text(json.dumps(annotations))
+    argv = ("check-data", "--data.val_images", shapes / "val2017", "--data.val_annotations", tmp_path / "bad.json")
+    assert run(*argv) == 1
+    assert "negative box (1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.yaml")))
+def test_presets_open_with_what_they_train_cost_reach_and_the_command(name):
+    lines = (ROOT / "configs" / name).read_text().splitlines()
+    assert [line.split()[1] for line in lines[:4]] == ["Trains:", "Costs:", "Reaches:", "Run:"]
