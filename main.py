@@ -9,7 +9,6 @@
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from models.load import load_detector
 from models.postprocess import postprocess
 from util import cli
 from util.checkpoint import code_version, load_matching_weights, read_checkpoint, restore_training, save_checkpoint
-from util.config import CheckDataConfig, Config, DataConfig, EvalConfig, PredictConfig
+from util.config import RANGES, CheckDataConfig, Config, DataConfig, EvalConfig, PredictConfig
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import UserError
 from util.optim import adamw, lr_factor, set_lr
@@ -50,7 +49,7 @@ def train(config: Config) -> int:
     torch.manual_seed(cfg.seed)
     dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
     num_classes = 1 + max(c.label for c in dataset.categories)
-    category_of = match_categories(dataset.categories, val_dataset.categories)
+    category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
 
     fresh = not resumed and not config.model.init_from
     model = build_model(config.model, num_classes, config.loss.auxiliary, None if fresh else "none").to(device)
@@ -135,18 +134,16 @@ def train(config: Config) -> int:
 def evaluate(config: EvalConfig) -> int:
     """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
     if config.detections:
-        paths = (
-            (None, config.data.val_annotations) if config.data.val_annotations else dataset_paths(config.data, "val")
-        )
-        if paths is None:
+        truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
+        if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-        scores = evaluate_detections(load_annotations(paths[1]), read_results(config.detections), config.top_k)
+        scores = evaluate_detections(load_annotations(truth), read_results(config.detections), config.top_k)
         output = make_folder(config.output, "output")
     else:
         device = pick_device(config.device)
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"))
         dataset = build_dataset(config.data, "val")
-        category_of = match_categories(categories, dataset.categories)
+        category_of = match_categories(categories, dataset.categories, "checkpoint")
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
         backend = ops.backend_info()["selected"]
         output = make_folder(config.output, "output")
@@ -238,27 +235,10 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
     return Predictor(model.to(chosen), lambda p: resize(to_image(to_rgb(p))), pad_images, postprocess, names, chosen)
 
 
-# Smallest and largest values of the numbers that nothing else checks.
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("train.epochs", "train.batch_size", "train.max_images_per_device"), (1, math.inf)),
-    **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
-    **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
-    **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),
-    **dict.fromkeys(("data.train_sizes", "data.eval_size", "data.max_size"), (1, math.inf)),
-    **dict.fromkeys(("data.crop_sizes", "data.crop_range"), (1, math.inf)),
-    **dict.fromkeys(("data.horizontal_flip", "data.vertical_flip"), (0, 1)),
-    "train.seed": (0, 2**32 - 1),
-    "show": (0, math.inf),
-}
-
 COMMANDS: dict[str, tuple[Callable, type, str]] = {
     "train": (train, Config, "python main.py train --config configs/base.yaml --data.root path/to/coco"),
     "eval": (evaluate, EvalConfig, "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"),
-    "predict": (
-        predict,
-        PredictConfig,
-        'python main.py predict --checkpoint runs/base/best.pth --input "photos/*.jpg"',
-    ),
+    "predict": (predict, PredictConfig, 'python main.py predict --checkpoint runs/base/best.pth --input "*.jpg"'),
     "check-data": (check_data, CheckDataConfig, "python main.py check-data --data.root path/to/coco"),
 }
 

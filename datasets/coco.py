@@ -261,10 +261,13 @@ def foreign_categories(num_classes: int, names: dict[int, str]) -> list[Category
     return [Category(i, i, names.get(i, "")) for i in range(num_classes)]
 
 
-def match_categories(of_model: Sequence[Category], of_data: Sequence[Category]) -> dict[int, int]:
+def match_categories(
+    of_model: Sequence[Category], of_data: Sequence[Category], whose: str = "checkpoint"
+) -> dict[int, int]:
     """Which category id of a data set each of a model's labels means.
 
     By name, so that a data set whose ids were renumbered is still scored rightly; by id if the model has no names.
+    `whose` says in an error where the model's classes come from.
 
     Raises:
         UserError: they have no class in common.
@@ -278,6 +281,6 @@ def match_categories(of_model: Sequence[Category], of_data: Sequence[Category]) 
     if matched:
         return matched
     raise UserError(
-        f"the checkpoint's classes ({', '.join(c.name or str(c.id) for c in of_model[:5])}, ...) and the data set's "
+        f"the classes of the {whose} ({', '.join(c.name or str(c.id) for c in of_model[:5])}, ...) and of the data set "
         f"({', '.join(c.name for c in of_data[:5])}, ...) have none in common"
     )

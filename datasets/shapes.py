@@ -20,7 +20,7 @@ from tqdm import tqdm
 from util.errors import UserError
 
 NAMES = ("circle", "square", "triangle")
-_LEAST_VISIBLE = 0.6  # of a shape that others overlap
+_LEAST_VISIBLE = 0.75  # of a shape that others overlap
 _SUPERSAMPLING = 3  # shapes are drawn this much larger and reduced, for smooth edges
 
 
@@ -40,7 +40,7 @@ def generate(output: str | Path, train: int = 1000, val: int = 150, size: int = 
         UserError: the folder holds something that was not generated.
     """
     output = Path(output)
-    settings = {"train": train, "val": val, "size": size, "seed": seed, "version": 4}
+    settings = {"train": train, "val": val, "size": size, "seed": seed, "version": 5}
     stamp = output / "shapes.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == settings:
         return output
@@ -100,7 +100,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[i
     owner = np.full((height, width), -1)  # which shape is on top
     labels: list[int] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(2, 10))):
+    for _ in range(int(rng.integers(1, 7))):
         label = int(rng.integers(len(NAMES)))
         coverage = _shape(rng, label, width, height, size)
         covered = coverage > 0.5
@@ -142,7 +142,7 @@ def _colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
 
 def _shape(rng: np.random.Generator, label: int, width: int, height: int, size: int) -> np.ndarray:
     """Coverage `[H, W]` in [0, 1] of one shape somewhere in the image."""
-    radius = size * 0.09 * math.exp(rng.uniform(0, math.log(3)))  # 9% to 27% of the side
+    radius = size * 0.1 * math.exp(rng.uniform(0, math.log(3)))  # 10% to 30% of the side
     x, y = rng.uniform(radius * 0.6, width - radius * 0.6), rng.uniform(radius * 0.6, height - radius * 0.6)
     canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import timm
-import torch
 import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from util.checkpoint import load_plain
 from util.errors import UserError
 
 
@@ -87,18 +87,9 @@ def load_backbone_weights(body: nn.Module, path: str) -> None:
     Raises:
         UserError: no such file, not a file of tensors, or keys or shapes that do not fit.
     """
-    file = Path(path)
-    if not file.is_file():
+    if not Path(path).is_file():
         raise UserError(f"model.backbone.weights: no file '{path}'; give a path, 'timm' to download, or 'none'")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(file)
-        else:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"model.backbone.weights: '{path}' is not a readable file of tensors: {error}") from None
+    found = load_plain(Path(path))
     for wrapper in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
@@ -135,23 +126,22 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> nn.Module
     options = {} if output_stride is None else {"output_stride": output_stride}
     # How a fixed-size architecture is told to take any size differs between timm's families.
     attempts = [{"dynamic_img_size": True}, {"strict_img_size": False}] if _wants_fixed_size(name) else [{}]
-    for i, extra in enumerate(attempts):
+    for extra in attempts:
         try:
             return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **extra)
-        except TypeError as error:
-            if i + 1 == len(attempts):
-                raise UserError(
-                    f"model.backbone: '{name}' cannot be built with {options or 'features_only'}: {error}"
-                ) from None
+        except TypeError as error:  # the other family's argument, or one that this model lacks
+            reason = error
         except (RuntimeError, AttributeError, NotImplementedError, AssertionError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise UserError(f"model.backbone: timm cannot build '{name}' as a feature pyramid: {first}") from None
-        except Exception as error:
-            if not pretrained:
-                raise
-            first = str(error).strip().split("\n")[0]
+            reason = error
+            break
+        except OSError as error:  # what every failed download derives from
             raise UserError(
-                f"model.backbone.weights: timm could not fetch pretrained weights for '{name}' ({first}); give a local "
-                "file with --model.backbone.weights FILE, or start at random with --model.backbone.weights none"
+                f"model.backbone.weights: timm could not fetch weights for '{name}' ({_first_line(error)}); give a "
+                "local file with --model.backbone.weights FILE, or start at random with --model.backbone.weights none"
             ) from None
-    raise AssertionError("unreachable")
+    wanted = f"output_stride {output_stride}" if output_stride else "features_only"
+    raise UserError(f"model.backbone: timm cannot build '{name}' with {wanted}: {_first_line(reason)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "not supported").split("\n")[0]

@@ -1,6 +1,7 @@
 """Weights from the paper's repository and from transformers, renamed to ours."""
 
 import re
+from argparse import Namespace
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -74,7 +75,8 @@ def from_original(content: dict[str, Any], path: str) -> Converted:
     Raises:
         UserError: keys or shapes that no variant has.
     """
-    args = vars(content["args"]) if "args" in content else {}
+    args = content.get("args")
+    args = vars(args) if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
     tensors = {
         k: v
         for k, v in content["model"].items()
@@ -120,11 +122,7 @@ def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: 
     )
     if not name or not is_timm:
         raise UserError(f"'{path}' has a backbone of transformers' own; only those with a timm backbone can be loaded")
-    unsupported = {
-        "position_embedding_type": "sine",
-        "activation_function": "relu",
-    }
-    for option, supported in unsupported.items():
+    for option, supported in {"position_embedding_type": "sine", "activation_function": "relu"}.items():
         if config.get(option, supported) != supported:
             raise UserError(f"'{path}' has {option} '{config[option]}'; only '{supported}' can be loaded")
     stride = timm_backbone.get("output_stride") or (16 if config.get("dilation") else None)
@@ -159,18 +157,19 @@ def _convert(
     names: dict[int, str],
 ) -> Converted:
     """Sizes from the renamed tensors; heads and queries brought to our keys."""
-    for key in ("position.level_embed", "neck.levels.0.0.weight"):
+    for key in ("position.level_embed", "neck.levels.0.0.weight", "transformer.decoder.0.ffn.linear1.weight"):
         if key not in state:
             raise UserError(f"'{path}' is no Deformable DETR: it has nothing that becomes '{key}'")
     encoder_layers, decoder_layers = (_count(state, f"transformer.{part}") for part in ("encoder", "decoder"))
     two_stage = "queries.memory_proj.weight" in state
     num_levels, d_model = state["position.level_embed"].shape
-    if decoder_layers == 0 or not any(k.startswith("heads.") for k in state):
-        raise UserError(f"'{path}' is no Deformable DETR: it has no decoder or no heads")
+    if not any(k.startswith("heads.") for k in state):
+        raise UserError(f"'{path}' is no Deformable DETR: it has no heads")
 
     # Files number the proposals' head after the last layer, and repeat a shared head for each layer or keep it once.
     if two_stage:
-        _move(state, f"heads.{decoder_layers}.", "queries.head.")
+        last = f"heads.{decoder_layers}."
+        state = {k.replace(last, "queries.head.") if k.startswith(last) else k: v for k, v in state.items()}
     for part in ("classify", "regress"):
         numbers = {int(k.split(".")[1]) for k in state if re.match(rf"heads\.\d+\.{part}\.", k)}
         shared = {k: v for k, v in state.items() if k.startswith(f"heads.{min(numbers, default=0)}.{part}.")}
@@ -235,14 +234,10 @@ def _join_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if part is None:
             joined[key] = tensor
         elif part.group(2) == "q":
-            rest = [tensors[f"{part.group(1)}.{letter}_proj.{part.group(3)}"] for letter in "kv"]
-            joined[f"{part.group(1)}.in_proj_{part.group(3)}"] = torch.cat([tensor, *rest])
+            three = [tensors.get(f"{part.group(1)}.{letter}_proj.{part.group(3)}") for letter in "qkv"]
+            if all(t is not None for t in three):  # a missing one is named when loading
+                joined[f"{part.group(1)}.in_proj_{part.group(3)}"] = torch.cat(three)
     return joined
-
-
-def _move(state: dict[str, Tensor], old: str, new: str) -> None:
-    for key in [k for k in state if k.startswith(old)]:
-        state[new + key.removeprefix(old)] = state.pop(key)
 
 
 def _count(state: dict[str, Tensor], prefix: str) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from util.errors import UserError
@@ -65,11 +66,13 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         path = last
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
-    content = _load_plain(path)
+    content = load_plain(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        missing = [k for k in ("model", "config", "categories", "epoch") if k not in content]
-        if missing:
-            raise UserError(f"checkpoint '{path}' lacks '{missing[0]}'; it was not written whole")
+        parts = {"model": dict, "config": dict, "categories": list, "epoch": int}
+        wrong = [k for k, kind in parts.items() if not isinstance(content.get(k), kind) or content[k] in ({}, [])]
+        wrong += [f"config.{k}" for k in ("model", "data") if not wrong and k not in content["config"]]
+        if wrong:
+            raise UserError(f"checkpoint '{path}' has no '{wrong[0]}' that can be used; it was not written by training")
         return RawCheckpoint("native", content, {}, path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if isinstance(tensors, dict) and any(str(key).startswith("transformer.") for key in tensors):
@@ -80,24 +83,27 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
     )
 
 
-def _load_plain(path: Path) -> Any:
-    """`torch.load` that builds tensors and plain containers only, and the original's argparse.Namespace."""
+def load_plain(path: Path) -> Any:
+    """Read tensors and plain containers, and the original repository's argparse.Namespace, from .pth or .safetensors.
+
+    Raises:
+        UserError: truncated, no such file at all, or holding anything else (of which nothing runs).
+    """
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, not read: only what is used comes from the disk (files older than torch 1.6 are no zip archives).
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types for broken files; every one means the file is unusable
-        foreign = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global|operand).*?([\w]+\.[\w.]+)", str(error))
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
-            name = foreign.group(1) or foreign.group(2)
             raise UserError(
-                f"'{path}' was refused: it wants to run '{name}', and a checkpoint may hold only data"
+                f"'{path}' was refused: it wants to run '{foreign.group(1)}', and a checkpoint may hold only data"
             ) from None
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
-            raise UserError(
-                f"'{path}' was refused: it holds more than plain data, or is no checkpoint at all"
-            ) from None
-        raise UserError(f"'{path}' is not a whole checkpoint file, it may be truncated: {_first_line(error)}") from None
+        raise UserError(
+            f"'{path}' is no file of tensors, or not a whole one; it may be truncated, or hold more than data"
+        ) from None
 
 
 def _read_transformers(path: Path) -> RawCheckpoint:
@@ -113,24 +119,11 @@ def _read_transformers(path: Path) -> RawCheckpoint:
     if not files:
         raise UserError(f"'{path}' has a config.json but no *.safetensors or pytorch_model.bin")
     for file in files:
-        if file.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                tensors |= load_file(file)
-            except SafetensorError as error:
-                raise UserError(f"'{file}' is not a whole safetensors file: {_first_line(error)}") from None
-        else:
-            loaded = _load_plain(file)
-            if not isinstance(loaded, dict):
-                raise UserError(f"'{file}' holds no state dict")
-            tensors |= loaded
+        loaded = load_plain(file)
+        if not isinstance(loaded, dict):
+            raise UserError(f"'{file}' holds no state dict")
+        tensors |= loaded
     return RawCheckpoint("transformers", tensors, config, path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def code_version() -> str:
@@ -159,7 +152,7 @@ def restore_training(raw: RawCheckpoint, model: torch.nn.Module, optimizer: torc
     Raises:
         UserError: no training state, or one that does not fit.
     """
-    if raw.format != "native" or "optimizer" not in raw.content:
+    if raw.format != "native" or not {"optimizer", "rng", "best"} <= set(raw.content):
         raise UserError(
             f"train.resume: '{raw.path}' holds no training state; --model.init_from takes its weights alone"
         )

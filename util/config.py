@@ -4,6 +4,7 @@ The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, 
 lists only what differs from them.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -231,3 +232,21 @@ class CheckDataConfig:
     show: int = 20
     """defects of each kind to print"""
     data: DataConfig = field(default_factory=DataConfig)
+
+
+# Smallest and largest values of the numbers that nothing else checks.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("train.epochs", "train.batch_size", "train.max_images_per_device"), (1, math.inf)),
+    **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
+    **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
+    **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),
+    **dict.fromkeys(("data.train_sizes", "data.eval_size", "data.max_size"), (1, math.inf)),
+    **dict.fromkeys(("data.crop_sizes", "data.crop_range"), (1, math.inf)),
+    **dict.fromkeys(("data.horizontal_flip", "data.vertical_flip"), (0, 1)),
+    **dict.fromkeys(("loss.class_weight", "loss.l1_weight", "loss.giou_weight", "loss.focal_gamma"), (0, math.inf)),
+    **dict.fromkeys(("loss.class_cost", "loss.l1_cost", "loss.giou_cost", "threshold"), (0, math.inf)),
+    **dict.fromkeys(("model.backbone.frozen_stages",), (0, math.inf)),
+    "loss.focal_alpha": (0, 1),
+    "train.seed": (0, 2**32 - 1),
+    "show": (0, math.inf),
+}

@@ -22,10 +22,10 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = (str(error).strip() or type(error).__name__).split("\n")[0]
-        raise UserError(f"device '{name}' cannot be used ({first}); try 'auto' or 'cpu'") from None
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].split(". ")[0]
+        raise UserError(f"device '{name}' cannot be used here ({reason[:120]}); try 'auto' or 'cpu'") from None
     return device
 
 

@@ -73,7 +73,7 @@ def test_autocast_keeps_locations_and_weights_in_fp32():
 
 @pytest.mark.parametrize("options", [{"num_heads": 3}, {"num_points": [1]}, {"num_points": [0, 0]}, {"num_points": 0}])
 def test_impossible_sizes_are_refused(options):
-    with pytest.raises(ValueError, match="num_heads|num_points"):
+    with pytest.raises(ValueError, match=r"num_heads|num_points"):
         MSDeformAttn(**{"d_model": 16, "num_levels": 2, "num_heads": 4, "num_points": 2, **options})
 
 
