@@ -40,7 +40,7 @@ def generate(output: str | Path, train: int = 1000, val: int = 150, size: int = 
         UserError: the folder holds something that was not generated.
     """
     output = Path(output)
-    settings = {"train": train, "val": val, "size": size, "seed": seed, "version": 5}
+    settings = {"train": train, "val": val, "size": size, "seed": seed, "version": 7}
     stamp = output / "shapes.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == settings:
         return output
@@ -100,7 +100,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[i
     owner = np.full((height, width), -1)  # which shape is on top
     labels: list[int] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(1, 7))):
+    for _ in range(int(rng.integers(1, 5))):
         label = int(rng.integers(len(NAMES)))
         coverage = _shape(rng, label, width, height, size)
         covered = coverage > 0.5
@@ -124,7 +124,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
     """Blotches of two scales and fine noise around a muted colour."""
     base = rng.uniform(60, 190, 3)
     picture = np.broadcast_to(base, (height, width, 3)).copy()
-    for cells, strength in ((4, 20), (12, 12)):
+    for cells, strength in ((4, 14), (12, 9)):
         coarse = rng.normal(0, strength, (cells, cells, 3)).clip(-127, 127) + 128
         blotches = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
         picture += np.asarray(blotches, dtype=np.float64) - 128
@@ -136,13 +136,13 @@ def _colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
     """A colour that stands out from the background."""
     while True:
         colour = rng.uniform(0, 255, 3)
-        if np.linalg.norm(colour - background) > 110:
+        if np.linalg.norm(colour - background) > 120:
             return colour
 
 
 def _shape(rng: np.random.Generator, label: int, width: int, height: int, size: int) -> np.ndarray:
     """Coverage `[H, W]` in [0, 1] of one shape somewhere in the image."""
-    radius = size * 0.1 * math.exp(rng.uniform(0, math.log(3)))  # 10% to 30% of the side
+    radius = size * 0.12 * math.exp(rng.uniform(0, math.log(3)))  # 12% to 36% of the side
     x, y = rng.uniform(radius * 0.6, width - radius * 0.6), rng.uniform(radius * 0.6, height - radius * 0.6)
     canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
