@@ -23,8 +23,8 @@ from tqdm import tqdm
 import ops
 from datasets.build import build_dataset, dataset_paths
 from datasets.check import check_dataset
-from datasets.coco import Category, foreign_categories, load_annotations, match_categories
-from datasets.evaluation import Scores, evaluate_detections, read_results, to_coco_results
+from datasets.coco import Category, foreign_categories, load_annotations, match_categories, read_json
+from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.images import list_pictures, read_image, to_rgb
 from datasets.loader import eval_loader, pad_images, train_loader
 from datasets.transforms import eval_transform, to_image
@@ -137,7 +137,9 @@ def evaluate(config: EvalConfig) -> int:
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
         if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-        scores = evaluate_detections(load_annotations(truth), read_results(config.detections), config.top_k)
+        scores = evaluate_detections(
+            load_annotations(truth), read_json(config.detections, "file of detections"), config.top_k
+        )
         output = make_folder(config.output, "output")
     else:
         device = pick_device(config.device)

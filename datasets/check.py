@@ -1,6 +1,5 @@
 """Reads a whole data set and reports what it holds and what is wrong with it."""
 
-import json
 import math
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.coco import has_size, is_box, is_id
+from datasets.coco import has_size, is_box, is_id, read_coco
 from datasets.images import read_image
 from util.errors import UserError
 
@@ -99,26 +98,13 @@ def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads
     image_folder, annotation_file = Path(image_folder), Path(annotation_file)
     if not image_folder.is_dir():
         raise UserError(f"no image folder '{image_folder}'")
-    content = _read(annotation_file)
+    content = read_coco(annotation_file)
     report = DataReport(str(annotation_file), str(image_folder))
     categories = _check_categories(content["categories"], report)
     images = _check_entries(content["images"], report)
     _check_files(images, image_folder, report, threads)
     _check_annotations(content["annotations"], images, categories, report)
     return report
-
-
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"no annotation file '{path}'")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"annotation file '{path}' is not JSON: {error}") from None
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
-    return content
 
 
 def _check_categories(entries: list, report: DataReport) -> dict:

@@ -4,8 +4,9 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,27 +144,47 @@ class CocoDetection(Dataset):
         return Sample(image.as_subclass(torch.Tensor), boxes, target["labels"], entry["id"], size)
 
 
-def load_annotations(path: str | Path) -> dict:
-    """Read a COCO detection file and check that it has the parts of one.
+def read_json(path: str | Path, what: str) -> Any:
+    """Content of a JSON file; `what` says in errors what the file is.
+
+    Raises:
+        UserError: no such file, or no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {what} '{path}'")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} '{path}' is not JSON: {error}") from None
+
+
+def read_coco(path: str | Path) -> dict[str, list]:
+    """A COCO file with its three lists, whose entries are not looked at.
+
+    Raises:
+        UserError: no such file, no JSON, or a list is missing.
+    """
+    content = read_json(path, "annotation file")
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+            raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
+    return content
+
+
+def load_annotations(path: str | Path) -> dict[str, list]:
+    """Read a COCO detection file and check that its entries have their parts.
 
     Raises:
         UserError: no such file, no JSON, or a part is missing; names the entry.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no annotation file '{path}'; check data.root or data.*_annotations")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"annotation file '{path}' is not JSON: {error}") from None
+    content = read_coco(path)
     required = {
         "images": ("id", "file_name"),
         "categories": ("id", "name"),
         "annotations": ("id", "image_id", "category_id", "bbox"),
     }
     for part, keys in required.items():
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
         for i, entry in enumerate(content[part]):
             missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
             if missing:
@@ -242,11 +263,6 @@ def categories_of(annotations: dict, category_ids: str = "contiguous") -> list[C
             raise UserError(f"category id {unfit[0]!r} cannot be a label; take data.category_ids contiguous")
         return [Category(int(c["id"]), c["id"], str(c["name"])) for c in ordered]
     return [Category(label, c["id"], str(c["name"])) for label, c in enumerate(ordered)]
-
-
-def categories_to_dicts(categories: Sequence[Category]) -> list[dict]:
-    """Plain dictionaries, as a checkpoint keeps them."""
-    return [asdict(c) for c in categories]
 
 
 def foreign_categories(num_classes: int, names: dict[int, str]) -> list[Category]:

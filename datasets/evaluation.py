@@ -2,10 +2,8 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -50,21 +48,6 @@ def to_coco_results(image_id: int, boxes, scores, labels, category_of: dict[int,
     ]
 
 
-def read_results(path: str | Path) -> list[dict]:
-    """Read a file of detections in COCO result format.
-
-    Raises:
-        UserError: no such file, or no JSON.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file of detections '{path}'")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"file of detections '{path}' is not JSON: {error}") from None
-
-
 def evaluate_detections(
     annotations: dict, results: list[dict], max_detections: int = 100, image_ids: Iterable[int] | None = None
 ) -> Scores:
@@ -79,7 +62,7 @@ def evaluate_detections(
         image_ids: score only these images; None scores all.
 
     Raises:
-        UserError: a result lacks a key or names an unknown image.
+        UserError: a result lacks a key or names an unknown image, or none has a known category.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
@@ -87,7 +70,7 @@ def evaluate_detections(
         truth.createIndex()
         found = COCO()
         found.dataset = {k: truth.dataset[k] for k in ("images", "categories")}
-        found.dataset["annotations"] = _as_annotations(results, set(truth.imgs))
+        found.dataset["annotations"] = _as_annotations(results, set(truth.imgs), set(truth.cats))
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
         run.params.imgIds = sorted(truth.imgs if image_ids is None else image_ids)
@@ -116,7 +99,7 @@ def _complete(annotations: dict) -> dict:
     }
 
 
-def _as_annotations(results: list[dict], image_ids: set) -> list[dict]:
+def _as_annotations(results: list[dict], image_ids: set, category_ids: set) -> list[dict]:
     if not isinstance(results, list):
         raise UserError("detections must be a list of COCO results, [{image_id, category_id, bbox, score}, ...]")
     entries = []
@@ -145,6 +128,11 @@ def _as_annotations(results: list[dict], image_ids: set) -> list[dict]:
                 "area": w * h,
                 "iscrowd": 0,
             }
+        )
+    if entries and not any(entry["category_id"] in category_ids for entry in entries):
+        raise UserError(
+            f"no detection has a category of the annotation file: the first has {entries[0]['category_id']}, "
+            f"the file lists {sorted(category_ids, key=str)[:5]}"
         )
     return entries
 

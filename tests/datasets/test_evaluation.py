@@ -10,7 +10,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.evaluation import evaluate_detections, read_results, to_coco_results
+from datasets.coco import read_json
+from datasets.evaluation import evaluate_detections, to_coco_results
 from util.errors import UserError
 
 NAMES = [
@@ -262,6 +263,7 @@ def test_unknown_categories_of_results_score_nothing():
         ([found(1, 10, [0, 0, 1, "x"], 0.5)], "detection 0 must have a bbox of four numbers"),
         ([found(1, 10, [0, 0, 1, 1], None)], "numeric score"),
         ([found(1, [10], [0, 0, 1, 1], 0.5)], "detection 0 has the category [10]"),
+        ([found(1, 99, [0, 0, 1, 1], 0.5)], "no detection has a category of the annotation file: the first has 99"),
     ],
 )
 def test_bad_results_are_named(results, said):
@@ -269,11 +271,11 @@ def test_bad_results_are_named(results, said):
         evaluate_detections(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), results)
 
 
-def test_read_results_names_a_file_that_is_missing_or_no_json(tmp_path):
+def test_read_json_names_a_file_that_is_missing_or_no_json(tmp_path):
     (tmp_path / "good.json").write_text("[1]")
-    assert read_results(tmp_path / "good.json") == [1]
+    assert read_json(tmp_path / "good.json", "file of detections") == [1]
     (tmp_path / "bad.json").write_text("[1")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     for name in ("bad.json", "binary.json", "gone.json"):
         with pytest.raises(UserError, match=re.escape(name)):
-            read_results(tmp_path / name)
+            read_json(tmp_path / name, "file of detections")
