@@ -39,7 +39,7 @@ from util.engine import detect, pick_device, train_one_epoch
 from util.errors import UserError
 from util.optim import adamw, lr_factor, set_lr
 from util.predictor import Predictor
-from util.runlog import RunLog, score_tables, train_header
+from util.runlog import RunLog, make_folder, score_tables, train_header
 
 
 def train(config: Config) -> int:
@@ -280,16 +280,6 @@ def checkpoint_defaults(command: str, *argv: str) -> dict:
     if raw is None or raw.format != "native":
         return {}
     return raw.content["config"] if command == "train" else {"data": raw.content["config"]["data"]}
-
-
-def make_folder(path: str | Path, option: str) -> Path:
-    """The folder, made if it is not there yet."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise UserError(f"{option}: cannot make the folder '{path}': {reason}") from None
-    return Path(path)
 
 
 def required(value: str | None, option: str) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from util.errors import UserError
+
 
 class RunLog:
     """Appends figures to `metrics.jsonl` and TensorBoard in a run's folder.
@@ -36,6 +38,16 @@ class RunLog:
     def close(self) -> None:
         """Flush TensorBoard."""
         self.board.close()
+
+
+def make_folder(path: str | Path, option: str) -> Path:
+    """The folder, made if it is not there yet."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise UserError(f"{option}: cannot make the folder '{path}': {reason}") from None
+    return Path(path)
 
 
 def _step_of(line: str) -> float:
