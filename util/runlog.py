@@ -100,4 +100,10 @@ def train_header(config, model, dataset, val_dataset, device, num_steps: int, ep
         "device": f"{device}, operator {backend}, {cfg.precision}, seed {cfg.seed}",
         "output": cfg.output,
     }
+    backbone = config.model.backbone
+    if backbone.weights == "none" and backbone.norm == "frozen" and not (cfg.resume or config.model.init_from):
+        lines["note"] = (
+            "a random backbone hardly learns with frozen norms: "
+            "--model.backbone.norm trainable --model.backbone.frozen_stages 0"
+        )
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items()) + "\n"

@@ -1,0 +1,43 @@
+"""Each preset, at its full size, learns one batch by heart. Minutes each: marked slow."""
+
+import pytest
+import torch
+
+from datasets.coco import CocoDetection
+from datasets.loader import Batch, collate
+from datasets.shapes import generate
+from datasets.transforms import eval_transform
+from models.build import build_criterion, build_model
+from tests.models.test_build import TRAINABLE, preset
+from util.config import LossConfig, ModelConfig
+from util.optim import adamw, set_lr
+
+
+def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool, steps: int = 200) -> list[float]:
+    """Losses of training on one batch over and over, until a tenth of the first; norms are trained, from scratch."""
+    torch.manual_seed(0)
+    config.backbone.norm, config.backbone.frozen_stages, config.dropout = "trainable", 0, 0.0
+    model = build_model(config, num_classes, auxiliary).train()
+    criterion = build_criterion(LossConfig(auxiliary=auxiliary))
+    optimizer = adamw(model, 2e-4, 2e-4, 1.0, 1e-4)
+    losses = []
+    while len(losses) < steps and (not losses or losses[-1] > 0.1 * losses[0]):
+        set_lr(optimizer, min(1.0, (len(losses) + 1) / 20))
+        loss = sum(criterion(model(batch.images, batch.padding_mask), batch.targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("auxiliary", [True, False], ids=["auxiliary", "last_only"])
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_every_preset_overfits_one_batch(name, auxiliary, tmp_path):
+    root = generate(tmp_path / "shapes", train=2, val=1)
+    annotations = root / "annotations" / "instances_train2017.json"
+    dataset = CocoDetection(root / "train2017", annotations, eval_transform(96, 160))
+    losses = overfit(preset(name), collate([dataset[0], dataset[1]]), 3, auxiliary)
+    assert losses[-1] < 0.1 * losses[0], f"{losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps"
