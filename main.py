@@ -46,6 +46,9 @@ def train(config: Config) -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
     cfg, device = config.train, pick_device(config.train.device)
     resumed = read_checkpoint(cfg.resume) if cfg.resume else None
+    output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
+    if (output / "last.pth").exists() and not resumed and not cfg.fast_dev_run:
+        raise UserError(f"'{output}' holds a run; go on with --train.resume {output}, or choose another --train.output")
     torch.manual_seed(cfg.seed)
     dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
     num_classes = 1 + max(c.label for c in dataset.categories)
@@ -73,7 +76,7 @@ def train(config: Config) -> int:
         weights = load_detector(config.model.init_from).model.state_dict()
         left_out = load_matching_weights(model, weights, config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
-    output = make_folder(cfg.output, "train.output")
+    make_folder(output, "train.output")
     (output / "config.yaml").write_text(cli.to_yaml(config))
     print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, ops.backend_info()["selected"]))
 
@@ -98,7 +101,7 @@ def train(config: Config) -> int:
             clip_norm=cfg.clip_norm,
             precision=cfg.precision,
             description=f"epoch {epoch + 1}/{epochs}",
-            on_step=lambda step, means: log.write("train", step, **means),
+            on_step=lambda step, means: log.write("train", step, lr=optimizer.param_groups[-1]["lr"], **means),
         )
         step, improved = (epoch + 1) * num_steps, False
         line = f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  {figures['seconds']:.0f} s"
@@ -121,7 +124,7 @@ def train(config: Config) -> int:
             "code_version": code_version(),
         }
         save_checkpoint(output / "last.pth", content)
-        if improved or not (output / "best.pth").exists():
+        if improved or epoch == first_epoch == 0:
             save_checkpoint(output / "best.pth", content)
     log.close()
     minutes = (time.perf_counter() - started) / 60

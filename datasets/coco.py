@@ -288,6 +288,9 @@ def match_categories(
     Raises:
         UserError: they have no class in common.
     """
+    both = {(c.id, c.name) for c in of_data}
+    if all((c.id, c.name) in both for c in of_model):  # the same file, or one like it; names may even be doubled
+        return {c.label: c.id for c in of_model}
     by_name = {c.name: c.id for c in of_data}
     matched = {c.label: by_name[c.name] for c in of_model if c.name in by_name}
     if matched:

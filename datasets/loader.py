@@ -140,9 +140,17 @@ def train_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own: starting workers must not move the random state of dropout
     )
 
 
 def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memory: bool) -> SampleLoader:
     """Yields every image once, in the order of the file."""
-    return SampleLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
+    return SampleLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )

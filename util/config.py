@@ -171,12 +171,12 @@ class TrainConfig:
     resume: str | None = None
     """checkpoint (or the run's folder) to go on from"""
     fast_dev_run: bool = False
-    """two steps of training and evaluation, to see that everything works"""
+    """two steps of training and evaluation, in a subfolder of output, to see that everything works"""
 
 
 @dataclass
 class Config:
-    """Everything that makes a training run."""
+    """Trains a detector on COCO-format data, evaluating as it goes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
