@@ -25,7 +25,7 @@ from datasets.build import build_dataset, dataset_paths
 from datasets.check import check_dataset
 from datasets.coco import Category, foreign_categories, load_annotations, match_categories, read_json
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
-from datasets.images import list_pictures, read_image, to_rgb
+from datasets.images import list_pictures, read_image, to_rgb, upright
 from datasets.loader import eval_loader, pad_images, train_loader
 from datasets.transforms import eval_transform, to_image
 from models.build import build_criterion, build_model
@@ -33,8 +33,15 @@ from models.detector import DeformableDETR
 from models.load import load_detector
 from models.postprocess import postprocess
 from util import cli
-from util.checkpoint import code_version, load_matching_weights, read_checkpoint, restore_training, save_checkpoint
-from util.config import RANGES, CheckDataConfig, Config, DataConfig, EvalConfig, PredictConfig
+from util.checkpoint import (
+    load_matching_weights,
+    read_checkpoint,
+    restore_training,
+    save_checkpoint,
+    saved_config,
+    training_state,
+)
+from util.config import RANGES, CheckDataConfig, Config, EvalConfig, EvalDataConfig, PredictConfig, from_dict
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import UserError
 from util.optim import adamw, lr_factor, set_lr
@@ -54,8 +61,10 @@ def train(config: Config) -> int:
     num_classes = 1 + max(c.label for c in dataset.categories)
     category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
 
-    fresh = not resumed and not config.model.init_from
-    model = build_model(config.model, num_classes, config.loss.auxiliary, None if fresh else "none").to(device)
+    source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
+    # The backbone's own weights, unless a checkpoint brings them.
+    brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
+    model = build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None).to(device)
     criterion = build_criterion(config.loss)
     optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay)
     pin = device.type == "cuda"
@@ -72,20 +81,21 @@ def train(config: Config) -> int:
         if first_epoch >= epochs:
             print(f"'{resumed.path}' has finished its {first_epoch} epochs; to go on, give a larger --train.epochs")
             return 0
-    elif config.model.init_from:
-        weights = load_detector(config.model.init_from).model.state_dict()
-        left_out = load_matching_weights(model, weights, config.model.init_from)
+        best = best if (output / "best.pth").exists() else -1.0
+    elif source:
+        left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     make_folder(output, "train.output")
+    cfg.resume = None  # what is kept describes the run, not how it was last started
     (output / "config.yaml").write_text(cli.to_yaml(config))
-    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, ops.backend_info()["selected"]))
+    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, selected_backend()))
 
     def schedule(step: int) -> float:
         factor = lr_factor(step, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps)
         set_lr(optimizer, factor)
         return factor
 
-    log = RunLog(output, first_epoch * num_steps if resumed else None)
+    log = RunLog(output, resumed.content["schedule"]["step"] if resumed else None)
     started, scores = time.perf_counter(), None
     for epoch in range(first_epoch, epochs):
         loader.batch_sampler.set_epoch(epoch)
@@ -109,20 +119,10 @@ def train(config: Config) -> int:
             scores, _ = run_evaluation(model, val_loader, num_eval, category_of, device, precision=cfg.precision)
             log.write("eval", step, epoch=epoch + 1, **scores.figures, per_class=scores.per_class)
             line += f"  AP {scores.figures['AP']:.3f}  AP50 {scores.figures['AP50']:.3f}"
-            improved = scores.figures["AP"] > best
+            improved = scores.figures["AP"] > best or best == -1
             best = max(best, scores.figures["AP"])
         print(line, flush=True)
-        content = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": {"step": step, "factor": schedule(step)},
-            "epoch": epoch + 1,
-            "best": best,
-            "config": asdict(config),
-            "categories": [asdict(c) for c in dataset.categories],
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-            "code_version": code_version(),
-        }
+        content = training_state(model, optimizer, config, dataset.categories, epoch + 1, step, best)
         save_checkpoint(output / "last.pth", content)
         if improved or epoch == first_epoch == 0:
             save_checkpoint(output / "best.pth", content)
@@ -137,6 +137,8 @@ def train(config: Config) -> int:
 def evaluate(config: EvalConfig) -> int:
     """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
     if config.detections:
+        if config.checkpoint:
+            raise UserError("give either --checkpoint or --detections, not both")
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
         if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
@@ -150,9 +152,8 @@ def evaluate(config: EvalConfig) -> int:
         dataset = build_dataset(config.data, "val")
         category_of = match_categories(categories, dataset.categories, "checkpoint")
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
-        backend = ops.backend_info()["selected"]
         output = make_folder(config.output, "output")
-        print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}\n")
+        print(f"{len(dataset)} images, {len(category_of)} classes, operator {selected_backend()} on {device}\n")
         scores, results = run_evaluation(model.to(device), loader, len(loader), category_of, device, config.top_k)
         (output / "detections.json").write_text(json.dumps(results))
     (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
@@ -190,12 +191,8 @@ def predict(config: PredictConfig) -> int:
             number += 1
             drawn = f"{path.stem}_{number}.png"
         predictor.draw(picture, found).save(output / drawn)
-        listed[drawn] = {"file": str(path), "width": picture.width, "height": picture.height} | {
-            "detections": [
-                {"label": label, "name": predictor.names.get(label, str(label)), "score": score, "box_xyxy": box}
-                for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
-            ]
-        }
+        size = {"width": picture.width, "height": picture.height}
+        listed[drawn] = {"file": str(path), **size, "detections": predictor.describe(found)}
     (output / "predictions.json").write_text(json.dumps([{"drawn": k, **v} for k, v in listed.items()], indent=1))
     boxes = sum(len(entry["detections"]) for entry in listed.values())
     print(f"{boxes} boxes on {len(listed)} pictures; the drawn pictures and predictions.json are in {output}")
@@ -217,13 +214,13 @@ def check_data(config: CheckDataConfig) -> int:
     return int(any(r.defects for r in reports.values()))
 
 
-def load_model(checkpoint: str) -> tuple[DeformableDETR, list[Category], DataConfig]:
+def load_model(checkpoint: str) -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
     loaded = load_detector(checkpoint)
     categories = [Category(**c) for c in loaded.categories]
     if not categories:
         categories = foreign_categories(loaded.model.num_classes, loaded.names)
-    return loaded.model, categories, cli.from_dict(DataConfig, loaded.data)
+    return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
 
 
 def load_predictor(checkpoint: str, device: str = "auto", size: int | None = None) -> Predictor:
@@ -237,7 +234,8 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
     model, categories, data = load_model(checkpoint)
     resize, chosen = eval_transform(size or data.eval_size, data.max_size), pick_device(device)
     names = {c.label: c.name for c in categories if c.name}
-    return Predictor(model.to(chosen), lambda p: resize(to_image(to_rgb(p))), pad_images, postprocess, names, chosen)
+    prepare, transform = lambda p: to_rgb(upright(p)), lambda p: resize(to_image(p))
+    return Predictor(model.to(chosen), prepare, transform, pad_images, postprocess, names, chosen)
 
 
 COMMANDS: dict[str, tuple[Callable, type, str]] = {
@@ -259,6 +257,7 @@ def main(argv: Sequence[str]) -> int:
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command '{argv[0]}'; {hint}")
         command, kind, example = COMMANDS[argv[0]]
+        selected_backend()
         config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", checkpoint_defaults(*argv))
         cli.check_ranges(config, RANGES)
         return command(config)
@@ -279,10 +278,16 @@ def checkpoint_defaults(command: str, *argv: str) -> dict:
     """What a checkpoint named on the command line says: the whole run to resume it, its data section to evaluate."""
     option = {"train": "train.resume", "eval": "checkpoint"}.get(command)
     path = cli.peek(argv, option) if option else None
-    raw = read_checkpoint(path) if path else None
-    if raw is None or raw.format != "native":
-        return {}
-    return raw.content["config"] if command == "train" else {"data": raw.content["config"]["data"]}
+    config = saved_config(path, keep_paths=not cli.peek(argv, "data.root")) if path else {}
+    return config if command == "train" else {k: config[k] for k in config if k == "data"}
+
+
+def selected_backend() -> str:
+    """The operator's backend that will run; one that is asked for but not there is the user's to mend."""
+    try:
+        return ops.backend_info()["selected"]
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
 
 
 def required(value: str | None, option: str) -> str:

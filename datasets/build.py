@@ -5,19 +5,19 @@ from pathlib import Path
 from datasets.coco import CocoDetection
 from datasets.shapes import generate
 from datasets.transforms import eval_transform, train_transform
-from util.config import DataConfig
+from util.config import DataConfig, EvalDataConfig, ValPaths
 from util.errors import UserError
 
 SHAPES = "data/shapes"  # generated here when no data set is named
 
 
-def dataset_paths(data: DataConfig, split: str) -> tuple[Path, Path] | None:
+def dataset_paths(data: ValPaths, split: str) -> tuple[Path, Path] | None:
     """Image folder and annotation file of the `train` or `val` split; None if the configuration names neither.
 
     Raises:
         UserError: only one of the two is given.
     """
-    images, annotations = getattr(data, f"{split}_images"), getattr(data, f"{split}_annotations")
+    images, annotations = (getattr(data, f"{split}_{part}", None) for part in ("images", "annotations"))
     if images and annotations:
         return Path(images), Path(annotations)
     if images or annotations:
@@ -28,7 +28,7 @@ def dataset_paths(data: DataConfig, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-def build_dataset(data: DataConfig, split: str, seed: int = 0) -> CocoDetection:
+def build_dataset(data: DataConfig | EvalDataConfig, split: str, seed: int = 0) -> CocoDetection:
     """The `train` or `val` split with its transform; if no data set is named at all, the generated shapes.
 
     Raises:
@@ -58,4 +58,4 @@ def build_dataset(data: DataConfig, split: str, seed: int = 0) -> CocoDetection:
         )
     else:
         transform = eval_transform(data.eval_size, data.max_size)
-    return CocoDetection(*paths, transform, data.category_ids, seed)
+    return CocoDetection(*paths, transform, getattr(data, "category_ids", "contiguous"), seed)

@@ -221,12 +221,12 @@ def _check_annotations(annotations: list, images: dict, categories: dict, report
         if not is_box(entry["bbox"]):
             defect("malformed box", f"bbox {entry['bbox']} is not four numbers")
             continue
-        if entry.get("iscrowd", 0):
-            report.crowds += 1
-            continue
         fault = _box_fault(entry["bbox"], image)
         if fault:
             defect(*fault)
+        if entry.get("iscrowd", 0):
+            report.crowds += 1
+            continue
         same = (entry["image_id"], entry["category_id"], *entry["bbox"])
         if same in seen:
             defect("doubled box", f"the same box and class as annotation {seen[same]}")

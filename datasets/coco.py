@@ -136,7 +136,7 @@ class CocoDetection(Dataset):
             # The same image in the same epoch is augmented alike, whichever worker does it.
             state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(state[0]))
+                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reseed GPUs too
                 image, target = self.transform(image, target)
         height, width = image.shape[-2:]
         boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)

@@ -162,7 +162,8 @@ def _summarize(run: COCOeval, truth: COCO) -> Scores:
     per_class = {}
     for k, category in enumerate(run.params.catIds):
         objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]
-        per_class[truth.cats[category]["name"]] = {
+        name = truth.cats[category]["name"]
+        per_class[f"{name} ({category})" if name in per_class else name] = {
             "AP": mean(precision[:, :, k, 0, 2]),
             "AP50": mean(precision[0, :, k, 0, 2]),
             "AP75": mean(precision[5, :, k, 0, 2]),

@@ -55,13 +55,18 @@ def read_image(path: str | Path, annotated_size: tuple[int, int] | None = None) 
         raise UserError(f"'{path}' is not a picture in a format that can be read") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"image '{path}' cannot be read, it may be truncated or corrupt: {error}") from None
-    try:
-        rotated = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError):  # unreadable EXIF: the pixels are whole, and viewers show them so
-        rotated = image
+    rotated = upright(image)
     if annotated_size is not None and rotated.size != annotated_size and image.size == annotated_size:
         rotated = image
     return to_rgb(rotated, path)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError):  # unreadable EXIF: the pixels are whole, and viewers show them so
+        return image
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:

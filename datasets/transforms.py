@@ -55,8 +55,8 @@ def train_transform(
 ) -> v2.Transform:
     """The paper's training recipe (arXiv 2010.04159, section 5, which is that of 2005.12872, appendix A.4).
 
-    Flip; then, evenly, resize, or resize, crop and resize again; then normalise. Boxes that a crop leaves less than
-    a pixel of are dropped.
+    Flip; then, evenly, resize, or resize, crop and resize again; then normalise. Boxes of which less than a pixel
+    is left, by cropping or scaling down, are dropped.
 
     Args:
         sizes: shorter sides to draw from, in pixels.

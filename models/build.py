@@ -1,6 +1,7 @@
 """From the configuration to the model and its criterion."""
 
 from models.backbone import Backbone
+from models.backbone_weights import load_backbone_weights
 from models.criterion import Criterion
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
@@ -29,14 +30,17 @@ def build_model(
         UserError: numbers that do not fit each other, or a backbone that cannot be had.
     """
     check_model(config)
+    weights = backbone_weights or config.backbone.weights
     backbone = Backbone(
         config.backbone.name,
         num_features=min(3, config.num_levels),
-        weights=backbone_weights or config.backbone.weights,
+        pretrained=weights == "timm",
         norm=config.backbone.norm,
         frozen_stages=config.backbone.frozen_stages,
         output_stride=config.backbone.output_stride,
     )
+    if weights not in ("timm", "none"):
+        load_backbone_weights(backbone.body, weights)
     neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups)
     transformer = DeformableTransformer(
         config.d_model,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import Backbone
@@ -95,15 +96,16 @@ class DeformableDETR(nn.Module):
         Returns:
             Predictions of every decoder layer, and of the proposals if there are two stages.
         """
+        images, padding_mask = pad_to_multiple(images, padding_mask, self.backbone.size_multiple)
         maps = self.neck(self.backbone(images))
         masks = [_resize_mask(padding_mask, m.shape[-2:]) for m in maps]
         spatial_shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         dtype = self.position.level_embed.dtype
         valid_ratios = torch.stack([valid_ratio(mask, dtype) for mask in masks], 1)  # [B, L, 2]
 
-        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)  # [B, S, E]
-        mask = torch.cat([m.flatten(1) for m in masks], 1)  # [B, S]
-        position = torch.cat([p.flatten(1, 2) for p in self.position(masks)], 1)  # [B, S, E]
+        tokens = torch.cat([rearrange(m, "b e h w -> b (h w) e") for m in maps], 1)  # [B, S, E]
+        mask = torch.cat([rearrange(m, "b h w -> b (h w)") for m in masks], 1)  # [B, S]
+        position = torch.cat([rearrange(p, "b h w e -> b (h w) e") for p in self.position(masks)], 1)  # [B, S, E]
         memory = self.transformer.encode(tokens, position, mask, spatial_shapes, valid_ratios)
 
         proposals = None
@@ -116,6 +118,13 @@ class DeformableDETR(nn.Module):
             queries, memory, mask, spatial_shapes, valid_ratios, self.heads, detach_references=self.auxiliary_losses
         )
         return Predictions(logits, boxes, proposals)
+
+
+def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """More padding to the right and below, until height and width are multiples; nothing to do for 1."""
+    height, width = images.shape[-2:]
+    more = (0, -width % multiple, 0, -height % multiple)
+    return (F.pad(images, more), F.pad(padding_mask, more, value=True)) if any(more) else (images, padding_mask)
 
 
 def _resize_mask(padding_mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -64,9 +64,9 @@ class PredictionHead(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, Q, E]` -> class logits `[B, Q, C]` and box deltas `[B, Q, 4]` in logit space."""
-        deltas = self.regress(states)
-        # Boxes are small differences of logits: adding them up in half precision would move them by pixels.
-        return self.classify(states), deltas.to(torch.promote_types(deltas.dtype, torch.float32))
+        logits = self.classify(states)
+        with torch.autocast(states.device.type, enabled=False):  # in half precision boxes would move by pixels
+            return logits, self.regress(states.to(self.classify.weight.dtype))
 
 
 def decoder_heads(

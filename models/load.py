@@ -7,8 +7,8 @@ from models.build import build_model
 from models.convert import from_original, from_transformers
 from models.detector import DeformableDETR
 from util.checkpoint import RawCheckpoint, load_weights, read_checkpoint
-from util.cli import from_dict
-from util.config import ModelConfig
+from util.config import ModelConfig, from_dict
+from util.errors import UserError
 
 
 @dataclass
@@ -17,12 +17,14 @@ class LoadedDetector:
 
     Attributes:
         model: in evaluation mode, on the CPU.
+        config: what the model was built from.
         categories: `{"label", "id", "name"}` of each class; empty if the checkpoint does not say.
         names: class names by label, of a foreign checkpoint that has them.
         data: the data section of the run that made it; empty if it does not say.
     """
 
     model: DeformableDETR
+    config: ModelConfig
     categories: list[dict[str, Any]]
     names: dict[int, str]
     data: dict[str, Any]
@@ -39,6 +41,16 @@ def load_detector(source: str | RawCheckpoint) -> LoadedDetector:
         UserError: not a whole checkpoint of a known layout.
     """
     raw = read_checkpoint(source) if isinstance(source, str) else source
+    try:
+        return _build(raw)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint '{raw.path}' cannot be made into a detector: a part of it has not the form that the "
+            f"{raw.format} layout has ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _build(raw: RawCheckpoint) -> LoadedDetector:
     if raw.format == "native":
         config = from_dict(ModelConfig, raw.content["config"]["model"])
         categories, state, names = raw.content["categories"], raw.content["model"], {}
@@ -53,4 +65,4 @@ def load_detector(source: str | RawCheckpoint) -> LoadedDetector:
         num_classes, data = converted.num_classes, {}
     model = build_model(config, num_classes, backbone_weights="none")
     load_weights(model, state, raw.path)
-    return LoadedDetector(model.eval(), categories, names, data)
+    return LoadedDetector(model.eval(), config, categories, names, data)

@@ -74,12 +74,12 @@ def token_anchors(
     """
     anchors = []
     for level, (height, width) in enumerate(spatial_shapes):
-        size = valid_ratios.new_tensor([width, height])
-        valid = (valid_ratios[:, level] * size).round()  # [B, 2], unpadded pixels
-        y = torch.arange(height, device=valid.device, dtype=valid.dtype)
-        x = torch.arange(width, device=valid.device, dtype=valid.dtype)
+        valid_x = (valid_ratios[:, level, :1] * width).round()  # [B, 1], unpadded pixels
+        valid_y = (valid_ratios[:, level, 1:] * height).round()
+        y = torch.arange(height, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
+        x = torch.arange(width, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
         y, x = torch.meshgrid(y, x, indexing="ij")
-        centres = (torch.stack([x, y], -1).flatten(0, 1) + 0.5) / valid[:, None]  # [B, H*W, 2]
+        centres = torch.stack([x.flatten() / valid_x, y.flatten() / valid_y], -1)  # [B, H*W, 2]
         anchors.append(torch.cat([centres, torch.full_like(centres, 0.05 * 2.0**level)], -1))
     anchors = torch.cat(anchors, 1)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~padding_mask[..., None]

@@ -39,6 +39,7 @@ class LearnedQueries(nn.Module):
 
     def forward(self, batch: int) -> Queries:
         """The same queries for each of `batch` images."""
-        reference = self.reference_points(self.position).to(self.position.dtype).sigmoid()
+        with torch.autocast(self.position.device.type, enabled=False):  # in half precision they would move by pixels
+            reference = self.reference_points(self.position).sigmoid()
         position, content, reference = (t[None].expand(batch, -1, -1) for t in (self.position, self.content, reference))
         return Queries(content, position, reference)

@@ -187,6 +187,6 @@ def encoder_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ra
         y = torch.arange(height, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
         x = torch.arange(width, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
         y, x = torch.meshgrid(y, x, indexing="ij")
-        valid = valid_ratios[:, level] * valid_ratios.new_tensor([width, height])  # [B, 2]
-        centres.append(torch.stack([x, y], -1).flatten(0, 1) / valid[:, None])
+        ratio_x, ratio_y = valid_ratios[:, level, :, None].unbind(1)  # [B, 1] each
+        centres.append(torch.stack([x.flatten() / (ratio_x * width), y.flatten() / (ratio_y * height)], -1))
     return torch.cat(centres, 1)[:, :, None] * valid_ratios[:, None]

@@ -47,7 +47,12 @@ def ms_deform_attn(
 
 
 def backend_info() -> dict[str, str]:
-    """The available backends by name with a word on each, and under `"selected"` the one that will run."""
+    """The available backends by name with a word on each, and under `"selected"` the one that will run.
+
+    Raises:
+        RuntimeError: `MS_DEFORM_ATTN_BACKEND` names one that is not available.
+    """
+    _select(None)
     return {"reference": f"PyTorch {torch.__version__}, any device, differentiable twice", "selected": _name(None)}
 
 

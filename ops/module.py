@@ -38,18 +38,19 @@ class MSDeformAttn(nn.Module):
         self.attention_weights = nn.Linear(d_model, num_heads * total)
         self.value_proj = nn.Linear(d_model, d_model)
         self.output_proj = nn.Linear(d_model, d_model)
+        # Derived from num_points, so never saved; kept on the device, for a copy from the host would wait for it.
         level_of_point = [level for level, k in enumerate(points) for _ in range(k)]
-        # Derived from num_points, so never saved.
         self.register_buffer("level_of_point", torch.tensor(level_of_point), persistent=False)
+        self.register_buffer("points_of_level", torch.tensor([points[i] for i in level_of_point]), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Heads look in M directions, their k-th point k pixels away; all points weigh the same (section 4.1)."""
         nn.init.zeros_(self.sampling_offsets.weight)
-        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        angles = torch.arange(self.num_heads, dtype=torch.float64) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # [M, 2]
         directions = directions / directions.abs().max(-1, keepdim=True).values  # on the unit square's edge
-        steps = torch.cat([torch.arange(1, k + 1, dtype=torch.float32) for k in self.num_points])  # [P]
+        steps = torch.cat([torch.arange(1, k + 1) for k in self.num_points])  # [P]
         with torch.no_grad():
             self.sampling_offsets.bias.copy_((directions[:, None] * steps[:, None]).flatten())
         nn.init.zeros_(self.attention_weights.weight)
@@ -99,16 +100,10 @@ class MSDeformAttn(nn.Module):
     def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes) -> Tensor:
         reference = reference_points[:, :, self.level_of_point][:, :, None]  # [B, Q, 1, P, 2 or 4]
         if reference.shape[-1] == 2:  # offsets in pixels of the level: divided by (W, H), not (H, W)
-            per_level = [(width, height) for height, width in spatial_shapes]
-            size = torch.tensor(
-                [per_level[i] for i, k in enumerate(self.num_points) for _ in range(k)],
-                dtype=offsets.dtype,
-                device=offsets.device,
-            )
-            return reference + offsets / size
+            parts = offsets.split(self.num_points, dim=3)
+            x = torch.cat([part[..., 0] / width for part, (_, width) in zip(parts, spatial_shapes)], -1)
+            y = torch.cat([part[..., 1] / height for part, (height, _) in zip(parts, spatial_shapes)], -1)
+            return reference + torch.stack([x, y], -1)
         if reference.shape[-1] == 4:  # offsets in K-ths of half the box: the initial points reach its edge
-            points = torch.tensor(
-                [float(k) for k in self.num_points for _ in range(k)], dtype=offsets.dtype, device=offsets.device
-            )
-            return reference[..., :2] + offsets / points[:, None] * reference[..., 2:] * 0.5
+            return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
         raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")

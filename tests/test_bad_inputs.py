@@ -80,7 +80,7 @@ def trained(tmp_path_factory) -> Path:
 def place(trained, tmp_path, monkeypatch) -> Path:
     """A copy of the data set and the checkpoint; relative paths lead here."""
     shutil.copytree(trained / "coco", tmp_path / "coco")
-    shutil.copy(trained / "run" / "last.pth", tmp_path / "model.pth")
+    shutil.copy(trained / "run" / "fast_dev_run" / "last.pth", tmp_path / "model.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -109,7 +109,14 @@ def edit(file: Path, change) -> None:
 
 def test_what_the_other_tests_break_works(place, capsys):
     assert main(training(place)) == 0
-    assert main(training(place, train__resume=str(place / "run"), train__epochs="2", train__fast_dev_run="false")) == 0
+    assert (
+        main(
+            training(
+                place, train__resume=str(place / "run" / "fast_dev_run"), train__epochs="2", train__fast_dev_run="false"
+            )
+        )
+        == 0
+    )
     assert main(evaluation(place, checkpoint=str(place / "model.pth"))) == 0
     detections = str(place / "eval" / "detections.json")
     assert main(evaluation(place, detections=detections, output=str(place / "again"))) == 0
@@ -190,8 +197,8 @@ def test_configuration_files(place, capsys, text, mentions):
         ({"data.crop": "true", "data.crop_range": "[30, 20]"}, ["data.crop_range is [30, 20]"]),
         ({"data.horizontal_flip": "1.2"}, ["data.horizontal_flip is 1.2"]),
         ({"data.root": "nowhere"}, ["nowhere"]),
-        ({"train.output": "occupied"}, ["train.output", "'occupied'"]),
-        ({"train.output": "occupied/run"}, ["train.output", "'occupied/run'"]),
+        ({"train.output": "occupied"}, ["train.output", "'occupied/fast_dev_run'"]),
+        ({"train.output": "occupied/run"}, ["train.output", "'occupied/run/fast_dev_run'"]),
         ({"train.resume": "gone.pth"}, ["'gone.pth'"]),
         ({"model.init_from": "gone.pth"}, ["'gone.pth'"]),
     ],

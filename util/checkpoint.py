@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def load_plain(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, not read: only what is used comes from the disk (files older than torch 1.6 are no zip archives).
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError:
+        raise UserError(f"'{path}' may not be read; check its permissions") from None
     except Exception as error:  # torch raises many types for broken files; every one means the file is unusable
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         if foreign:
@@ -143,6 +146,44 @@ def code_version() -> str:
     return commit.stdout.strip() or "unknown"
 
 
+def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
+    """The configuration that a checkpoint of this project was trained with; empty for other layouts.
+
+    Args:
+        path: of the checkpoint.
+        keep_paths: whether the data's explicit paths stay in; without them `data.root` decides.
+    """
+    raw = read_checkpoint(path)
+    if raw.format != "native":
+        return {}
+    config = raw.content["config"]
+    data = {k: v for k, v in config["data"].items() if keep_paths or not k.endswith(("_images", "_annotations"))}
+    return {**config, "data": data, "train": {**config["train"], "fast_dev_run": False}}
+
+
+def training_state(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Any,
+    categories: Sequence[Any],
+    epoch: int,
+    step: int,
+    best: float,
+) -> dict[str, Any]:
+    """What a checkpoint holds: all that `restore_training` needs, and what makes the file describe itself."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": {"step": step},
+        "epoch": epoch,
+        "best": best,
+        "config": asdict(config),
+        "categories": [asdict(category) for category in categories],
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        "code_version": code_version(),
+    }
+
+
 def restore_training(raw: RawCheckpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
     """Fill model, optimizer and random state from a checkpoint of this project.
 
@@ -152,15 +193,18 @@ def restore_training(raw: RawCheckpoint, model: torch.nn.Module, optimizer: torc
     Raises:
         UserError: no training state, or one that does not fit.
     """
-    if raw.format != "native" or not {"optimizer", "rng", "best"} <= set(raw.content):
+    if raw.format != "native" or not {"optimizer", "schedule", "rng", "best"} <= set(raw.content):
         raise UserError(
             f"train.resume: '{raw.path}' holds no training state; --model.init_from takes its weights alone"
         )
     load_weights(model, raw.content["model"], raw.path)
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(raw.content["optimizer"])
     except ValueError as error:
         raise UserError(f"train.resume: the optimizer state of '{raw.path}' does not fit: {error}") from None
+    for group, setting in zip(optimizer.param_groups, settings):
+        group.update(setting)  # rates and decay are the configuration's, which may have been changed for resuming
     torch.set_rng_state(raw.content["rng"]["cpu"])
     if len(raw.content["rng"]["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(raw.content["rng"]["cuda"])

@@ -56,9 +56,9 @@ def peek(argv: Sequence[str], option: str) -> str | None:
     """The value of one option, before all are parsed: on the line itself, else in the last --config file with it."""
     for i, argument in enumerate(argv):
         if argument == f"--{option}" and i + 1 < len(argv):
-            return argv[i + 1]
+            return None if argv[i + 1] == "null" else argv[i + 1]
         if argument.startswith(f"--{option}="):
-            return argument.split("=", 1)[1]
+            return None if argument == f"--{option}=null" else argument.split("=", 1)[1]
     for file in reversed(_split_config_files(list(argv))[0]):
         value = _read_yaml(file)
         for part in option.split("."):
@@ -71,13 +71,6 @@ def peek(argv: Sequence[str], option: str) -> str | None:
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML that `--config` reads back."""
     return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
-
-
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from nested dictionaries; unknown keys are left out, missing ones take their defaults."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
-    return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
 
 
 def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
@@ -152,7 +145,8 @@ def _parser(kind: type, prog: str, epilog: str) -> _Parser:
 def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     """One group of options for each dataclass, with the help that stands below each field."""
     hints = typing.get_type_hints(kind)
-    help_of = {p.arg_name: p.description for p in docstring_parser.parse_from_object(kind).params}
+    ancestors = [k for k in reversed(kind.__mro__) if is_dataclass(k)]  # each documents its own fields
+    help_of = {p.arg_name: p.description for k in ancestors for p in docstring_parser.parse_from_object(k).params}
     plain = [f for f in fields(kind) if not is_dataclass(hints[f.name])]
     target = parser.add_argument_group((kind.__doc__ or "").strip()) if prefix and plain else parser
     for f in plain:

@@ -5,8 +5,11 @@ lists only what differs from them.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -20,7 +23,7 @@ class BackboneConfig:
     norm: Literal["frozen", "trainable"] = "frozen"
     """batch norms: fixed statistics and affine, or trained"""
     frozen_stages: int = 2
-    """stages without gradient, the stem first (2 of a ResNet: stem and layer1); use 0 from scratch"""
+    """feature stages without gradient, shallow first (2 of a ResNet: stem and layer1); use 0 from scratch"""
     output_stride: int | None = None
     """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
 
@@ -89,31 +92,51 @@ class LossConfig:
     focal_gamma: float = 2.0
     """focusing exponent of the focal loss"""
     auxiliary: bool = True
-    """penalise every decoder layer, not only the last"""
+    """penalise every decoder layer; if not, only the last, whose gradient then reaches the earlier box heads too"""
 
 
 @dataclass
-class DataConfig:
+class ValPaths:
     """Data: COCO-format detection"""
 
     root: str | None = None
     """folder in COCO 2017 layout (train2017/, val2017/, annotations/); nothing at all: generated shapes"""
-    train_images: str | None = None
-    """folder of training images (instead of root)"""
-    train_annotations: str | None = None
-    """COCO JSON of the training images (instead of root)"""
     val_images: str | None = None
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
     """COCO JSON of the validation images (instead of root)"""
-    category_ids: Literal["contiguous", "original"] = "contiguous"
-    """labels 0..C-1 in the order of ids, or the file's own ids (released 91-class checkpoints)"""
-    train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
-    """shorter side in training, one drawn for each image"""
+
+
+@dataclass
+class DataPaths(ValPaths):
+    """Data: COCO-format detection"""
+
+    train_images: str | None = None
+    """folder of training images (instead of root)"""
+    train_annotations: str | None = None
+    """COCO JSON of the training images (instead of root)"""
+
+
+@dataclass
+class EvalDataConfig(ValPaths):
+    """Data: COCO-format detection"""
+
     eval_size: int = 800
     """shorter side in evaluation and prediction"""
     max_size: int = 1333
     """longest the longer side may be"""
+    workers: int = 4
+    """processes that read and augment images; 0 reads in the main process"""
+
+
+@dataclass
+class DataConfig(EvalDataConfig, DataPaths):
+    """Data: COCO-format detection"""
+
+    category_ids: Literal["contiguous", "original"] = "contiguous"
+    """labels 0..C-1 in the order of ids, or the file's own ids (to keep the heads of released 91-class checkpoints)"""
+    train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
+    """shorter side in training, one drawn for each image"""
     crop: bool = True
     """half of the training images: resize to crop_sizes, crop, resize again (DETR's recipe)"""
     crop_sizes: list[int] = field(default_factory=lambda: [400, 500, 600])
@@ -126,8 +149,6 @@ class DataConfig:
     """probability of mirroring top and bottom (microscopy, aerial images)"""
     color_jitter: float = 0.0
     """strength of random brightness, contrast and saturation; 0.2 is mild"""
-    workers: int = 4
-    """processes that read and augment images; 0 reads in the main process"""
 
 
 @dataclass
@@ -200,7 +221,7 @@ class EvalConfig:
     """detections kept for each image; 300 is the other common choice"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
 
 
 @dataclass
@@ -231,7 +252,14 @@ class CheckDataConfig:
     """JSON file for the whole report"""
     show: int = 20
     """defects of each kind to print"""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataPaths = field(default_factory=DataPaths)
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass from nested dictionaries; unknown keys are left out, missing ones take their defaults."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
 
 
 # Smallest and largest values of the numbers that nothing else checks.

@@ -105,7 +105,7 @@ def train_one_epoch(
 
 def _to_host(sums: dict[str, torch.Tensor], count: int) -> dict[str, float]:
     """Means of device scalars in one transfer, with their sum as `loss`."""
-    values = (torch.stack([v.double() for v in sums.values()]) / count).tolist() if sums else []
+    values = (torch.stack(list(sums.values())) / count).tolist() if sums else []
     means = dict(zip(sums, values))
     return {"loss": sum(v for name, v in means.items() if name != "grad_norm"), **means}
 

@@ -14,7 +14,8 @@ class Predictor:
 
     Args:
         model: batch to predictions.
-        transform: PIL image to a normalised tensor `[3, H, W]`.
+        prepare: PIL image of any mode to an upright RGB one, which is what is looked at and drawn on.
+        transform: RGB image to a normalised tensor `[3, H, W]`.
         pad: list of tensors to (images `[B, 3, H, W]`, padding_mask `[B, H, W]`).
         postprocess: (predictions, sizes, top_k) to detections.
         names: class names by label.
@@ -24,13 +25,15 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
+        prepare: Callable,
         transform: Callable,
         pad: Callable,
         postprocess: Callable,
         names: dict[int, str],
         device: torch.device,
     ):
-        self.model, self.transform, self.pad, self.postprocess = model.eval(), transform, pad, postprocess
+        self.model, self.pad, self.postprocess = model.eval(), pad, postprocess
+        self.prepare, self.transform = prepare, transform
         self.names, self.device = names, device
 
     @torch.inference_mode()
@@ -43,9 +46,9 @@ class Predictor:
             top_k: most detections for each picture.
 
         Returns:
-            Detections (boxes xyxy in pixels, scores, labels), or a list of them.
+            Detections (boxes xyxy in pixels of the upright picture, scores, labels), or a list of them.
         """
-        several = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+        several = [self.prepare(p) for p in ([pictures] if isinstance(pictures, Image.Image) else pictures)]
         images, padding_mask = self.pad([self.transform(p) for p in several])
         predictions = self.model(images.to(self.device), padding_mask.to(self.device))
         found = self.postprocess(predictions, [(p.height, p.width) for p in several], top_k)
@@ -53,5 +56,14 @@ class Predictor:
         return found[0] if isinstance(pictures, Image.Image) else found
 
     def draw(self, picture: Image.Image, detections) -> Image.Image:
-        """A copy of the picture with the detections drawn on it."""
+        """An upright RGB copy of the picture with the detections drawn on it."""
+        picture = self.prepare(picture)
         return draw_detections(picture, detections.boxes, detections.labels, detections.scores, self.names)
+
+    def describe(self, detections) -> list[dict]:
+        """Plain dictionaries of the detections, for JSON."""
+        columns = (detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist())
+        return [
+            {"label": label, "name": self.names.get(label, str(label)), "score": score, "box_xyxy": box}
+            for label, score, box in zip(*columns)
+        ]

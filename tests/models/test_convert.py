@@ -57,12 +57,11 @@ def as_original(model, variant: str) -> dict:
         if key.startswith("transformer."):
             part, rest = key.removeprefix("transformer.").split(".", 1)
             saved[f"transformer.{part}.layers.{rest.replace('ffn.', '')}"] = tensor
-        head = key.removeprefix("queries.head." if two_stage else "heads.")
         if key.startswith("heads."):
-            number, part, rest = head.split(".", 2)
+            number, part, rest = key.removeprefix("heads.").split(".", 2)
             copies = [int(number)] if refined else range(layers)
         elif two_stage and key.startswith("queries.head."):
-            (part, rest), copies = head.split(".", 1), [layers]
+            (part, rest), copies = key.removeprefix("queries.head.").split(".", 1), [layers]
         else:
             continue
         name = {"classify": "class_embed", "regress": "bbox_embed"}[part]

@@ -38,7 +38,7 @@ def test_refinement_detaches_references_between_layers():
     scramble(model)
     images, mask = padded_batch([(96, 96)])
     model(images, mask).boxes[1].sum().backward()
-    assert model.heads[0].regress.layers[0].weight.grad is None
+    assert not model.heads[0].regress.layers[0].weight.grad.any()
     assert model.heads[1].regress.layers[0].weight.grad.abs().sum() > 0
 
 
@@ -77,14 +77,25 @@ def test_overfits_one_batch():
 
 
 @torch.no_grad()
-def test_padding_content_does_not_matter_beyond_the_backbone():
-    """What lies in the padding reaches the boxes only through convolutions at its border."""
-    model = small_model(refinement=True).eval()
+@pytest.mark.parametrize("options", [{}, {"two_stage": True}], ids=["one_stage", "two_stage"])
+def test_the_transformer_does_not_see_padding(options):
+    """Features of an image alone, and the same ones with garbage padded on, give the same answer."""
+    model = small_model(refinement=True, num_levels=2, **options).double().eval()
     scramble(model)
-    images, mask = padded_batch([(64, 64), (128, 128)])
-    alone = model(images[:1, :, :64, :64], mask[:1, :64, :64])
-    padded = model(images, mask)
-    assert (alone.boxes[-1][0] - padded.boxes[-1][0]).abs().max() < 0.05
+    features = [torch.randn(1, c, s, s).double() for c, s in zip(model.backbone.channels, (8, 4))]
+    padded = [torch.randn(1, f.shape[1], 2 * f.shape[2], 2 * f.shape[3]).double() for f in features]
+    for whole, part in zip(padded, features):
+        whole[:, :, : part.shape[2], : part.shape[3]] = part
+    model.neck.levels = torch.nn.ModuleList(level[0] for level in model.neck.levels)  # GroupNorm looks at all pixels
+    mask = torch.ones(1, 256, 256, dtype=torch.bool)
+    mask[:, :128, :128] = False
+    answers = []
+    for maps, of in ((features, mask[:, :128, :128]), (padded, mask), (padded, torch.zeros_like(mask))):
+        model.backbone.forward = lambda images, maps=maps: maps
+        answers.append(model(torch.zeros(1, 3, *of.shape[1:]).double(), of).boxes[-1])
+    alone, masked, unmasked = answers
+    torch.testing.assert_close(masked, alone, atol=1e-6, rtol=0)
+    assert (unmasked - alone).abs().max() > 1e-3  # without the mask it would
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import yaml
 
 from main import COMMANDS, main
 from util import cli
-from util.config import Config, EvalConfig, PredictConfig
+from util.config import Config, EvalConfig, PredictConfig, from_dict
 from util.errors import UserError
 
 
@@ -233,7 +233,7 @@ def test_the_defaults_read_back(file, kind):
 
 
 def test_from_dict_takes_what_it_knows():
-    config = cli.from_dict(Config, {"model": {"d_model": 64, "old": 1, "backbone": {"name": "x"}}, "other": 2})
+    config = from_dict(Config, {"model": {"d_model": 64, "old": 1, "backbone": {"name": "x"}}, "other": 2})
     assert (config.model.d_model, config.model.backbone.name, config.model.num_heads) == (64, "x", 8)
 
 
@@ -290,7 +290,7 @@ def test_help_lists_every_option_with_its_meaning(command, capsys):
         assert re.search(rf"^ +--{re.escape(option)}\b.*\n? +\S", text, re.MULTILINE), option
     assert f"python main.py {command}" in text
     flat = " ".join(text.split())
-    assert "auto takes a GPU" in flat or "0 reads in the main process" in flat
+    assert "auto takes a GPU" in flat or "defects of each kind to print" in flat
     assert "--config FILE" in flat
 
 
