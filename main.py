@@ -45,6 +45,7 @@ from util.config import RANGES, CheckDataConfig, Config, EvalConfig, EvalDataCon
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import UserError
 from util.optim import adamw, lr_factor, set_lr
+from util.plots import plot_run
 from util.predictor import Predictor
 from util.runlog import RunLog, make_folder, score_tables, train_header
 
@@ -127,10 +128,11 @@ def train(config: Config) -> int:
         if improved or epoch == first_epoch == 0:
             save_checkpoint(output / "best.pth", content)
     log.close()
+    plot_run(output)
     minutes = (time.perf_counter() - started) / 60
     print(f"\ntrained in {minutes:.1f} min, best AP {best:.3f}; of the last epoch:\n")
     print(score_tables(scores.figures, scores.per_class))
-    print(f"\nbest.pth, last.pth, metrics.jsonl and TensorBoard's events are in {output}")
+    print(f"\nbest.pth, last.pth, curves.png, metrics.jsonl and TensorBoard's events are in {output}")
     return 0
 
 

@@ -66,6 +66,8 @@ def test_a_run_leaves_everything_behind(trained, shapes):
     assert lines[0]["loss"] == pytest.approx(parts)
     assert yaml.safe_load((trained / "config.yaml").read_text())["model"]["d_model"] == 32
     assert not list(trained.glob("*.tmp"))
+    with Image.open(trained / "curves.png") as curves:
+        assert curves.width > 500
 
 
 @pytest.mark.parametrize("workers", [0, 2])
