@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datasets.coco import CocoDetection, Sample
+from datasets.coco import CocoDetection, Sample, has_size
 from util.errors import UserError
 
 
@@ -110,6 +110,31 @@ class EpochBatches(Sampler):
             yield [(index, self.epoch) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
 
 
+class SameSizeBatches(Sampler):
+    """Every image once, in batches of images that annotations give one size; of unknown size, alone.
+
+    Evaluation must not depend on the batch. Padding would make it so: it shifts the statistics of the neck's
+    GroupNorm over the whole map, and reaches every pixel that a convolution's receptive field joins to the border.
+
+    Args:
+        images: entries of the annotation file.
+        batch_size: most images in a batch.
+    """
+
+    def __init__(self, images: Sequence[dict], batch_size: int):
+        groups: dict[tuple, list[int]] = {}
+        for index, image in enumerate(images):
+            size = (image["width"], image["height"]) if has_size(image) else ("unknown", index)
+            groups.setdefault(size, []).append(index)
+        self.batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
 class SampleLoader(DataLoader):
     """A DataLoader whose workers' `UserError` arrives as the sentence it was.
 
@@ -145,10 +170,10 @@ def train_loader(
 
 
 def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memory: bool) -> SampleLoader:
-    """Yields every image once, in the order of the file."""
+    """Yields every image once, in batches without padding."""
     return SampleLoader(
         dataset,
-        batch_size=batch_size,
+        batch_sampler=SameSizeBatches(dataset.images, batch_size),
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,

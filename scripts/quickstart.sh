@@ -10,7 +10,8 @@ run=runs/quickstart
 .venv/bin/python -m datasets.shapes --output data/shapes
 rm -rf "$run"  # of an earlier quickstart: training does not overwrite a run
 .venv/bin/python main.py train --config configs/quickstart.yaml "$@" --train.output "$run"
-.venv/bin/python main.py predict --checkpoint "$run/best.pth" --input data/shapes/val2017 --output "$run/pictures"
+.venv/bin/python main.py predict --checkpoint "$run/best.pth" --input data/shapes/val2017 --output "$run/pictures" \
+  --threshold 0.35
 echo
 echo "The best checkpoint on the held-out shapes:"
 .venv/bin/python main.py eval --checkpoint "$run/best.pth" --output "$run/eval"

@@ -49,10 +49,14 @@ class Predictor:
             Detections (boxes xyxy in pixels of the upright picture, scores, labels), or a list of them.
         """
         several = [self.prepare(p) for p in ([pictures] if isinstance(pictures, Image.Image) else pictures)]
-        images, padding_mask = self.pad([self.transform(p) for p in several])
-        predictions = self.model(images.to(self.device), padding_mask.to(self.device))
-        found = self.postprocess(predictions, [(p.height, p.width) for p in several], top_k)
-        found = [d.above(threshold) for d in found]
+        images, sizes = [self.transform(p) for p in several], [(p.height, p.width) for p in several]
+        # Pictures of unequal sizes go one by one: padding would change what is found in them.
+        step = len(images) if len({image.shape for image in images}) == 1 else 1
+        found = []
+        for i in range(0, len(images), step):
+            padded, padding_mask = self.pad(images[i : i + step])
+            predictions = self.model(padded.to(self.device), padding_mask.to(self.device))
+            found += [d.above(threshold) for d in self.postprocess(predictions, sizes[i : i + step], top_k)]
         return found[0] if isinstance(pictures, Image.Image) else found
 
     def draw(self, picture: Image.Image, detections) -> Image.Image:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
+_LEGIBLE = 400  # pixels of the longer side from which names fit beside boxes
+
 
 def draw_detections(
     picture: Image.Image, boxes, labels, scores=None, names: Mapping[int, str] | None = None
 ) -> Image.Image:
-    """A copy of a picture with boxes drawn, the best on top.
+    """A copy of a picture with boxes drawn, the best on top; a small one is enlarged, for names to be read.
 
     Args:
         picture: RGB.
@@ -18,16 +20,17 @@ def draw_detections(
         scores: `[N]`, best first; None draws names alone.
         names: of labels; a label without one is shown as a number.
     """
-    picture = picture.convert("RGB")
+    factor = max(1, round(_LEGIBLE / max(picture.size)))
+    picture = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    line = max(1, round(max(picture.size) / 400))
-    font = ImageFont.load_default(size=max(9, round(max(picture.size) / 55)))
+    line = max(2, round(max(picture.size) / 400))
+    font = ImageFont.load_default(size=max(14, round(max(picture.size) / 55)))
     names = names or {}
     order = range(len(labels) - 1, -1, -1)
     for i in order:
         label = int(labels[i])
         colour = class_colour(label)
-        x0, y0, x1, y1 = (float(v) for v in boxes[i])
+        x0, y0, x1, y1 = (float(v) * factor for v in boxes[i])
         x0, x1 = sorted((min(max(x0, 0), picture.width - 1), min(max(x1, 0), picture.width - 1)))
         y0, y1 = sorted((min(max(y0, 0), picture.height - 1), min(max(y1, 0), picture.height - 1)))
         pen.rectangle([x0, y0, x1, y1], outline=colour, width=line)

@@ -127,12 +127,12 @@ def test_the_whole_batch_is_one_micro_batch_unless_limited(tmp_path):
     assert [len(b.images) for b in step] == [4]
 
 
-def test_evaluation_yields_every_image_once_in_the_files_order(tmp_path):
+def test_evaluation_yields_every_image_once_without_padding(tmp_path):
     objects = [annotation(1, 2, 1, [0, 0, 4, 4])]
     paths = write_coco(tmp_path, objects, sizes=((8, 8), (16, 8), (8, 8), (8, 8), (8, 8)))
     loader = eval_loader(CocoDetection(*paths, eval_transform(8, 16)), 2, 0, pin_memory=False)
     batches = list(loader)
-    assert [[t.image_id for t in b.targets] for b in batches] == [[1, 2], [3, 4], [5]]
-    assert [len(t.labels) for t in batches[0].targets] == [0, 1]
-    assert batches[0].padding_mask[0, :, 8:].all()
+    assert [[t.image_id for t in b.targets] for b in batches] == [[1, 3], [4, 5], [2]]  # by size
+    assert [len(t.labels) for t in batches[2].targets] == [1]
+    assert not any(b.padding_mask.any() for b in batches)
     assert len(loader) == 3
