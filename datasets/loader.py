@@ -1,5 +1,6 @@
 """Samples to padded batches, in an order that only the seed and the epoch decide."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,7 +163,7 @@ def train_loader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, seed),
         collate_fn=partial(collate_step, max_images=max_images or batch_size),
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more only slow each other down; results do not change
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: starting workers must not move the random state of dropout
@@ -175,7 +176,7 @@ def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memor
         dataset,
         batch_sampler=SameSizeBatches(dataset.images, batch_size),
         collate_fn=collate,
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),  # more only slow each other down; results do not change
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
