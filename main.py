@@ -87,14 +87,12 @@ def train(config: Config) -> int:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     make_folder(output, "train.output")
+    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, selected_backend()))
     cfg.resume = None  # what is kept describes the run, not how it was last started
     (output / "config.yaml").write_text(cli.to_yaml(config))
-    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, selected_backend()))
 
-    def schedule(step: int) -> float:
-        factor = lr_factor(step, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps)
-        set_lr(optimizer, factor)
-        return factor
+    def schedule(step: int) -> None:
+        set_lr(optimizer, lr_factor(step, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps))
 
     log = RunLog(output, resumed.content["schedule"]["step"] if resumed else None)
     started, scores = time.perf_counter(), None

@@ -30,17 +30,16 @@ class LoadedDetector:
     data: dict[str, Any]
 
 
-def load_detector(source: str | RawCheckpoint) -> LoadedDetector:
+def load_detector(path: str) -> LoadedDetector:
     """Build the model that a checkpoint describes and fill it.
 
     Args:
-        source: path (this project's `.pth`, a run's folder, the original repository's `.pth`, a transformers
-            directory), or what was read from it.
+        path: this project's `.pth`, a run's folder, the original repository's `.pth`, or a transformers directory.
 
     Raises:
         UserError: not a whole checkpoint of a known layout.
     """
-    raw = read_checkpoint(source) if isinstance(source, str) else source
+    raw = read_checkpoint(path)
     try:
         return _build(raw)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

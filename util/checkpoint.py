@@ -8,6 +8,7 @@ import subprocess
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,12 @@ def _read_transformers(path: Path) -> RawCheckpoint:
     return RawCheckpoint("transformers", tensors, config, path)
 
 
+@cache
 def code_version() -> str:
-    """The commit that is checked out, with `+` if files differ from it; `unknown` outside a checkout."""
+    """The commit that is checked out, with `+` if files differ from it; `unknown` outside a checkout.
+
+    Asked once a process: files that are edited during a run are not what it runs.
+    """
     here = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(

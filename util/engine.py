@@ -35,7 +35,7 @@ def train_one_epoch(
     steps: Iterable,
     num_steps: int,
     optimizer: torch.optim.Optimizer,
-    set_lr: Callable[[int], float],
+    set_lr: Callable[[int], None],
     device: torch.device,
     first_step: int = 0,
     clip_norm: float = 0.1,
@@ -52,7 +52,7 @@ def train_one_epoch(
         steps: yields the micro-batches of each step.
         num_steps: how many steps to take.
         optimizer: steps once for all micro-batches of a step.
-        set_lr: sets the learning rate of a global step and returns its factor.
+        set_lr: sets the learning rate of a global step.
         device: where the model is.
         first_step: global number of the first step.
         clip_norm: largest gradient norm; 0 does not clip.

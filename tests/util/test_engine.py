@@ -42,7 +42,7 @@ def trained(micro: int, clip_norm: float = 0.0) -> tuple[dict, dict, list]:
         steps,
         3,
         optimizer,
-        lambda step: 1.0,
+        lambda step: None,
         CPU,
         clip_norm=clip_norm,
         on_step=lambda s, m: logged.append((s, m)),
