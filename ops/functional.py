@@ -1,17 +1,20 @@
 """The public function of multi-scale deformable attention: checks its arguments, picks a backend, runs it."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ops import reference
+from ops import backends, library, reference
 
 BACKEND_VARIABLE = "MS_DEFORM_ATTN_BACKEND"
+BACKENDS = ("cuda", "cpu", "reference")
 
-# Every backend takes the arguments of `ms_deform_attn` (less `backend`) already checked.
-_BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference.ms_deform_attn}
+# Opened when this module is: later would be within somebody's torch.compile. Only device types with a library of ours.
+_COMPILED = {name: backends.load(name) for name in ("cuda", "cpu")}
+_warned: set[str] = set()
 
 
 def ms_deform_attn(
@@ -25,46 +28,102 @@ def ms_deform_attn(
     """Multi-scale deformable attention (arXiv 2010.04159, equation 3) without its linear projections.
 
     Every query takes, for each head, a weighted sum of bilinear samples of that head's value maps. A location
-    `(x, y)` in [0, 1] spans the map's outer edges: `pixel = location * size - 0.5`; what falls outside reads zero.
+    `(x, y)` in [0, 1] spans the map's outer edges: `pixel = location * size - 0.5`; what falls outside reads zero, and
+    so do locations that are not finite.
+
+    Gradients reach value, locations and weights, twice if asked (the second through the reference). On the CPU they
+    are the same in every run and for every number of threads; on CUDA they are after
+    `torch.use_deterministic_algorithms(True)`.
 
     Args:
-        value: `[B, S, M, D]`, the maps of all levels flattened row by row, S = sum of H*W over levels.
+        value: `[B, S, M, D]`, the maps of all levels flattened row by row, S = sum of H*W over levels. fp32, fp64,
+            fp16 or bf16; under autocast an fp32 value is taken in autocast's type.
         spatial_shapes: `[(H_1, W_1), ...]` of the L levels, Python ints.
-        sampling_locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1]; points of level 1 first, P = sum(num_points).
-        attention_weights: `[B, Q, M, P]`, usually a softmax over P.
+        sampling_locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1]; points of level 1 first, P = sum(num_points). fp64
+            for an fp64 value, fp32 otherwise; half precision is raised to fp32.
+        attention_weights: `[B, Q, M, P]`, usually a softmax over P; of the locations' type.
         num_points: `[K_1, ..., K_L]`, sampling points per head on each level, Python ints.
-        backend: name of a backend; None takes the one named in `MS_DEFORM_ATTN_BACKEND`, else the best available.
+        backend: `cuda`, `cpu` or `reference`; None takes the one named in `MS_DEFORM_ATTN_BACKEND`, else the compiled
+            one of the value's device, else the reference.
 
     Returns:
         `[B, Q, M*D]` in the dtype of `value`. Half-precision values are accumulated in fp32.
 
     Raises:
         ValueError: an argument's shape, dtype or device does not fit the others.
-        RuntimeError: the backend asked for is unknown or not available.
+        RuntimeError: the backend asked for is unknown, not built, or not for the value's device.
     """
+    if value.dtype is torch.float32 and torch.is_autocast_enabled(value.device.type):
+        value = value.to(torch.get_autocast_dtype(value.device.type))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
-    return _select(backend)(value, spatial_shapes, sampling_locations, attention_weights, num_points)
+    compute = torch.float64 if value.dtype is torch.float64 else torch.float32
+    if sampling_locations.dtype is not compute:
+        sampling_locations = sampling_locations.to(compute)
+    if attention_weights.dtype is not compute:
+        attention_weights = attention_weights.to(compute)
+    run = _select(backend, value.device.type)
+    return run(value, spatial_shapes, sampling_locations, attention_weights, num_points)
 
 
 def backend_info() -> dict[str, str]:
-    """The available backends by name with a word on each, and under `"selected"` the one that will run.
+    """A word on each backend by name, and under `"selected"` the name of the one that runs.
+
+    `selected` is what `MS_DEFORM_ATTN_BACKEND` says; otherwise the one of the accelerator if there is one, else of the
+    CPU.
 
     Raises:
         RuntimeError: `MS_DEFORM_ATTN_BACKEND` names one that is not available.
     """
-    _select(None)
-    return {"reference": f"PyTorch {torch.__version__}, any device, differentiable twice", "selected": _name(None)}
+    info = {name: backend.detail for name, backend in _COMPILED.items()}
+    info["reference"] = f"PyTorch {torch.__version__}, any device, differentiable twice"
+    asked = os.environ.get(BACKEND_VARIABLE)
+    if asked:
+        _require(asked)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    info["selected"] = asked or selected_backend(device.type if device else "cpu")
+    return info
 
 
-def _name(backend: str | None) -> str:
-    return backend or os.environ.get(BACKEND_VARIABLE) or "reference"
+def selected_backend(device_type: str) -> str:
+    """The name of the backend that runs on a type of device (`"cpu"`, `"cuda"`, ...) if none is asked for."""
+    asked = os.environ.get(BACKEND_VARIABLE)
+    if asked:
+        return asked
+    return device_type if device_type in _COMPILED and _COMPILED[device_type].loaded else "reference"
 
 
-def _select(backend: str | None) -> Callable[..., Tensor]:
-    name = _name(backend)
-    if name not in _BACKENDS:
-        raise RuntimeError(f"ms_deform_attn has no backend '{name}'; available: {', '.join(_BACKENDS)}")
-    return _BACKENDS[name]
+def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
+    asked = backend or os.environ.get(BACKEND_VARIABLE)
+    if not asked:
+        compiled = _COMPILED.get(device_type)
+        if compiled is None:
+            return reference.ms_deform_attn
+        if compiled.loaded:
+            return library.ms_deform_attn
+        if device_type not in _warned:
+            _warned.add(device_type)
+            warnings.warn(
+                f"ms_deform_attn runs its slow reference on {device_type} tensors: {compiled.detail}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return reference.ms_deform_attn
+    _require(asked)
+    if asked == "reference":
+        return reference.ms_deform_attn
+    if asked != device_type:
+        raise RuntimeError(
+            f"ms_deform_attn's backend '{asked}' was asked for, but value is on {device_type}; "
+            f"use '{device_type}' or 'reference', or move the tensors"
+        )
+    return library.ms_deform_attn
+
+
+def _require(name: str) -> None:
+    if name not in BACKENDS:
+        raise RuntimeError(f"ms_deform_attn has no backend '{name}'; there are: {', '.join(BACKENDS)}")
+    if name in _COMPILED and not _COMPILED[name].loaded:
+        raise RuntimeError(f"ms_deform_attn's backend '{name}' is not available: {_COMPILED[name].detail}")
 
 
 def _check(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> None:
@@ -80,19 +139,20 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights, num_poi
     if tokens != expected:
         raise ValueError(f"value has {tokens} tokens, but spatial_shapes {list(spatial_shapes)} hold {expected}")
     points = sum(num_points)
-    if attention_weights.dim() != 4 or tuple(attention_weights.shape[i] for i in (0, 2, 3)) != (batch, heads, points):
+    shape = attention_weights.shape
+    if len(shape) != 4 or shape[0] != batch or shape[2] != heads or shape[3] != points:
+        raise ValueError(f"attention_weights must be [B={batch}, Q, M={heads}, P={points}], got {list(shape)}")
+    if sampling_locations.shape != (*shape, 2):
         raise ValueError(
-            f"attention_weights must be [B={batch}, Q, M={heads}, P={points}], got {list(attention_weights.shape)}"
+            f"sampling_locations must be {[*shape, 2]} to fit attention_weights, got {list(sampling_locations.shape)}"
         )
-    if sampling_locations.shape != (*attention_weights.shape, 2):
-        raise ValueError(
-            f"sampling_locations must be {[*attention_weights.shape, 2]} to fit attention_weights, "
-            f"got {list(sampling_locations.shape)}"
-        )
+    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise ValueError(f"value must be float32, float64, float16 or bfloat16, got {value.dtype}")
     for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
         if tensor.device != value.device:
             raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-    if not value.is_floating_point():
-        raise ValueError(f"value must be floating point, got {value.dtype}")
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            continue
+        if tensor.dtype is not (torch.float64 if value.dtype is torch.float64 else torch.float32):
+            raise ValueError(f"{name} must be float32 (float64 for a value in float64), got {tensor.dtype}, "
+                             f"and value is {value.dtype}")

@@ -21,6 +21,8 @@ def ms_deform_attn(
 
     # [B, Q, M, P, ...] -> [B*M, Q, P, ...]: a head sees only its own channels, so it is a batch entry of its own.
     locations = sampling_locations.to(compute).transpose(1, 2).flatten(0, 1)
+    # Nothing is sampled from afar, nor from nowhere (NaN, infinity), which grid_sample would spread.
+    locations = locations.nan_to_num(nan=-8.0, posinf=-8.0, neginf=-8.0).clamp(-8, 8)
     weights = attention_weights.to(compute).transpose(1, 2).flatten(0, 1)
     maps = value.to(compute).permute(0, 2, 3, 1).flatten(0, 1)  # [B*M, D, S]
 

@@ -1,0 +1,360 @@
+"""Compiles the operator: `python -m ops.build`.
+
+The CPU library is always built, the CUDA library where torch has CUDA and an nvcc is found: in CUDA_HOME, on PATH, or in
+the package `nvidia-cuda-nvcc`, which needs no CUDA toolkit on the system. Both go to `ops/lib/` and serve every torch
+from 2.10 on. What is up to date is left alone. Importing `ops` never compiles.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ops import backends
+
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# No function here reads errno or floating-point exceptions; both would keep loops from being vectorised.
+KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+X86_VARIANTS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
+}
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]  # Turing to Blackwell, what `--arch all` stands for
+
+
+class BuildError(Exception):
+    """A build that cannot go on; the message says what to do."""
+
+
+@dataclass
+class Nvcc:
+    """A CUDA compiler.
+
+    Attributes:
+        path: the nvcc program.
+        version: as in "13.0".
+        supported: the architectures it makes code for, as in "90".
+    """
+
+    path: Path
+    version: str
+    supported: list[str]
+
+
+def find_cxx() -> str:
+    """The C++ compiler: $CXX, else the first of c++, g++ and clang++ on PATH.
+
+    Raises:
+        BuildError: there is none.
+    """
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["c++", "g++", "clang++"]:
+        if shutil.which(name):
+            return name
+    raise BuildError(
+        f"no C++ compiler: {'CXX names ' + asked + ', which' if asked else 'none of c++, g++ and clang++'} is not on "
+        "PATH. Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
+        "--install) and build again. Until then the slower reference runs, with the same results."
+    )
+
+
+def package_folders(kind: str) -> list[Path]:
+    """Folders `nvidia/*/<kind>` of the CUDA packages that pip installs beside torch."""
+    return sorted(Path(torch.__file__).parent.parent.glob(f"nvidia/*/{kind}"))
+
+
+def find_nvcc() -> Nvcc | None:
+    """The CUDA compiler of CUDA_HOME, of PATH or of the package `nvidia-cuda-nvcc`, in this order; None if none.
+
+    Raises:
+        BuildError: CUDA_HOME is set, but has no nvcc; or nvcc does not run.
+    """
+    home = os.environ.get("CUDA_HOME")
+    if home and not (Path(home) / "bin" / "nvcc").exists():
+        raise BuildError(f"CUDA_HOME is {home}, which has no bin/nvcc: set it to a CUDA toolkit, or unset it")
+    on_path = shutil.which("nvcc")
+    found = [Path(home) / "bin" / "nvcc"] if home else [Path(on_path)] if on_path else []
+    found += [folder / "nvcc" for folder in package_folders("bin") if (folder / "nvcc").exists()]
+    if not found:
+        return None
+    path = found[0]
+    try:
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{path} does not run ({error}): install it anew, or set CUDA_HOME to another") from None
+    release = re.search(r"release (\d+\.\d+)", version)
+    return Nvcc(path, release.group(1) if release else "?", re.findall(r"sm_(\d+)\b", listed))
+
+
+def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
+    """The folder that holds a header (`include`) or library (`lib`), of nvcc's own toolkit or of torch's packages.
+
+    Raises:
+        BuildError: none does.
+    """
+    roots = [nvcc.path.resolve().parent.parent]
+    if os.environ.get("CUDA_HOME"):
+        roots.append(Path(os.environ["CUDA_HOME"]))
+    # nvcc on PATH may be a script; its dry run names the toolkit it stands for.
+    dry = subprocess.run([nvcc.path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    roots += [Path(top) for top in re.findall(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)]
+    kinds = [kind, "lib64", f"targets/{platform.machine()}-linux/lib"] if kind == "lib" else [kind]
+    folders = [root / k for root in roots for k in kinds] + package_folders(kind)
+    for folder in folders:
+        if (folder / name).exists():
+            return folder
+    raise BuildError(
+        f"{name} is in none of {', '.join(map(str, folders))}: install the whole CUDA toolkit, or "
+        f"`pip install nvidia-cuda-runtime`"
+    )
+
+
+def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
+    """Architectures to build for, as "90"; the last one also as PTX, which newer cards compile for themselves.
+
+    Args:
+        asked: "all", or a list as "80,90" or "8.0;9.0+PTX"; None takes the cards of this machine.
+        nvcc: what it does not know is refused.
+
+    Returns:
+        Sorted numbers; empty if none are asked for and there is no card.
+
+    Raises:
+        BuildError: not a list of architectures, or one that nvcc does not make code for.
+    """
+    if asked is None:
+        count = torch.cuda.device_count()
+        cards = sorted({"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(count)}, key=int)
+        # A card newer than nvcc runs the PTX of the newest architecture below it.
+        known = [[a for a in nvcc.supported if int(a) <= int(card)] for card in cards]
+        return sorted({max(below, key=int) for below in known if below}, key=int)
+    if asked == "all":
+        return [arch for arch in ARCHITECTURES if arch in nvcc.supported]
+    numbers = [part.replace("+PTX", "").replace("sm_", "").replace(".", "") for part in re.split(r"[\s,;]+", asked)]
+    unknown = [number for number in numbers if number not in nvcc.supported]
+    if unknown:
+        raise BuildError(
+            f"nvcc {nvcc.version} does not make code for '{', '.join(unknown)}'; it does for "
+            f"{', '.join(nvcc.supported)}. Give a list as --arch 80,90"
+        )
+    return sorted(set(numbers), key=int)
+
+
+def architecture_flags(architectures: Iterable[str]) -> list[str]:
+    """nvcc's options for machine code of every architecture and PTX of the last."""
+    architectures = list(architectures)
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+    return [*code, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
+
+
+def torch_flags() -> list[str]:
+    """The compiler's options to see torch's stable headers."""
+    major, minor = backends.TORCH_TARGET
+    include = Path(torch.__file__).parent / "include"
+    return [f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", f"-isystem{include}"]
+
+
+def torch_link_flags(*libraries: str) -> list[str]:
+    """The linker's options to find torch's libraries, which are already in memory when ours is opened."""
+    return [f"-L{Path(torch.__file__).parent / 'lib'}", *(f"-l{library}" for library in libraries)]
+
+
+def run_all(commands: list[list[str]], jobs: int, verbose: bool) -> None:
+    """Run commands side by side.
+
+    Raises:
+        BuildError: one failed; with its output.
+    """
+
+    def run(command: list[str]) -> None:
+        if verbose:
+            print("  " + " ".join(map(str, command)), flush=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            output = "\n".join(done.stdout.splitlines()[:40])
+            raise BuildError(f"this command failed:\n  {' '.join(map(str, command))}\n{output}")
+        if verbose and done.stdout.strip():
+            print(done.stdout.rstrip(), flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, commands))
+
+
+def cpu_commands(cxx: str, folder: Path) -> tuple[list[list[str]], list[str]]:
+    """The compilations of the CPU library, and the command that links their objects."""
+    source = backends.SOURCES / "cpu"
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    variants = {**(X86_VARIANTS if x86 else {}), "baseline": []}
+    compile_ = [cxx, *FLAGS]
+    commands = [
+        [*compile_, *KERNEL_FLAGS, *flags, f"-DISA={name}", "-c", source / "kernels.cpp", "-o", folder / f"{name}.o"]
+        for name, flags in variants.items()
+    ]
+    with_variants = ["-DWITH_X86_VARIANTS"] if x86 else []
+    commands.append([*compile_, *with_variants, "-c", source / "ms_deform_attn.cpp", "-o", folder / "ms_deform_attn.o"])
+    commands.append([*compile_, *torch_flags(), "-c", source / "binding.cpp", "-o", folder / "binding.o"])
+    objects = [command[-1] for command in commands]
+    link = [cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "c10"), "-o", folder / "library.so"]
+    return commands, link
+
+
+def cuda_commands(cxx: str, nvcc: Nvcc, architectures: list[str], folder: Path) -> tuple[list[list[str]], list[str]]:
+    """The compilations of the CUDA library, and the command that links their objects."""
+    source = backends.SOURCES / "cuda"
+    include = find_toolkit(nvcc, "include", "cuda_runtime.h")
+    runtime = find_toolkit(nvcc, "lib", "libcudart_static.a")
+    commands = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
+    commands.append(
+        [cxx, *FLAGS, *torch_flags(), "-DUSE_CUDA", f"-isystem{include}", "-c", source / "binding.cpp", "-o",
+         folder / "binding.o"]
+    )  # fmt: skip
+    objects = [command[-1] for command in commands]
+    # The CUDA runtime is linked in, so that torch's own may be of another version.
+    link = [
+        cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "torch_cuda", "c10"),
+        runtime / "libcudart_static.a", "-ldl", "-lrt", "-lpthread", "-o", folder / "library.so",
+    ]  # fmt: skip
+    return commands, link
+
+
+def cuda_kernel_command(
+    nvcc: Nvcc, architectures: list[str], target: Path, include: Path, cxx: str, extra: Iterable[str] = ()
+) -> list[str]:
+    """The compilation of the CUDA kernels."""
+    host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx]
+    return [
+        str(nvcc.path), "-std=c++17", "-O3", "--threads", "0", *architecture_flags(architectures), *host, *extra,
+        f"-isystem{include}", "-c", backends.SOURCES / "cuda" / "ms_deform_attn.cu", "-o", target,
+    ]  # fmt: skip
+
+
+def compiler_version(cxx: str) -> str:
+    """The first line of `--version`."""
+    shown = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    return shown.splitlines()[0] if shown else cxx
+
+
+def build(name: str, commands: list[list[str]], link: list[str], record: dict, jobs: int, verbose: bool) -> None:
+    """Run a library's commands and put the result in place, the record first removed and last written.
+
+    Raises:
+        BuildError: a command failed; a library that was there stays.
+    """
+    started = time.perf_counter()
+    run_all(commands, jobs, verbose)
+    run_all([link], 1, verbose)
+    target = backends.FOLDER / f"{name}.so"
+    target.with_suffix(".json").unlink(missing_ok=True)
+    os.replace(link[-1], target)
+    seconds = time.perf_counter() - started
+    record = {
+        **record,
+        "torch": torch.__version__,
+        "machine": backends.this_machine(),
+        "sources": backends.sources_hash(name),
+        "seconds": round(seconds, 1),
+    }
+    target.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"  {seconds:.1f} s -> {target} ({target.stat().st_size / 1024:.0f} KiB)", flush=True)
+
+
+def up_to_date(name: str, expected: dict) -> bool:
+    """Whether the library in place is built from these sources, for this machine, as now asked for."""
+    target = backends.FOLDER / f"{name}.so"
+    try:
+        record = json.loads(target.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return False
+    expected = {**expected, "machine": backends.this_machine(), "sources": backends.sources_hash(name)}
+    return target.exists() and all(record.get(key) == wanted for key, wanted in expected.items())
+
+
+def build_cpu(args: argparse.Namespace, folder: Path) -> None:
+    """Compile the CPU library if need be."""
+    cxx = find_cxx()
+    record = {"compiler": compiler_version(cxx)}
+    if not args.force and up_to_date("cpu", record):
+        print("cpu: up to date", flush=True)
+        return
+    commands, link = cpu_commands(cxx, folder)
+    print(f"cpu: compiling with {record['compiler']}", flush=True)
+    build("cpu", commands, link, record, args.jobs, args.verbose)
+
+
+def build_cuda(args: argparse.Namespace, folder: Path) -> None:
+    """Compile the CUDA library if need be and possible; says why not."""
+    if torch.version.cuda is None:
+        print(f"cuda: skipped, torch {torch.__version__} is built without CUDA", flush=True)
+        return
+    nvcc = find_nvcc()
+    if nvcc is None:
+        message = (
+            "no nvcc in CUDA_HOME, on PATH or in Python's packages; without one, CUDA tensors take the slower reference. "
+            f"`.venv/bin/python -m pip install nvidia-cuda-nvcc=={torch.version.cuda}.*` brings one"
+        )
+        if args.arch or torch.cuda.device_count():
+            raise BuildError(f"cuda: {message}")
+        print(f"cuda: skipped, {message}", flush=True)
+        return
+    architectures = choose_architectures(args.arch, nvcc)
+    if not architectures:
+        print(
+            "cuda: skipped, there is no GPU here; to build for another machine name its architecture, as --arch 90 "
+            "(H100, H200), 80 (A100), 89 (RTX 40), a list of them, or all",
+            flush=True,
+        )
+        return
+    cxx = find_cxx()
+    names = [f"sm_{arch}" for arch in architectures]
+    record = {"compiler": f"nvcc {nvcc.version}", "architectures": [*names, f"PTX {architectures[-1]}"]}
+    if not args.force and up_to_date("cuda", record):
+        print("cuda: up to date", flush=True)
+        return
+    commands, link = cuda_commands(cxx, nvcc, architectures, folder)
+    print(f"cuda: compiling with nvcc {nvcc.version} ({nvcc.path}) for {', '.join(record['architectures'])}", flush=True)
+    build("cuda", commands, link, record, args.jobs, args.verbose)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build what the command line asks for; 1 if something could not be built."""
+    parser = argparse.ArgumentParser(prog="python -m ops.build", description=__doc__)
+    parser.add_argument("--backend", choices=["cpu", "cuda"], help="build only this one")
+    parser.add_argument(
+        "--arch",
+        default=os.environ.get("TORCH_CUDA_ARCH_LIST"),
+        help="CUDA architectures, as 80,90, or all; the last also as PTX for newer cards (default: TORCH_CUDA_ARCH_LIST, "
+        "else those of this machine's cards)",
+    )
+    parser.add_argument("--force", action="store_true", help="build also what is up to date")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: one a core)")
+    parser.add_argument("--verbose", action="store_true", help="show the commands and the compilers' output")
+    args = parser.parse_args(argv)
+
+    failed = False
+    for name, build_one in (("cpu", build_cpu), ("cuda", build_cuda)):
+        if args.backend in (None, name):
+            try:
+                backends.FOLDER.mkdir(exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix="build-", dir=backends.FOLDER) as folder:
+                    build_one(args, Path(folder))
+            except BuildError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+// What each instruction set's build of kernels.cpp offers.
+#pragma once
+
+#include "ms_deform_attn.h"
+
+namespace deformable::cpu {
+
+struct ForwardJob {
+  const Problem* problem;
+  const void *value, *locations, *weights;
+  void* out;
+};
+
+struct BackwardJob {
+  const Problem* problem;
+  const void *grad_out, *value, *locations, *weights;
+  void *grad_value, *grad_locations, *grad_weights;
+};
+
+struct Kernels {
+  // (batch, head, query) triples [begin, end), counted with the query fastest and the batch slowest.
+  bool (*forward[4])(const ForwardJob& job, int64_t begin, int64_t end);  // by DType
+  // All queries of one batch entry and head, on levels [first_level, last_level).
+  bool (*backward[4])(const BackwardJob& job, int64_t batch, int64_t head, int first_level, int last_level);
+};
+
+// kernels.cpp is compiled once for each; only those built for this processor family exist.
+namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace baseline {
+extern const Kernels kernels;
+}
+
+}  // namespace deformable::cpu

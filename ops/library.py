@@ -1,0 +1,121 @@
+"""The operators as `torch.library` knows them: schema, shapes, gradients, vmap and FLOPs.
+
+`torch.ops.deformable_detr.ms_deform_attn` and `..._backward` are run by the compiled libraries (`ops/csrc`), which only
+add their kernels to the schemas below. `ops.ms_deform_attn` is the function to call: it checks, and has a fallback.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ops import reference
+
+_library = torch.library.Library("deformable_detr", "DEF")
+_ARGUMENTS = "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
+_library.define(
+    f"ms_deform_attn({_ARGUMENTS}, SymInt[] num_points) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    f"ms_deform_attn_backward(Tensor grad, {_ARGUMENTS}, SymInt[] num_points, bool deterministic)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_FORWARD, _BACKWARD = "deformable_detr::ms_deform_attn", "deformable_detr::ms_deform_attn_backward"
+_forward = torch.ops.deformable_detr.ms_deform_attn.default
+_backward = torch.ops.deformable_detr.ms_deform_attn_backward.default
+
+
+def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> Tensor:
+    """`ops.ms_deform_attn` by the compiled kernels of the value's device; arguments already checked."""
+    flat = [size for shape in spatial_shapes for size in shape]
+    return _forward(value, flat, sampling_locations, attention_weights, list(num_points))
+
+
+@torch.library.register_fake(_FORWARD)
+def _(value, spatial_shapes, sampling_locations, attention_weights, num_points):
+    batch, _, heads, channels = value.shape
+    return value.new_empty((batch, attention_weights.shape[1], heads * channels))
+
+
+@torch.library.register_fake(_BACKWARD)
+def _(grad, value, spatial_shapes, sampling_locations, attention_weights, num_points, deterministic):
+    return tuple(t.new_empty(t.shape) for t in (value, sampling_locations, attention_weights))
+
+
+def _save(ctx, inputs, output):
+    value, ctx.spatial_shapes, locations, weights, ctx.num_points = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _gradient(ctx, grad):
+    value, locations, weights = ctx.saved_tensors
+    # Deterministic mode is asked for by torch's own switch; on the CPU nothing changes, it always is.
+    exact = torch.are_deterministic_algorithms_enabled()
+    grads = _backward(grad, value, ctx.spatial_shapes, locations, weights, ctx.num_points, exact)
+    return grads[0], None, grads[1], grads[2], None
+
+
+torch.library.register_autograd(_FORWARD, _gradient, setup_context=_save)
+
+
+def _save_backward(ctx, inputs, output):
+    grad, value, ctx.spatial_shapes, locations, weights, ctx.num_points, _ = inputs
+    ctx.save_for_backward(grad, value, locations, weights)
+
+
+def _second_gradient(ctx, *seconds):
+    """The gradient of the gradient, through the reference, which PyTorch can differentiate as often as asked."""
+    inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+    grad, *points = inputs
+    shapes = list(zip(ctx.spatial_shapes[::2], ctx.spatial_shapes[1::2]))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        out = reference.ms_deform_attn(points[0], shapes, points[1], points[2], ctx.num_points)
+        firsts = torch.autograd.grad(out, points, grad, create_graph=True)
+        given = [torch.zeros_like(first) if second is None else second for first, second in zip(firsts, seconds)]
+        found = torch.autograd.grad(firsts, inputs, given, create_graph=again, allow_unused=True)
+    return found[0], found[1], None, found[2], found[3], None, None
+
+
+torch.library.register_autograd(_BACKWARD, _second_gradient, setup_context=_save_backward)
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """A vmapped tensor with the mapped dimension folded into the batch."""
+    tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.flatten(0, 1)
+
+
+@torch.library.register_vmap(_FORWARD)
+def _(info, in_dims, value, spatial_shapes, sampling_locations, attention_weights, num_points):
+    size, dims = info.batch_size, (in_dims[0], in_dims[2], in_dims[3])
+    value, locations, weights = (
+        _fold(t, dim, size) for t, dim in zip((value, sampling_locations, attention_weights), dims)
+    )
+    return _forward(value, spatial_shapes, locations, weights, num_points).unflatten(0, (size, -1)), 0
+
+
+@torch.library.register_vmap(_BACKWARD)
+def _(info, in_dims, grad, value, spatial_shapes, sampling_locations, attention_weights, num_points, deterministic):
+    size, dims = info.batch_size, (in_dims[0], in_dims[1], in_dims[3], in_dims[4])
+    grad, value, locations, weights = (
+        _fold(t, dim, size) for t, dim in zip((grad, value, sampling_locations, attention_weights), dims)
+    )
+    grads = _backward(grad, value, spatial_shapes, locations, weights, num_points, deterministic)
+    return tuple(t.unflatten(0, (size, -1)) for t in grads), (0, 0, 0)
+
+
+@register_flop_formula(torch.ops.deformable_detr.ms_deform_attn)
+def _(value_shape, spatial_shapes, locations_shape, weights_shape, num_points, *args, out_shape=None, **kwargs) -> int:
+    # Four corners, a multiplication and an addition for each channel. Coordinates and weights are left out.
+    return 8 * math.prod(weights_shape) * value_shape[3]
+
+
+@register_flop_formula(torch.ops.deformable_detr.ms_deform_attn_backward)
+def _(
+    grad_shape, value_shape, spatial_shapes, locations_shape, weights_shape, num_points, *args, out_shape=None, **kwargs
+) -> int:
+    # As many for the corners' dot products with the gradient, and as many again to add to the corners' gradients.
+    return 16 * math.prod(weights_shape) * value_shape[3]
