@@ -29,6 +29,10 @@ _backward = torch.ops.deformable_detr.ms_deform_attn_backward.default
 
 def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> Tensor:
     """`ops.ms_deform_attn` by the compiled kernels of the value's device; arguments already checked."""
+    if torch.autograd.forward_ad._current_level >= 0:  # torch would go on with a derivative of zero
+        raise NotImplementedError(
+            "ms_deform_attn has no forward-mode derivative (jvp); use reverse mode, torch.autograd.grad or backward()"
+        )
     flat = [size for shape in spatial_shapes for size in shape]
     return _forward(value, flat, sampling_locations, attention_weights, list(num_points))
 

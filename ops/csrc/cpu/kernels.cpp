@@ -248,11 +248,6 @@ void unpack(const RealOf<T>* packed, int64_t padded, int64_t tokens, int64_t cha
   }
 }
 
-template <typename T>
-void clear(T* target, int64_t stride, int64_t tokens, int64_t channels) {
-  for (int64_t token = 0; token < tokens; ++token) __builtin_memset(target + token * stride, 0, channels * sizeof(T));
-}
-
 template <int kCount>
 struct Count {
   static constexpr int count = kCount;
@@ -265,9 +260,6 @@ void with_vectors(int vectors, const Run& run) {
   if (vectors == 2) return run(Count<2>{});
   return run(Count<4>{});
 }
-
-// Some thousand samples do not pay for copying maps of a hundred thousand rows.
-bool worth_packing(int64_t samples, int64_t tokens) { return 4 * samples >= 2 * tokens; }
 
 // One head's queries [0, count) of one batch entry; `out` and the others point at the first.
 template <typename Out, typename T, Rows kRows, int kVectors>
@@ -437,7 +429,7 @@ bool backward(const BackwardJob& job, int64_t batch, int64_t head, int first_lev
   const T* grad_out = static_cast<const T*>(job.grad_out) + first_query * channels;
 
   // Half precision is summed in fp32, so it always has a packed copy.
-  const bool packs = !kSame<T, Real> || channels != chunks.padded || worth_packing(problem.queries * points, tokens);
+  const bool packs = !kSame<T, Real> || channels != chunks.padded || worth_packing(problem.queries * problem.points, problem.tokens);
   const int64_t rows = packs ? tokens + 1 : 1;
   Block<Real> block(points);
   Scratch scratch(block.bytes() + 2 * Scratch::bytes<Real>(rows * chunks.padded));
@@ -464,7 +456,6 @@ bool backward(const BackwardJob& job, int64_t batch, int64_t head, int first_lev
       }
       unpack(grads, chunks.padded, tokens, channels, row_stride, grad_value);
     } else if constexpr (kSame<T, Real>) {
-      clear(grad_value, row_stride, tokens, channels);
       __builtin_memset(packed, 0, chunks.padded * sizeof(Real));
       __builtin_memset(grads, 0, chunks.padded * sizeof(Real));  // takes what falls outside; nobody reads it
       run(Table<const Real, Rows::kPlain, kVectors>{value, row_stride, packed},

@@ -74,6 +74,13 @@ bool backward(const Problem& problem, DType dtype, const void* grad_out, const v
               const void* weights, void* grad_value, void* grad_locations, void* grad_weights,
               ParallelFor parallel_for, int64_t threads) {
   const int64_t heads = problem.batch * problem.heads;
+  if (!worth_packing(problem.queries * problem.points, problem.tokens)) {
+    const int64_t size = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+    parallel_for(
+        0, heads * problem.tokens * problem.channels * size, 1 << 20,
+        [](int64_t begin, int64_t end, void* target) { std::memset(static_cast<char*>(target) + begin, 0, end - begin); },
+        grad_value);
+  }
   BackwardContext context{
       {&problem, grad_out, value, locations, weights, grad_value, grad_locations, grad_weights},
       static_cast<int>(dtype),

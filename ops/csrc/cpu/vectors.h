@@ -44,6 +44,8 @@ struct Compute<double> {
   using Int = int64_t;
 };
 template <typename T>
+struct Compute<const T> : Compute<T> {};
+template <typename T>
 using RealOf = typename Compute<T>::Real;
 
 template <typename Real>
