@@ -53,6 +53,7 @@ from util.runlog import RunLog, make_folder, score_tables, train_header
 def train(config: Config) -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
     cfg, device = config.train, pick_device(config.train.device)
+    backend = selected_backend(device)
     resumed = read_checkpoint(cfg.resume) if cfg.resume else None
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
     if (output / "last.pth").exists() and not resumed and not cfg.fast_dev_run:
@@ -87,7 +88,7 @@ def train(config: Config) -> int:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     make_folder(output, "train.output")
-    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, selected_backend()))
+    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, backend))
     cfg.resume = None  # what is kept describes the run, not how it was last started
     (output / "config.yaml").write_text(cli.to_yaml(config))
 
@@ -148,12 +149,13 @@ def evaluate(config: EvalConfig) -> int:
         output = make_folder(config.output, "output")
     else:
         device = pick_device(config.device)
+        backend = selected_backend(device)
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"))
         dataset = build_dataset(config.data, "val")
         category_of = match_categories(categories, dataset.categories, "checkpoint")
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
         output = make_folder(config.output, "output")
-        print(f"{len(dataset)} images, {len(category_of)} classes, operator {selected_backend()} on {device}\n")
+        print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}\n")
         scores, results = run_evaluation(model.to(device), loader, len(loader), category_of, device, config.top_k)
         (output / "detections.json").write_text(json.dumps(results))
     (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
@@ -233,6 +235,7 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
     """
     model, categories, data = load_model(checkpoint)
     resize, chosen = eval_transform(size or data.eval_size, data.max_size), pick_device(device)
+    selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
     prepare, transform = lambda p: to_rgb(upright(p)), lambda p: resize(to_image(p))
     return Predictor(model.to(chosen), prepare, transform, pad_images, postprocess, names, chosen)
@@ -257,7 +260,6 @@ def main(argv: Sequence[str]) -> int:
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command '{argv[0]}'; {hint}")
         command, kind, example = COMMANDS[argv[0]]
-        selected_backend()
         config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", checkpoint_defaults(*argv))
         cli.check_ranges(config, RANGES)
         return command(config)
@@ -282,10 +284,10 @@ def checkpoint_defaults(command: str, *argv: str) -> dict:
     return config if command == "train" else {k: config[k] for k in config if k == "data"}
 
 
-def selected_backend() -> str:
+def selected_backend(device: torch.device) -> str:
     """The operator's backend that will run; one that is asked for but not there is the user's to mend."""
     try:
-        return ops.backend_info()["selected"]
+        return ops.selected_backend(device.type)
     except RuntimeError as error:
         raise UserError(str(error)) from None
 

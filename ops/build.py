@@ -1,8 +1,8 @@
 """Compiles the operator: `python -m ops.build`.
 
-The CPU library is always built, the CUDA library where torch has CUDA and an nvcc is found: in CUDA_HOME, on PATH, or in
-the package `nvidia-cuda-nvcc`, which needs no CUDA toolkit on the system. Both go to `ops/lib/` and serve every torch
-from 2.10 on. What is up to date is left alone. Importing `ops` never compiles.
+The CPU library is always built, the CUDA library where torch has CUDA and an nvcc is found: in CUDA_HOME, on PATH, or
+in the package `nvidia-cuda-nvcc`, which needs no CUDA toolkit on the system. Both go to `ops/lib/` and serve every
+torch from 2.10 on. What is up to date is left alone. Importing `ops` never compiles.
 """
 
 import argparse
@@ -258,7 +258,7 @@ def build(name: str, commands: list[list[str]], link: list[str], record: dict, j
     run_all([link], 1, verbose)
     target = backends.FOLDER / f"{name}.so"
     target.with_suffix(".json").unlink(missing_ok=True)
-    os.replace(link[-1], target)
+    Path(link[-1]).replace(target)
     seconds = time.perf_counter() - started
     record = {
         **record,
@@ -302,8 +302,8 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
     nvcc = find_nvcc()
     if nvcc is None:
         message = (
-            "no nvcc in CUDA_HOME, on PATH or in Python's packages; without one, CUDA tensors take the slower reference. "
-            f"`.venv/bin/python -m pip install nvidia-cuda-nvcc=={torch.version.cuda}.*` brings one"
+            "no nvcc in CUDA_HOME, on PATH or in Python's packages; without one, CUDA tensors take the slower "
+            f"reference. `.venv/bin/python -m pip install nvidia-cuda-nvcc=={torch.version.cuda}.*` brings one"
         )
         if args.arch or torch.cuda.device_count():
             raise BuildError(f"cuda: {message}")
@@ -324,7 +324,9 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
         print("cuda: up to date", flush=True)
         return
     commands, link = cuda_commands(cxx, nvcc, architectures, folder)
-    print(f"cuda: compiling with nvcc {nvcc.version} ({nvcc.path}) for {', '.join(record['architectures'])}", flush=True)
+    print(
+        f"cuda: compiling with nvcc {nvcc.version} ({nvcc.path}) for {', '.join(record['architectures'])}", flush=True
+    )
     build("cuda", commands, link, record, args.jobs, args.verbose)
 
 
@@ -335,8 +337,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--arch",
         default=os.environ.get("TORCH_CUDA_ARCH_LIST"),
-        help="CUDA architectures, as 80,90, or all; the last also as PTX for newer cards (default: TORCH_CUDA_ARCH_LIST, "
-        "else those of this machine's cards)",
+        help="CUDA architectures, as 80,90, or all; the last also as PTX for newer cards "
+        "(default: TORCH_CUDA_ARCH_LIST, else those of this machine's cards)",
     )
     parser.add_argument("--force", action="store_true", help="build also what is up to date")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: one a core)")

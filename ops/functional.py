@@ -56,7 +56,7 @@ def ms_deform_attn(
     if value.dtype is torch.float32 and torch.is_autocast_enabled(value.device.type):
         value = value.to(torch.get_autocast_dtype(value.device.type))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
-    compute = torch.float64 if value.dtype is torch.float64 else torch.float32
+    compute = _compute_type(value)
     if sampling_locations.dtype is not compute:
         sampling_locations = sampling_locations.to(compute)
     if attention_weights.dtype is not compute:
@@ -66,64 +66,60 @@ def ms_deform_attn(
 
 
 def backend_info() -> dict[str, str]:
-    """A word on each backend by name, and under `"selected"` the name of the one that runs.
-
-    `selected` is what `MS_DEFORM_ATTN_BACKEND` says; otherwise the one of the accelerator if there is one, else of the
-    CPU.
+    """A word on each backend by name, and under `"selected"` the one that runs on this machine's accelerator or CPU.
 
     Raises:
-        RuntimeError: `MS_DEFORM_ATTN_BACKEND` names one that is not available.
+        RuntimeError: `MS_DEFORM_ATTN_BACKEND` names one that cannot run there.
     """
-    info = {name: backend.detail for name, backend in _COMPILED.items()}
+    info = {name: compiled.detail for name, compiled in _COMPILED.items()}
     info["reference"] = f"PyTorch {torch.__version__}, any device, differentiable twice"
-    asked = os.environ.get(BACKEND_VARIABLE)
-    if asked:
-        _require(asked)
     device = torch.accelerator.current_accelerator(check_available=True)
-    info["selected"] = asked or selected_backend(device.type if device else "cpu")
+    info["selected"] = selected_backend(device.type if device else "cpu")
     return info
 
 
-def selected_backend(device_type: str) -> str:
-    """The name of the backend that runs on a type of device (`"cpu"`, `"cuda"`, ...) if none is asked for."""
-    asked = os.environ.get(BACKEND_VARIABLE)
-    if asked:
-        return asked
-    return device_type if device_type in _COMPILED and _COMPILED[device_type].loaded else "reference"
+def selected_backend(device_type: str, backend: str | None = None) -> str:
+    """The name of the backend that takes tensors of a device type (`"cpu"`, `"cuda"`, `"mps"`, ...).
+
+    Args:
+        device_type: `tensor.device.type`.
+        backend: as in `ms_deform_attn`.
+
+    Raises:
+        RuntimeError: the backend asked for is unknown, not built, or not for this type of device.
+    """
+    asked = backend or os.environ.get(BACKEND_VARIABLE)
+    if not asked:
+        return device_type if device_type in _COMPILED and _COMPILED[device_type].loaded else "reference"
+    if asked not in BACKENDS:
+        raise RuntimeError(f"ms_deform_attn has no backend '{asked}'; there are: {', '.join(BACKENDS)}")
+    if asked in _COMPILED and not _COMPILED[asked].loaded:
+        raise RuntimeError(f"ms_deform_attn's backend '{asked}' is not available: {_COMPILED[asked].detail}")
+    if asked not in (device_type, "reference"):
+        raise RuntimeError(
+            f"ms_deform_attn's backend '{asked}' is asked for, but the tensors are on {device_type}; ask for "
+            f"'reference', or move them"
+        )
+    return asked
 
 
 def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
-    asked = backend or os.environ.get(BACKEND_VARIABLE)
-    if not asked:
-        compiled = _COMPILED.get(device_type)
-        if compiled is None:
-            return reference.ms_deform_attn
-        if compiled.loaded:
-            return library.ms_deform_attn
-        if device_type not in _warned:
-            _warned.add(device_type)
-            warnings.warn(
-                f"ms_deform_attn runs its slow reference on {device_type} tensors: {compiled.detail}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return reference.ms_deform_attn
-    _require(asked)
-    if asked == "reference":
-        return reference.ms_deform_attn
-    if asked != device_type:
-        raise RuntimeError(
-            f"ms_deform_attn's backend '{asked}' was asked for, but value is on {device_type}; "
-            f"use '{device_type}' or 'reference', or move the tensors"
+    name = selected_backend(device_type, backend)
+    if name != "reference":
+        return library.ms_deform_attn
+    forced = backend or os.environ.get(BACKEND_VARIABLE)
+    if device_type in _COMPILED and not forced and device_type not in _warned:
+        _warned.add(device_type)
+        warnings.warn(
+            f"ms_deform_attn runs its slow reference on {device_type} tensors: {_COMPILED[device_type].detail}",
+            RuntimeWarning,
+            stacklevel=3,
         )
-    return library.ms_deform_attn
+    return reference.ms_deform_attn
 
 
-def _require(name: str) -> None:
-    if name not in BACKENDS:
-        raise RuntimeError(f"ms_deform_attn has no backend '{name}'; there are: {', '.join(BACKENDS)}")
-    if name in _COMPILED and not _COMPILED[name].loaded:
-        raise RuntimeError(f"ms_deform_attn's backend '{name}' is not available: {_COMPILED[name].detail}")
+def _compute_type(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype is torch.float64 else torch.float32
 
 
 def _check(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> None:
@@ -148,11 +144,9 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights, num_poi
         )
     if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise ValueError(f"value must be float32, float64, float16 or bfloat16, got {value.dtype}")
+    compute = _compute_type(value)
     for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
         if tensor.device != value.device:
             raise ValueError(f"{name} is on {tensor.device}, but value is on {value.device}")
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            continue
-        if tensor.dtype is not (torch.float64 if value.dtype is torch.float64 else torch.float32):
-            raise ValueError(f"{name} must be float32 (float64 for a value in float64), got {tensor.dtype}, "
-                             f"and value is {value.dtype}")
+        if tensor.dtype not in (compute, torch.float16, torch.bfloat16):
+            raise ValueError(f"{name} must be {compute} for a value in {value.dtype}, got {tensor.dtype}")

@@ -14,9 +14,7 @@ from ops import reference
 
 _library = torch.library.Library("deformable_detr", "DEF")
 _ARGUMENTS = "Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights"
-_library.define(
-    f"ms_deform_attn({_ARGUMENTS}, SymInt[] num_points) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
+_library.define(f"ms_deform_attn({_ARGUMENTS}, SymInt[] num_points) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _library.define(
     f"ms_deform_attn_backward(Tensor grad, {_ARGUMENTS}, SymInt[] num_points, bool deterministic)"
     " -> (Tensor, Tensor, Tensor)",
@@ -71,11 +69,12 @@ def _save_backward(ctx, inputs, output):
 
 def _second_gradient(ctx, *seconds):
     """The gradient of the gradient, through the reference, which PyTorch can differentiate as often as asked."""
-    inputs = [t if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-    grad, *points = inputs
     shapes = list(zip(ctx.spatial_shapes[::2], ctx.spatial_shapes[1::2]))
     again = torch.is_grad_enabled()
     with torch.enable_grad():
+        # Views, because the gradient itself may have come from these very tensors: that way is not ours to follow.
+        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        grad, *points = inputs
         out = reference.ms_deform_attn(points[0], shapes, points[1], points[2], ctx.num_points)
         firsts = torch.autograd.grad(out, points, grad, create_graph=True)
         given = [torch.zeros_like(first) if second is None else second for first, second in zip(firsts, seconds)]

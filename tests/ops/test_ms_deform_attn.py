@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ops
@@ -58,13 +58,20 @@ CASES = [
 ]
 
 
+# Every test of this module holds for each backend that runs on a CPU.
+@pytest.fixture(autouse=True, params=["reference", "cpu"])
+def backend(request, monkeypatch):
+    monkeypatch.setenv("MS_DEFORM_ATTN_BACKEND", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("spatial_shapes, num_points", CASES)
 def test_equals_the_loop(spatial_shapes, num_points):
     given_arguments = arguments(spatial_shapes, num_points)
     torch.testing.assert_close(ops.ms_deform_attn(*given_arguments), loop(*given_arguments), atol=1e-12, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4),
     k=st.integers(1, 3),
@@ -160,16 +167,3 @@ def test_wrong_arguments_are_named(change, name):
     }
     with pytest.raises(ValueError, match=name):
         ops.ms_deform_attn(**{**whole, **change})
-
-
-def test_backend_by_name(monkeypatch):
-    given_arguments = arguments([(3, 4)], [2])
-    expected = ops.ms_deform_attn(*given_arguments)
-    torch.testing.assert_close(ops.ms_deform_attn(*given_arguments, backend="reference"), expected)
-    with pytest.raises(RuntimeError, match="no backend 'abacus'"):
-        ops.ms_deform_attn(*given_arguments, backend="abacus")
-    monkeypatch.setenv("MS_DEFORM_ATTN_BACKEND", "abacus")
-    with pytest.raises(RuntimeError, match="no backend 'abacus'"):
-        ops.ms_deform_attn(*given_arguments)
-    monkeypatch.delenv("MS_DEFORM_ATTN_BACKEND")
-    assert ops.backend_info()["selected"] == "reference"

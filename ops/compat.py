@@ -1,0 +1,55 @@
+"""The operator under the name and with the arguments of the original repository, for code written against it."""
+
+from torch import Tensor
+
+from ops.functional import ms_deform_attn
+
+
+class MSDeformAttnFunction:
+    """Stands in for the original's autograd function: `MSDeformAttnFunction.apply(...)` with the same six arguments."""
+
+    @staticmethod
+    def apply(
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_level_start_index: Tensor | None,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int | None = None,
+    ) -> Tensor:
+        """Multi-scale deformable attention with K points on every level.
+
+        The shapes are read from their tensor, for which a GPU is waited for; `ops.ms_deform_attn` takes them as Python
+        ints and does not wait.
+
+        Args:
+            value: `[B, S, M, D]`.
+            value_spatial_shapes: `[L, 2]`, (H, W) of each level.
+            value_level_start_index: `[L]`, first token of each level, which must follow each other without a gap;
+                None takes that for granted.
+            sampling_locations: `[B, Q, M, L, K, 2]`, (x, y) in [0, 1].
+            attention_weights: `[B, Q, M, L, K]`.
+            im2col_step: ignored: any batch size works.
+
+        Returns:
+            `[B, Q, M*D]`.
+
+        Raises:
+            ValueError: an argument's shape, dtype or device does not fit the others, or levels leave gaps.
+        """
+        shapes = [(int(height), int(width)) for height, width in value_spatial_shapes.tolist()]
+        starts = [sum(height * width for height, width in shapes[:level]) for level in range(len(shapes))]
+        if value_level_start_index is not None and value_level_start_index.tolist() != starts:
+            raise ValueError(
+                f"value_level_start_index must be {starts} for spatial shapes {shapes}, "
+                f"got {value_level_start_index.tolist()}"
+            )
+        if sampling_locations.dim() != 6 or attention_weights.dim() != 5:
+            raise ValueError(
+                "sampling_locations must be [B, Q, M, L, K, 2] and attention_weights [B, Q, M, L, K], got "
+                f"{list(sampling_locations.shape)} and {list(attention_weights.shape)}"
+            )
+        num_points = [attention_weights.shape[4]] * len(shapes)
+        return ms_deform_attn(
+            value, shapes, sampling_locations.flatten(3, 4), attention_weights.flatten(3, 4), num_points
+        )
