@@ -69,7 +69,7 @@ def load(name: str) -> Backend:
         try:
             torch.ops.load_library(str(path))
         except OSError as error:  # of the dynamic linker: another platform, a missing symbol, a damaged file
-            reason = f"{path} cannot be loaded ({error}): {REBUILD}"
+            reason = f"{path} cannot be loaded ({error.__cause__ or error}): {REBUILD}"
     if reason is not None:
         return Backend(name, False, reason)
     record = json.loads(path.with_suffix(".json").read_text())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from ops import backends, library, reference
 
@@ -53,15 +54,16 @@ def ms_deform_attn(
         ValueError: an argument's shape, dtype or device does not fit the others.
         RuntimeError: the backend asked for is unknown, not built, or not for the value's device.
     """
-    if value.dtype is torch.float32 and torch.is_autocast_enabled(value.device.type):
-        value = value.to(torch.get_autocast_dtype(value.device.type))
+    device_type = value.device.type
+    if value.dtype is torch.float32 and is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        value = value.to(torch.get_autocast_dtype(device_type))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
     compute = _compute_type(value)
     if sampling_locations.dtype is not compute:
         sampling_locations = sampling_locations.to(compute)
     if attention_weights.dtype is not compute:
         attention_weights = attention_weights.to(compute)
-    run = _select(backend, value.device.type)
+    run = _select(backend, device_type)
     return run(value, spatial_shapes, sampling_locations, attention_weights, num_points)
 
 

@@ -53,7 +53,7 @@ def test_gradients_once_and_twice_through_the_compiled_kernels():
 
 
 def test_second_gradient_where_the_gradient_comes_from_the_same_arguments():
-    """A gradient penalty: the first gradient of a square holds the output, so the second has two ways to the weights."""
+    """A gradient penalty: the first gradient of a square holds the output, which leads to the weights a second way."""
     seconds = []
     for backend in ("cpu", "reference"):
         value, locations, weights = leaves()

@@ -1,0 +1,172 @@
+"""`python -m ops.build`: what it finds, what it refuses, and how it fails."""
+
+import json
+import os
+import shutil
+import stat
+import time
+
+import pytest
+import torch
+
+from ops import backends, build
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Libraries go elsewhere, and no toolkit of this machine is known."""
+    monkeypatch.setattr(backends, "FOLDER", tmp_path / "lib")
+    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(build, "package_folders", lambda kind: [])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return tmp_path
+
+
+def program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def fake_nvcc(folder):
+    return program(
+        folder / "bin" / "nvcc",
+        'case "$1" in --version) echo "Cuda compilation tools, release 13.0, V13.0.88";; '
+        "--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_90\\nsm_120\\n';; *) exit 1;; esac",
+    )
+
+
+def no_programs(monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_builds_loads_and_is_then_up_to_date(capsys):
+    assert build.main(["--backend", "cpu"]) == 0
+    assert "compiling with" in capsys.readouterr().out
+    library = backends.FOLDER / "cpu.so"
+    record = json.loads(library.with_suffix(".json").read_text())
+    assert record["sources"] == backends.sources_hash("cpu") and record["machine"] == backends.this_machine()
+    assert backends.load.__wrapped__("cpu").loaded
+    assert sorted(path.name for path in backends.FOLDER.iterdir()) == ["cpu.json", "cpu.so"]
+
+    before = library.stat().st_mtime_ns
+    assert build.main(["--backend", "cpu"]) == 0
+    assert capsys.readouterr().out == "cpu: up to date\n" and library.stat().st_mtime_ns == before
+
+
+def test_no_compiler_is_one_sentence(monkeypatch, own_folder, capsys):
+    no_programs(monkeypatch, own_folder)
+    assert build.main([]) == 1
+    error = capsys.readouterr().err
+    assert "no C++ compiler" in error and "apt-get install g++" in error and "Traceback" not in error
+
+
+def test_cxx_that_is_not_there(monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert build.main(["--backend", "cpu"]) == 1
+    assert "CXX names no-such-compiler, which is not on PATH" in capsys.readouterr().err
+
+
+def test_a_failing_compiler_shows_command_and_output_and_keeps_what_was_there(monkeypatch, own_folder, capsys):
+    backends.FOLDER.mkdir()
+    (backends.FOLDER / "cpu.so").write_text("earlier")
+    program(
+        own_folder / "bin" / "c++", 'test "$1" = --version && echo fake 1.0 && exit 0; echo "line of output"; exit 1'
+    )
+    monkeypatch.setenv("PATH", str(own_folder / "bin"))
+    assert build.main(["--backend", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "this command failed" in error and "kernels.cpp" in error and "line of output" in error
+    assert (backends.FOLDER / "cpu.so").read_text() == "earlier"
+    assert [path.name for path in backends.FOLDER.iterdir()] == ["cpu.so"]
+
+
+def test_no_nvcc_is_said_and_no_failure(monkeypatch, own_folder, capsys):
+    no_programs(monkeypatch, own_folder)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert build.main(["--backend", "cuda"]) == 0
+    assert "cuda: skipped, no nvcc" in capsys.readouterr().out
+    assert build.main(["--backend", "cuda", "--arch", "90"]) == 1  # asked for by name
+    assert "pip install nvidia-cuda-nvcc" in capsys.readouterr().err
+
+
+def test_torch_without_cuda_skips_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert build.main(["--backend", "cuda"]) == 0
+    assert "is built without CUDA" in capsys.readouterr().out
+
+
+def test_no_card_and_no_list_is_said(monkeypatch, own_folder, capsys):
+    monkeypatch.setenv("PATH", str(fake_nvcc(own_folder).parent), prepend=os.pathsep)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert build.main(["--backend", "cuda"]) == 0
+    assert "there is no GPU here" in capsys.readouterr().out
+
+
+def test_nvcc_is_looked_for_in_cuda_home_then_path_then_packages(monkeypatch, own_folder):
+    no_programs(monkeypatch, own_folder)
+    assert build.find_nvcc() is None
+    package = fake_nvcc(own_folder / "package")
+    monkeypatch.setattr(build, "package_folders", lambda kind: [package.parent] if kind == "bin" else [])
+    assert build.find_nvcc().path == package
+    on_path = fake_nvcc(own_folder / "toolkit")
+    monkeypatch.setenv("PATH", f"{on_path.parent}")
+    assert build.find_nvcc().path == on_path
+    home = fake_nvcc(own_folder / "home")
+    monkeypatch.setenv("CUDA_HOME", str(own_folder / "home"))
+    found = build.find_nvcc()
+    assert found.path == home and found.version == "13.0" and found.supported == ["75", "80", "90", "120"]
+    monkeypatch.setenv("CUDA_HOME", str(own_folder / "nowhere"))
+    with pytest.raises(build.BuildError, match="has no bin/nvcc"):
+        build.find_nvcc()
+
+
+NVCC = build.Nvcc("nvcc", "13.0", ["75", "80", "86", "90", "100", "120"])
+
+
+@pytest.mark.parametrize(
+    "asked, expected",
+    [
+        ("90", ["90"]),
+        ("8.0;9.0+PTX", ["80", "90"]),
+        ("sm_90, 75", ["75", "90"]),
+        ("all", ["75", "80", "86", "90", "100", "120"]),
+    ],
+)
+def test_lists_of_architectures(asked, expected):
+    assert build.choose_architectures(asked, NVCC) == expected
+
+
+@pytest.mark.parametrize("asked", ["35", "ninety", "90,,x"])
+def test_unknown_architectures_are_refused(asked):
+    with pytest.raises(build.BuildError, match=r"nvcc 13\.0 does not make code for"):
+        build.choose_architectures(asked, NVCC)
+
+
+def test_cards_choose_and_newer_ones_take_the_newest_below(monkeypatch):
+    cards = [(9, 0), (12, 1), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
+    assert build.choose_architectures(None, NVCC) == ["90", "120"]
+    assert build.architecture_flags(["80", "90"]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+
+
+def test_sources_decide_what_is_up_to_date(monkeypatch, own_folder):
+    shutil.copytree(backends.SOURCES, own_folder / "csrc")
+    before = {name: backends.sources_hash(name) for name in ("cpu", "cuda")}
+    monkeypatch.setattr(backends, "SOURCES", own_folder / "csrc")
+    assert {name: backends.sources_hash(name) for name in ("cpu", "cuda")} == before
+    with (own_folder / "csrc" / "cpu" / "kernels.cpp").open("a") as file:
+        file.write("// changed\n")
+    assert backends.sources_hash("cpu") != before["cpu"] and backends.sources_hash("cuda") == before["cuda"]
+    with (own_folder / "csrc" / "problem.h").open("a") as file:
+        file.write(f"// {time.time()}\n")
+    assert backends.sources_hash("cuda") != before["cuda"]
