@@ -99,6 +99,13 @@ def find_nvcc() -> Nvcc | None:
     return Nvcc(path, release.group(1) if release else "?", re.findall(r"sm_(\d+)\b", listed))
 
 
+def nvcc_requirement() -> str | None:
+    """The package to install where torch has CUDA, a card is there and no nvcc is; None if nothing is missing."""
+    if torch.version.cuda is None or not torch.cuda.device_count() or os.environ.get("CUDA_HOME") or find_nvcc():
+        return None
+    return f"nvidia-cuda-nvcc=={torch.version.cuda}.*"
+
+
 def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
     """The folder that holds a header (`include`) or library (`lib`), of nvcc's own toolkit or of torch's packages.
 

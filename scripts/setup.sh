@@ -44,6 +44,13 @@ if ! cmp -s "$wanted.new" "$wanted"; then
 fi
 rm -f "$wanted.new"
 
+# A GPU without a CUDA compiler: the one of Python's packages, of torch's own CUDA version, needs no toolkit.
+nvcc="$(.venv/bin/python -c 'from ops.build import nvcc_requirement; print(nvcc_requirement() or "")')"
+if [[ -n "$nvcc" ]]; then
+  echo "installing $nvcc, the CUDA compiler"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$nvcc" || true
+fi
+
 # Without a compiler everything runs all the same, on the slower reference; the build has said what is missing.
 if ! .venv/bin/python -m ops.build; then
   echo "the operator is not built: going on with its PyTorch reference" >&2

@@ -1,0 +1,133 @@
+"""Times a whole R50 detector, forward, against transformers' implementation with the same weights.
+
+    python scripts/bench_model.py                          # one image of 800x1333, fp32, on the CPU
+    python scripts/bench_model.py --device cuda --dtype bfloat16 --batch 2
+
+Contenders take turns, so that a busy machine hits all alike; the figures are medians. Outputs are compared first.
+Needs the test dependencies (`scripts/setup.sh --test`).
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import ops
+from models.load import load_detector
+
+VARIANTS = {
+    "base": {},
+    "refinement": {"with_box_refine": True},
+    "two_stage": {"with_box_refine": True, "two_stage": True},
+}
+
+
+@contextmanager
+def forced_backend(name: str):
+    """Run the operator's calls on one backend."""
+    before = os.environ.get("MS_DEFORM_ATTN_BACKEND")
+    os.environ["MS_DEFORM_ATTN_BACKEND"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("MS_DEFORM_ATTN_BACKEND")
+        if before is not None:
+            os.environ["MS_DEFORM_ATTN_BACKEND"] = before
+
+
+def their_detector(variant: str):
+    """transformers' R50 detector with random weights; offsets and heads are made lively, as they are after training."""
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+
+    torch.manual_seed(0)
+    settings = {"use_timm_backbone": True, "use_pretrained_backbone": False, "num_labels": 91, **VARIANTS[variant]}
+    model = DeformableDetrForObjectDetection(DeformableDetrConfig(backbone="resnet50", **settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "sampling_offsets" in name or "attention_weights" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.01)
+    return model
+
+
+def our_detector(theirs):
+    """The same weights through the importer of checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return load_detector(folder).model.eval()
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of one call, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, default="base")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("H", "W"))
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+
+    device = torch.device(args.device)
+    theirs = their_detector(args.variant)
+    ours = our_detector(theirs).to(device)
+    theirs = theirs.to(device)
+    images = torch.randn(args.batch, 3, *args.size, device=device)
+    padding_mask = torch.zeros(args.batch, *args.size, dtype=torch.bool, device=device)
+    compiled = ops.selected_backend(device.type)
+
+    def run_ours(backend: str):
+        with forced_backend(backend):
+            return ours(images, padding_mask).logits[-1]
+
+    contenders = {f"ours, {compiled}": lambda: run_ours(compiled)}
+    if compiled != "reference":
+        contenders["ours, reference"] = lambda: run_ours("reference")
+    contenders["transformers"] = lambda: theirs(pixel_values=images, pixel_mask=(~padding_mask).long()).logits
+
+    machine = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    print(
+        f"R50 {args.variant}, {args.batch} x {args.size[0]}x{args.size[1]}, {args.dtype}, on {machine}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        flush=True,
+    )
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+        outputs = {name: run().float() for name, run in contenders.items()}  # also warms up
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(args.repeats):
+            for name, run in contenders.items():
+                times[name].append(seconds(run, device))
+    ours_name, exact = next(iter(contenders)), outputs["transformers"]
+    print("\n| | seconds | of ours | largest deviation of logits |\n|---|---|---|---|")
+    for name, measured in times.items():
+        ratio = median(measured) / median(times[ours_name])
+        error = float((outputs[name] - exact).abs().max())
+        print(f"| {name} | {median(measured):.3f} | {ratio:.2f} | {error:.1e} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
