@@ -78,9 +78,10 @@ struct Block {
   Real *width, *height;         // of the point's level
   Int *columns, *rows, *first;  // the same as integers, and the level's first row among those gathered
   Real *x, *y, *attention;      // of each point: location in [0, 1], then the fraction of the pixel; its weight
-  Int* corner[4];               // rows of the corners: top left, top right, bottom left, bottom right
-  Real* weight[4];              // bilinear weight times attention weight, zero outside
-  Real* dots;                   // backward: [capacity, 4], the gradient times the corners' rows
+  // Of the corners, top left, top right, bottom left, bottom right: [capacity / kLanes, 4, kLanes], see `slot`.
+  Int* corners;   // rows
+  Real* weights;  // bilinear weight times attention weight, zero outside
+  Real* dots;     // backward: [capacity, 4], the gradient times the corners' rows
 
   explicit Block(int64_t points)
       : points(points),
@@ -98,12 +99,13 @@ struct Block {
     x = scratch.take<Real>(capacity);
     y = scratch.take<Real>(capacity);
     attention = scratch.take<Real>(capacity);
-    for (int c = 0; c < 4; ++c) {
-      corner[c] = scratch.take<Int>(capacity);
-      weight[c] = scratch.take<Real>(capacity);
-    }
+    corners = scratch.take<Int>(4 * capacity);
+    weights = scratch.take<Real>(4 * capacity);
     dots = scratch.take<Real>(4 * capacity);
   }
+
+  // Where a point's first corner is; the next ones follow kLanes apart.
+  static int64_t slot(int64_t at) { return at / kLanes * (4 * kLanes) + at % kLanes; }
 
   // Fills what is the same in every block. The lanes behind the last point get a level without pixels.
   void describe(const Problem& problem, int first_level, int last_level) {
@@ -164,8 +166,8 @@ struct Block {
       const auto write = [&](int c, I inside, I where, R share) {
         const I chosen = inside ? where : nowhere;
         const R product = inside ? share * factor : R{};
-        __builtin_memcpy(corner[c] + at, &chosen, sizeof(I));
-        __builtin_memcpy(weight[c] + at, &product, sizeof(R));
+        __builtin_memcpy(corners + 4 * at + c * kLanes, &chosen, sizeof(I));
+        __builtin_memcpy(weights + 4 * at + c * kLanes, &product, sizeof(R));
       };
       write(0, in_left & in_top, index, above * left);
       write(1, in_right & in_top, index + 1, above * right);
@@ -283,10 +285,12 @@ void sample(const Table<const T, kRows, kVectors>& maps, Block<RealOf<T>>& block
         VectorOf<T> sums[kSums][kVectors] = {};
         const int64_t offset = kRows == Rows::kPacked ? 0 : chunk;
         for (int64_t at = query * points; at < (query + 1) * points; ++at) {
+          const Int* corners = block.corners + block.slot(at);
+          const Real* shares = block.weights + block.slot(at);
 #pragma GCC unroll 4
           for (int c = 0; c < 4; ++c) {
-            const T* row = maps.row(block.corner[c][at]) + offset;
-            const VectorOf<T> weight = VectorOf<T>{} + block.weight[c][at];
+            const T* row = maps.row(corners[c * kLanes]) + offset;
+            const VectorOf<T> weight = VectorOf<T>{} + shares[c * kLanes];
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) sums[c % kSums][v] += weight * load(row + v * kLanes);
           }
@@ -380,13 +384,15 @@ void scatter(const Table<const T, kRows, kVectors>& maps, const Table<T, kRows, 
         }
         const int64_t offset = kRows == Rows::kPacked ? 0 : chunk;
         for (int64_t at = query * points; at < (query + 1) * points; ++at) {
+          const typename Block<T>::Int* corners = block.corners + block.slot(at);
+          const T* shares = block.weights + block.slot(at);
           VectorOf<T> products[4];
 #pragma GCC unroll 4
           for (int c = 0; c < 4; ++c) {
-            const int64_t index = block.corner[c][at];
+            const int64_t index = corners[c * kLanes];
             const T* row = maps.row(index) + offset;
             T* target = grads.row(index) + offset;
-            const VectorOf<T> weight = VectorOf<T>{} + block.weight[c][at];
+            const VectorOf<T> weight = VectorOf<T>{} + shares[c * kLanes];
             products[c] = grad[0] * load(row);
             store(target, load(target) + weight * grad[0], kLanes);
 #pragma GCC unroll 4
@@ -395,9 +401,14 @@ void scatter(const Table<const T, kRows, kVectors>& maps, const Table<T, kRows, 
               store(target + v * kLanes, load(target + v * kLanes) + weight * grad[v], kLanes);
             }
           }
-          T dots[4];
-          store_sums(dots, products[0], products[1], products[2], products[3]);
-          for (int c = 0; c < 4; ++c) block.dots[4 * at + c] = chunk == 0 ? dots[c] : block.dots[4 * at + c] + dots[c];
+          T* dots = block.dots + 4 * at;
+          if (kRows == Rows::kPacked || chunk == 0) {
+            store_sums(dots, products[0], products[1], products[2], products[3]);
+          } else {
+            T more[4];
+            store_sums(more, products[0], products[1], products[2], products[3]);
+            for (int c = 0; c < 4; ++c) dots[c] += more[c];
+          }
         }
       }
     }

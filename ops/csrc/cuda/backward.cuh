@@ -44,21 +44,31 @@ struct FixedPoint {
   static __device__ __forceinline__ long long round(double x) { return __double2ll_rn(x); }
 };
 
+// Four neighbouring sums in one transaction, where the hardware has it.
+__device__ __forceinline__ void add_four(float* target, float a, float b, float c, float d) {
+#if defined(CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+  atomicAdd(reinterpret_cast<float4*>(target), make_float4(a, b, c, d));
+#else
+  atomicAdd(target, a);
+  atomicAdd(target + 1, b);
+  atomicAdd(target + 2, c);
+  atomicAdd(target + 3, d);
+#endif
+}
+
 // Adds channels * weight to a row of the gradient, rounded at `scale` if the row is int64.
 template <typename Real, int kVector>
 __device__ __forceinline__ void scatter(Real* row, const Real (&channels)[kVector], Real weight, Real /*scale*/) {
-#if defined(CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
   if constexpr (std::is_same_v<Real, float> && kVector % 4 == 0) {
 #pragma unroll
     for (int v = 0; v < kVector; v += 4) {
-      atomicAdd(reinterpret_cast<float4*>(row + v), make_float4(channels[v] * weight, channels[v + 1] * weight,
-                                                                channels[v + 2] * weight, channels[v + 3] * weight));
+      add_four(row + v, channels[v] * weight, channels[v + 1] * weight, channels[v + 2] * weight,
+               channels[v + 3] * weight);
     }
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) atomicAdd(row + v, channels[v] * weight);
+    for (int v = 0; v < kVector; ++v) atomicAdd(row + v, channels[v] * weight);
+  }
 }
 
 template <typename Real, int kVector>
@@ -80,7 +90,7 @@ struct BackwardChunk {
   const Shared<Real, Self::kSlots>& shared;
   const char* base;       // of the value, at this lane's channels of token 0
   char* grad_base;        // of its gradient
-  int token_bytes, grad_token_bytes;
+  unsigned token_bytes, grad_token_bytes;
   bool active;
   Real scale;
   const Real (&grad_out)[kVector];
@@ -91,17 +101,20 @@ struct BackwardChunk {
   // points take kPoints - 1 exchanges, where summing each by itself would take kPoints * log2(kPoints).
   template <int kPoints>
   __device__ __forceinline__ Four<Real> dots(int first) const {
-    constexpr int kHalf = kPoints / 2;
-    Four<Real> kept, sent;
-    if constexpr (kPoints == kAtOnce) {
-      Four<Real> pair[kAtOnce] = {};
-      if (first < count) take_points(first, pair);  // the same in the whole warp
-      choose(self.within & kHalf, pair[0], pair[1], kept, sent);
+    if constexpr (kPoints == 1) {
+      return first < count ? take_point(first) : Four<Real>{};  // the same in the whole warp
     } else {
-      const Four<Real> lower = dots<kHalf>(first), upper = dots<kHalf>(first + kHalf);
-      choose(self.within & kHalf, lower, upper, kept, sent);
+      constexpr int kHalf = kPoints / 2;
+      const Four<Real> a = dots<kHalf>(first), b = dots<kHalf>(first + kHalf);
+      const bool second = self.within & kHalf;
+      Four<Real> kept, sent;
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+        kept.at[corner] = second ? b.at[corner] : a.at[corner];
+        sent.at[corner] = second ? a.at[corner] : b.at[corner];
+      }
+      return exchange(kept, sent, kHalf);
     }
-    return exchange(kept, sent, kHalf);
   }
 
   // What is left: lanes that hold the same point.
@@ -113,15 +126,6 @@ struct BackwardChunk {
   }
 
  private:
-  static __device__ __forceinline__ void choose(bool second, const Four<Real>& a, const Four<Real>& b,
-                                                Four<Real>& kept, Four<Real>& sent) {
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner) {
-      kept.at[corner] = second ? b.at[corner] : a.at[corner];
-      sent.at[corner] = second ? a.at[corner] : b.at[corner];
-    }
-  }
-
   static __device__ __forceinline__ Four<Real> exchange(Four<Real> kept, const Four<Real>& sent, int distance) {
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
@@ -130,38 +134,33 @@ struct BackwardChunk {
     return kept;
   }
 
-  __device__ __forceinline__ void take_points(int first, Four<Real> (&dots)[kAtOnce]) const {
-    Four<int> tokens[kAtOnce];
+  __device__ __forceinline__ Four<Real> take_point(int point) const {
+    const Four<unsigned> tokens = shared.tokens[self.slot(point)];
+    const Corners<T, kVector, 1> corners(base, token_bytes, &tokens);
+    // The atomics need none of the loads, so they go out while those are on their way.
+    const Four<Real> weight = shared.weights[self.slot(point)];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) tokens[i] = shared.tokens[self.slot(first + i)];
-    const Corners<T, kVector> corners(base, token_bytes, tokens);
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-      for (int corner = 0; corner < 4; ++corner) {
-        Real channels[kVector];
-        corners.packets[i][corner].unpack(channels);
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) dots[i].at[corner] += grad_out[v] * channels[v];
-      }
+    for (int corner = 0; corner < 4; ++corner) {
+      // None for the corners outside, whose tokens are not theirs.
+      if (!active || weight.at[corner] == 0) continue;
+      char* row = token_at(grad_base, tokens.at[corner], grad_token_bytes);
+      scatter(reinterpret_cast<Sum*>(row), grad_out, weight.at[corner], scale);
     }
+    Four<Real> dot = {};
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const Four<Real> weight = shared.weights[self.slot(first + i)];
+    for (int corner = 0; corner < 4; ++corner) {
+      Real channels[kVector];
+      corners.packets[0][corner].unpack(channels);
 #pragma unroll
-      for (int corner = 0; corner < 4; ++corner) {
-        // No atomics for the corners outside, whose tokens are not theirs.
-        if (!active || weight.at[corner] == 0) continue;
-        char* row = grad_base + static_cast<int64_t>(tokens[i].at[corner]) * grad_token_bytes;
-        scatter(reinterpret_cast<Sum*>(row), grad_out, weight.at[corner], scale);
-      }
+      for (int v = 0; v < kVector; ++v) dot.at[corner] += grad_out[v] * channels[v];
     }
+    return dot;
   }
 };
 
 // Sum is A, or int64_t for the fixed point; `maxima` and `log2_terms` are read for the latter alone.
 template <typename T, typename Sum, int kVector, int kLanes>
-__global__ void __launch_bounds__(kMaxWarps* kWarp)
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kBackwardBlocks<T, kLanes>)
     backward_kernel(const Geometry geometry, const T* __restrict__ grad_out, const T* __restrict__ value,
                     const RealOf<T>* __restrict__ locations, const RealOf<T>* __restrict__ weights,
                     Sum* __restrict__ grad_value, RealOf<T>* __restrict__ grad_locations,
@@ -182,8 +181,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const int token_size = geometry.heads * geometry.channels;
   const int64_t map = self.batch * geometry.tokens * token_size + static_cast<int64_t>(self.head) * geometry.channels;
   const int64_t row = self.row(geometry);
-  const bool has_point = self.query >= 0 && self.within < Self::kChunk;
-  const bool one_pass = geometry.channels <= kLanes * kVector;
+  // This lane's points are within, within + kChunk, ... of its query's.
+  const int end = self.query >= 0 && self.within < Self::kChunk ? geometry.points : 0;
+  const int64_t first_point = row * geometry.points;
 
   Real gradient[kVector] = {};
   const auto read_gradient = [&](int channel) {
@@ -193,36 +193,32 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
       Packet<T, kVector>::load(grad_out + row * geometry.channels + channel).unpack(gradient);
     }
   };
-  if (one_pass) read_gradient(self.channel);
+  if (Self::kOnePass) read_gradient(self.channel);
 
   int level = 0;
-  auto next = Point<Real>::read(locations, weights, row, geometry.points, self.within, has_point);
+  auto next = Point<Real>::read(locations, weights, first_point + self.within, self.within < end);
   for (int first = 0; first < geometry.points; first += Self::kChunk) {
     const int index = first + self.within;
     Sample<Real> sample(geometry, level, index, next);
-    next = Point<Real>::read(locations, weights, row, geometry.points, index + Self::kChunk, has_point);
-    const unsigned touching = __ballot_sync(kAllLanes, sample.touches);
-    sample.borrow_tokens(touching, self.lane);
-    const Four<Real> bilinear = sample.bilinear();
-    Four<Real> corner_weights = bilinear;
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner) {
-      if (sample.touches) corner_weights.at[corner] *= sample.weight;
-    }
-    shared.write(self.slot(self.within), self.within < Self::kChunk, sample.tokens, corner_weights);
+    // One chunk ahead, to be there when it is needed.
+    next = Point<Real>::read(locations, weights, first_point + index + Self::kChunk, index + Self::kChunk < end);
+    const unsigned touching = __ballot_sync(kAllLanes, sample.inside != 0);
+    sample.borrow_tokens(touching);
+    shared.write(self.slot(self.within), self.within < Self::kChunk, sample.tokens, sample.corner_weights());
 
     Four<Real> dots = {};
     if (touching != 0) {  // the same in the whole warp
-      for (int channel = self.channel; channel - self.channel < geometry.channels; channel += kLanes * kVector) {
-        if (!one_pass) read_gradient(channel);
+      int channel = self.channel;
+      do {
+        if (!Self::kOnePass) read_gradient(channel);
         const bool active = channel < geometry.channels;
         const int64_t start = map + (active ? channel : 0);
         const Chunk chunk{self,
                           shared,
                           reinterpret_cast<const char*>(value + start),
                           reinterpret_cast<char*>(grad_value + start),
-                          token_size * static_cast<int>(sizeof(T)),
-                          token_size * static_cast<int>(sizeof(Sum)),
+                          geometry.token_bytes,
+                          geometry.sum_token_bytes,
                           active,
                           scale,
                           gradient,
@@ -230,23 +226,27 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
         const Four<Real> part = chunk.all_dots();
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) dots.at[corner] += part.at[corner];
-      }
+        channel += kLanes * kVector;
+      } while (!Self::kOnePass && channel - self.channel < geometry.channels);
     }
-    if (!has_point || index >= geometry.points) continue;
+    if (index >= end) continue;
 
     // What a corner outside, or a point that touches nothing, has borrowed must not count, NaN least of all.
-    const Real zero = 0, one = 1;
-    const Real dot00 = sample.touches && sample.top && sample.left ? dots.at[0] : zero;
-    const Real dot01 = sample.touches && sample.top && sample.right ? dots.at[1] : zero;
-    const Real dot10 = sample.touches && sample.bottom && sample.left ? dots.at[2] : zero;
-    const Real dot11 = sample.touches && sample.bottom && sample.right ? dots.at[3] : zero;
-    const Real along_x = (one - sample.y_fraction) * (dot01 - dot00) + sample.y_fraction * (dot11 - dot10);
-    const Real along_y = (one - sample.x_fraction) * (dot10 - dot00) + sample.x_fraction * (dot11 - dot01);
-    const int64_t target = row * geometry.points + index;
-    store_pair(grad_locations + 2 * target, sample.touches ? sample.weight * sample.width * along_x : zero,
-               sample.touches ? sample.weight * sample.height * along_y : zero);
-    __stcs(grad_weights + target, bilinear.at[0] * dot00 + bilinear.at[1] * dot01 + bilinear.at[2] * dot10 +
-                                      bilinear.at[3] * dot11);
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      if (!(sample.inside >> corner & 1)) dots.at[corner] = 0;
+    }
+    const Real dot00 = dots.at[0], dot01 = dots.at[1], dot10 = dots.at[2], dot11 = dots.at[3];
+    const Real x1 = sample.x_fraction, x0 = 1 - x1, y1 = sample.y_fraction, y0 = 1 - y1;
+    const Real along_x = y0 * (dot01 - dot00) + y1 * (dot11 - dot10);
+    const Real along_y = x0 * (dot10 - dot00) + x1 * (dot11 - dot01);
+    const Real bilinear = y0 * (x0 * dot00 + x1 * dot01) + y1 * (x0 * dot10 + x1 * dot11);
+    const GeometryLevel& size = geometry.levels[level];
+    const int64_t target = first_point + index;
+    store_pair(grad_locations + 2 * target,
+               sample.inside ? sample.weight * static_cast<Real>(size.width) * along_x : 0,
+               sample.inside ? sample.weight * static_cast<Real>(size.height) * along_y : 0);
+    __stcs(grad_weights + target, bilinear);
   }
 }
 

@@ -5,8 +5,11 @@
 
 namespace deformable::cuda {
 
+// Points whose corners are loaded before the first is used: eight loads in flight in each lane.
+constexpr int kAtOnce = 2;
+
 template <typename T, int kVector, int kLanes>
-__global__ void __launch_bounds__(kMaxWarps* kWarp)
+__global__ void __launch_bounds__(kMaxWarps* kWarp, kForwardBlocks<T, kLanes>)
     forward_kernel(const Geometry geometry, const T* __restrict__ value, const RealOf<T>* __restrict__ locations,
                    const RealOf<T>* __restrict__ weights, T* __restrict__ out) {
   using Real = RealOf<T>;
@@ -20,49 +23,48 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp)
   const char* base = reinterpret_cast<const char*>(
       value + self.batch * geometry.tokens * token_size + static_cast<int64_t>(self.head) * geometry.channels +
       (active ? self.channel : 0));
-  const int token_bytes = token_size * static_cast<int>(sizeof(T));
   const int64_t row = self.row(geometry);
-  const bool has_point = self.query >= 0 && self.within < Self::kChunk;
+  // This lane's points are within, within + kChunk, ... of its query's.
+  const int end = self.query >= 0 && self.within < Self::kChunk ? geometry.points : 0;
+  const int64_t first_point = row * geometry.points;
+
+  T* const target = active && self.query >= 0 ? out + row * geometry.channels + self.channel : nullptr;
 
   Real sum[kVector] = {};
   int level = 0;
-  auto next = Point<Real>::read(locations, weights, row, geometry.points, self.within, has_point);
+  auto next = Point<Real>::read(locations, weights, first_point + self.within, self.within < end);
   for (int first = 0; first < geometry.points; first += Self::kChunk) {
-    Sample<Real> sample(geometry, level, first + self.within, next);
-    next = Point<Real>::read(locations, weights, row, geometry.points, first + Self::kChunk + self.within, has_point);
-    const unsigned touching = __ballot_sync(kAllLanes, sample.touches) & self.group_mask();
-    sample.borrow_tokens(touching, self.lane);
-    Four<Real> corner_weights = sample.bilinear();
-#pragma unroll
-    for (int corner = 0; corner < 4; ++corner) {
-      if (sample.touches) corner_weights.at[corner] *= sample.weight;
-    }
-    shared.write(self.slot(self.within), self.within < Self::kChunk, sample.tokens, corner_weights);
+    const int index = first + self.within;
+    Sample<Real> sample(geometry, level, index, next);
+    // One chunk ahead, to be there when it is needed.
+    next = Point<Real>::read(locations, weights, first_point + index + Self::kChunk, index + Self::kChunk < end);
+    const unsigned touching = __ballot_sync(kAllLanes, sample.inside != 0) & self.group_mask();
+    sample.borrow_tokens(touching);
+    shared.write(self.slot(self.within), self.within < Self::kChunk, sample.tokens, sample.corner_weights());
 
-    if (touching == 0) continue;  // for the lanes of this query; nothing below waits for the others
-    const int count = min(Self::kChunk, geometry.points - first);
+    if (touching != 0) {  // the same for the lanes of a query; nothing in here waits for the others
+      const int count = min(Self::kChunk, geometry.points - first);
 #pragma unroll 1
-    for (int point = 0; point < count; point += kAtOnce) {  // a point beyond the last has weight zero
-      Four<int> tokens[kAtOnce];
+      for (int point = 0; point < count; point += kAtOnce) {  // a point beyond the last has weight zero
+        Four<unsigned> tokens[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) tokens[i] = shared.tokens[self.slot(point + i)];
-      const Corners<T, kVector> corners(base, token_bytes, tokens);
+        for (int i = 0; i < kAtOnce; ++i) tokens[i] = shared.tokens[self.slot(point + i)];
+        const Corners<T, kVector, kAtOnce> corners(base, geometry.token_bytes, tokens);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const Four<Real> weight = shared.weights[self.slot(point + i)];
+        for (int i = 0; i < kAtOnce; ++i) {
+          const Four<Real> weight = shared.weights[self.slot(point + i)];
 #pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          Real channels[kVector];
-          corners.packets[i][corner].unpack(channels);
+          for (int corner = 0; corner < 4; ++corner) {
+            Real channels[kVector];
+            corners.packets[i][corner].unpack(channels);
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) sum[v] += weight.at[corner] * channels[v];
+            for (int v = 0; v < kVector; ++v) sum[v] += weight.at[corner] * channels[v];
+          }
         }
       }
     }
   }
-  if (active && self.query >= 0) {
-    Packet<T, kVector>::store(out + row * geometry.channels + self.channel, sum);
-  }
+  if (target != nullptr) Packet<T, kVector>::store(target, sum);
 }
 
 }  // namespace deformable::cuda

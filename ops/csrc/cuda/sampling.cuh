@@ -1,9 +1,9 @@
 // What forward and backward share: who computes what, and where a point samples.
 //
-// A lane holds kVector neighbouring channels, one 16-byte load; kLanes lanes hold one query of one head, so a warp works
-// on 32 / kLanes queries of that head. Points are taken in chunks: each lane works out one point of its query (tokens
-// and weights of its four corners) and leaves it in shared memory of the warp, where all lanes of the query read it:
-// two broadcast loads, cheaper than eight shuffles. No barrier is wider than a warp.
+// A lane holds kVector neighbouring channels, one 16-byte load; kLanes lanes hold one query of one head, so a warp has
+// 32 / kLanes queries of that head. Points are taken in chunks: each lane works out one point of its query (tokens and
+// weights of its four corners) and leaves it in shared memory of the warp, where all lanes of the query read it: two
+// broadcast loads, cheaper than eight shuffles. No barrier is wider than a warp.
 //
 // Corners are ordered top left, top right, bottom left, bottom right.
 #pragma once
@@ -25,6 +25,14 @@ namespace deformable::cuda {
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarp = 32;
 constexpr int kMaxWarps = 8;  // of a block
+
+// Blocks of kMaxWarps that should fit on a multiprocessor, which bounds the registers (4: 64, 3: 80, 2: 128): enough
+// warps to hide the loads behind, as many registers as the loads in flight take. fp64 takes twice the registers, and a
+// whole warp to a query a few more.
+template <typename T, int kLanes>
+constexpr int kForwardBlocks = std::is_same_v<T, double> ? 2 : kLanes < kWarp ? 4 : 3;
+template <typename T, int kLanes>
+constexpr int kBackwardBlocks = std::is_same_v<T, double> ? 1 : kLanes < kWarp ? 3 : 2;
 
 template <typename T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -108,6 +116,7 @@ struct GeometryLevel {
 struct Geometry {
   int heads, channels, queries, points, num_levels;
   int64_t tokens;
+  unsigned token_bytes, sum_token_bytes;  // from a token to the next, in value and in the sums of its gradient
   // A (batch, head) has `tiles` blocks (times the channel passes). Where the queries are the tokens, a tile is
   // tile_width x tile_height neighbouring ones of a level, whose samples overlap and hit L1; otherwise tile_width is 0
   // and a tile is a run of queries.
@@ -122,6 +131,7 @@ struct Lane {
   static constexpr int kQueries = kWarp / kLanes;            // of a warp
   static constexpr int kChunk = kLanes < 8 ? kLanes : 8;     // points of a query worked out at once
   static constexpr int kSlots = kChunk * kQueries;           // points of a warp in shared memory
+  static constexpr bool kOnePass = kLanes < kWarp;           // fewer lanes are only taken where they hold all channels
 
   int warp, lane;
   int within;    // among the lanes of its query
@@ -137,7 +147,8 @@ struct Lane {
     lane = static_cast<int>(threadIdx.x) % kWarp;
     within = lane % kLanes;
     group = lane / kLanes;
-    const unsigned pass = blockIdx.x % geometry.passes, rest = blockIdx.x / geometry.passes;
+    const unsigned pass = kOnePass ? 0 : blockIdx.x % geometry.passes;
+    const unsigned rest = kOnePass ? blockIdx.x : blockIdx.x / geometry.passes;
     const unsigned tile = rest % geometry.tiles, map = rest / geometry.tiles;
     head = static_cast<int>(map % geometry.heads);
     batch = map / geometry.heads;
@@ -175,17 +186,15 @@ struct Lane {
   }
 };
 
-// One point as it is read, one chunk ahead of its use.
+// One point as it is read.
 template <typename Real>
 struct Point {
   Real x, y, weight;
 
-  // A lane without a point gets one at NaN, which touches nothing. `row` is that of (batch, query, head).
-  static __device__ __forceinline__ Point read(const Real* locations, const Real* weights, int64_t row, int points,
-                                               int point, bool exists) {
+  // Point `index` of all; a lane without a point gets one at NaN, which touches nothing.
+  static __device__ __forceinline__ Point read(const Real* locations, const Real* weights, int64_t index, bool exists) {
     const Real nowhere = static_cast<Real>(NAN);
-    if (!exists || point >= points) return {nowhere, nowhere, 0};
-    const int64_t index = row * points + point;
+    if (!exists) return {nowhere, nowhere, 0};
     const auto location = load_pair(locations + 2 * index);
     return {location.x, location.y, __ldcs(weights + index)};
   }
@@ -194,67 +203,70 @@ struct Point {
 // Where a point samples its level.
 template <typename Real>
 struct Sample {
-  Four<int> tokens;                // of the corners; those outside moved to the nearest inside, which this one touches
+  Four<unsigned> tokens;                // of the corners; those outside moved to the nearest inside, which this one touches
   Real x_fraction, y_fraction;     // of the way from left to right and from top to bottom
-  Real weight, width, height;      // attention weight; size of the level
-  bool touches;                    // false for a point that is outside, or not finite: all else is then meaningless
-  bool left, right, top, bottom;   // which columns and rows of corners are inside
+  Real weight;                     // attention weight
+  unsigned inside;                 // which corners are, as bits; none if all are outside or the location is not finite,
+                                   // and then all of the above is meaningless
 
   // `level` is a cursor: a lane's points only move up.
   __device__ __forceinline__ Sample(const Geometry& geometry, int& level, int index, const Point<Real>& point) {
     while (level + 1 < geometry.num_levels && index >= geometry.levels[level + 1].first_point) ++level;
     const GeometryLevel& map = geometry.levels[level];
     weight = point.weight;
-    width = static_cast<Real>(map.width);
-    height = static_cast<Real>(map.height);
+    const Real width = static_cast<Real>(map.width), height = static_cast<Real>(map.height);
     const Real x = point.x * width - static_cast<Real>(0.5), y = point.y * height - static_cast<Real>(0.5);
     // Also false for NaN. What passes fits an int.
-    touches = x >= -1 && x < width && y >= -1 && y < height;
+    const bool touches = x >= -1 && x < width && y >= -1 && y < height;
     const Real column = floor(touches ? x : 0), row = floor(touches ? y : 0);
     x_fraction = x - column;
     y_fraction = y - row;
     const int first_column = static_cast<int>(column), first_row = static_cast<int>(row);
-    left = first_column >= 0;
-    top = first_row >= 0;
-    right = first_column < map.width - 1;
-    bottom = first_row < map.height - 1;
+    const bool left = first_column >= 0, right = first_column < map.width - 1;
+    const bool top = first_row >= 0, bottom = first_row < map.height - 1;
+    const unsigned columns = (left ? 1u : 0u) | (right ? 2u : 0u);
+    inside = touches ? (top ? columns : 0u) | (bottom ? columns << 2 : 0u) : 0u;
     const int x0 = max(first_column, 0), x1 = right ? first_column + 1 : map.width - 1;
     const int y0 = max(first_row, 0), y1 = bottom ? first_row + 1 : map.height - 1;
-    const int upper = map.start + y0 * map.width, lower = map.start + y1 * map.width;
+    const unsigned upper = map.start + y0 * map.width, lower = map.start + y1 * map.width;
     tokens = {{upper + x0, upper + x1, lower + x0, lower + x1}};
   }
 
-  // Bilinear weight of each corner, zero outside.
-  __device__ __forceinline__ Four<Real> bilinear() const {
-    const Real zero = 0, one = 1;
-    const Real x0 = touches && left ? one - x_fraction : zero, x1 = touches && right ? x_fraction : zero;
-    const Real y0 = touches && top ? one - y_fraction : zero, y1 = touches && bottom ? y_fraction : zero;
-    return {{y0 * x0, y0 * x1, y1 * x0, y1 * x1}};
+  // Attention weight times bilinear weight of each corner, zero outside.
+  __device__ __forceinline__ Four<Real> corner_weights() const {
+    const Real x1 = x_fraction, x0 = 1 - x1, y1 = y_fraction, y0 = 1 - y1;
+    const Four<Real> bilinear = {{y0 * x0, y0 * x1, y1 * x0, y1 * x1}};
+    Four<Real> result;
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      result.at[corner] = inside >> corner & 1 ? bilinear.at[corner] * weight : static_cast<Real>(0);
+    }
+    return result;
   }
 
   // A point that touches nothing reads what another one in `candidates` (a ballot of those that touch) reads anyway,
   // with weight zero: no branch, no extra memory traffic, and no NaN from a token that its query does not touch.
-  __device__ __forceinline__ void borrow_tokens(unsigned candidates, int lane) {
-    const int source = candidates ? __ffs(static_cast<int>(candidates)) - 1 : lane;
-    const int token = __shfl_sync(kAllLanes, tokens.at[0], source);
-    if (!touches) tokens = {{token, token, token, token}};
+  // Without candidates the tokens are meaningless and must not be read.
+  __device__ __forceinline__ void borrow_tokens(unsigned candidates) {
+    const unsigned token = __shfl_sync(kAllLanes, tokens.at[0], (__ffs(static_cast<int>(candidates)) - 1) & (kWarp - 1));
+    if (!inside) tokens = {{token, token, token, token}};
   }
 };
 
 // The points of a warp's chunk in shared memory.
 template <typename Real, int kSlots>
 struct Shared {
-  static constexpr int kBytes = kSlots * static_cast<int>(sizeof(Four<int>) + sizeof(Four<Real>));
-  Four<int>* tokens;
+  static constexpr int kBytes = kSlots * static_cast<int>(sizeof(Four<unsigned>) + sizeof(Four<Real>));
+  Four<unsigned>* tokens;
   Four<Real>* weights;
 
   __device__ __forceinline__ Shared(void* memory, int warp) {
     char* own = static_cast<char*>(memory) + warp * kBytes;
-    tokens = reinterpret_cast<Four<int>*>(own);
-    weights = reinterpret_cast<Four<Real>*>(own + kSlots * sizeof(Four<int>));
+    tokens = reinterpret_cast<Four<unsigned>*>(own);
+    weights = reinterpret_cast<Four<Real>*>(own + kSlots * sizeof(Four<unsigned>));
   }
 
-  __device__ __forceinline__ void write(int slot, bool writes, const Four<int>& token, const Four<Real>& weight) {
+  __device__ __forceinline__ void write(int slot, bool writes, const Four<unsigned>& token, const Four<Real>& weight) const {
     __syncwarp();  // the last chunk has been read
     if (writes) {
       tokens[slot] = token;
@@ -269,21 +281,30 @@ struct Shared {
 extern __shared__ uint4 dynamic_shared_memory[];
 #endif
 
-// Points whose corners are loaded before the first is used: eight loads in flight in each lane.
-constexpr int kAtOnce = 2;
+// Where a token is. In 64 bits, so that no map is too large; the product is spelled out because the compiler widens the
+// factors before the loop, and then takes five instructions where this, with the sum, is one.
+template <typename Byte>
+__device__ __forceinline__ Byte* token_at(Byte* base, unsigned token, unsigned token_bytes) {
+#if defined(CUDA_EMULATION)
+  return base + static_cast<uint64_t>(token) * token_bytes;
+#else
+  uint64_t offset;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(offset) : "r"(token), "r"(token_bytes));
+  return base + offset;
+#endif
+}
 
-// The four corners of kAtOnce points, loaded from `base`: the lane's channels of token 0.
-template <typename T, int kVector>
+// The four corners of a few points, loaded from `base`: the lane's channels of token 0.
+template <typename T, int kVector, int kPoints>
 struct Corners {
-  Packet<T, kVector> packets[kAtOnce][4];
+  Packet<T, kVector> packets[kPoints][4];
 
-  // One 32-bit multiplication with a 64-bit sum for each address: no map is too large.
-  __device__ __forceinline__ Corners(const char* base, int token_bytes, const Four<int> (&tokens)[kAtOnce]) {
+  __device__ __forceinline__ Corners(const char* base, unsigned token_bytes, const Four<unsigned>* tokens) {
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+    for (int i = 0; i < kPoints; ++i) {
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
-        packets[i][corner] = Packet<T, kVector>::load(base + static_cast<int64_t>(tokens[i].at[corner]) * token_bytes);
+        packets[i][corner] = Packet<T, kVector>::load(token_at(base, tokens[i].at[corner], token_bytes));
       }
     }
   }
