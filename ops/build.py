@@ -99,11 +99,17 @@ def find_nvcc() -> Nvcc | None:
     return Nvcc(path, release.group(1) if release else "?", re.findall(r"sm_(\d+)\b", listed))
 
 
-def nvcc_requirement() -> str | None:
+def nvcc_package() -> str | None:
+    """The package that brings torch's own version of nvcc; None before CUDA 13, whose packages lack the program."""
+    major = int((torch.version.cuda or "0").split(".")[0])
+    return f"nvidia-cuda-nvcc=={torch.version.cuda}.*" if major >= 13 else None
+
+
+def missing_package() -> str | None:
     """The package to install where torch has CUDA, a card is there and no nvcc is; None if nothing is missing."""
-    if torch.version.cuda is None or not torch.cuda.device_count() or os.environ.get("CUDA_HOME") or find_nvcc():
+    if not torch.cuda.device_count() or os.environ.get("CUDA_HOME") or find_nvcc():
         return None
-    return f"nvidia-cuda-nvcc=={torch.version.cuda}.*"
+    return nvcc_package()
 
 
 def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
@@ -308,9 +314,11 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
         return
     nvcc = find_nvcc()
     if nvcc is None:
+        package = nvcc_package()
+        mend = f"`.venv/bin/python -m pip install '{package}'`" if package else f"the CUDA toolkit {torch.version.cuda}"
         message = (
             "no nvcc in CUDA_HOME, on PATH or in Python's packages; without one, CUDA tensors take the slower "
-            f"reference. `.venv/bin/python -m pip install nvidia-cuda-nvcc=={torch.version.cuda}.*` brings one"
+            f"reference. {mend} brings one"
         )
         if args.arch or torch.cuda.device_count():
             raise BuildError(f"cuda: {message}")

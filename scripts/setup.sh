@@ -45,7 +45,7 @@ fi
 rm -f "$wanted.new"
 
 # A GPU without a CUDA compiler: the one of Python's packages, of torch's own CUDA version, needs no toolkit.
-nvcc="$(.venv/bin/python -c 'from ops.build import nvcc_requirement; print(nvcc_requirement() or "")')"
+nvcc="$(.venv/bin/python -c 'from ops.build import missing_package; print(missing_package() or "")')"
 if [[ -n "$nvcc" ]]; then
   echo "installing $nvcc, the CUDA compiler"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "$nvcc" || true

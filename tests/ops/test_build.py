@@ -91,7 +91,18 @@ def test_no_nvcc_is_said_and_no_failure(monkeypatch, own_folder, capsys):
     assert build.main(["--backend", "cuda"]) == 0
     assert "cuda: skipped, no nvcc" in capsys.readouterr().out
     assert build.main(["--backend", "cuda", "--arch", "90"]) == 1  # asked for by name
-    assert "pip install nvidia-cuda-nvcc" in capsys.readouterr().err
+    assert "nvidia-cuda-nvcc==13.0" in capsys.readouterr().err
+
+
+def test_the_package_that_setup_installs(monkeypatch, own_folder):
+    no_programs(monkeypatch, own_folder)
+    for cards, cuda, expected in ((1, "13.2", "nvidia-cuda-nvcc==13.2.*"), (0, "13.2", None), (1, "12.8", None)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert build.missing_package() == expected
+    assert build.main(["--backend", "cuda"]) == 1  # a card, and nothing to compile with
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert build.missing_package() is None
 
 
 def test_torch_without_cuda_skips_cuda(monkeypatch, capsys):
