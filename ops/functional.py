@@ -106,14 +106,19 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
 
 
 def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
-    name = selected_backend(device_type, backend)
-    if name != "reference":
+    asked = backend or os.environ.get(BACKEND_VARIABLE)
+    if asked:
+        asked = selected_backend(device_type, asked)
+        return reference.ms_deform_attn if asked == "reference" else library.ms_deform_attn
+    compiled = _COMPILED.get(device_type)
+    if compiled is None:
+        return reference.ms_deform_attn
+    if compiled.loaded:
         return library.ms_deform_attn
-    forced = backend or os.environ.get(BACKEND_VARIABLE)
-    if device_type in _COMPILED and not forced and device_type not in _warned:
+    if device_type not in _warned:
         _warned.add(device_type)
         warnings.warn(
-            f"ms_deform_attn runs its slow reference on {device_type} tensors: {_COMPILED[device_type].detail}",
+            f"ms_deform_attn runs its slow reference on {device_type} tensors: {compiled.detail}",
             RuntimeWarning,
             stacklevel=3,
         )

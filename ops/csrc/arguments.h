@@ -90,6 +90,25 @@ inline Problem check(const Tensor& value, const std::vector<int64_t>& spatial_sh
   return problem;
 }
 
+// As torch::stable::contiguous and new_empty, without their way through the dispatcher, which looks operators up by name:
+// several microseconds in a call that small shapes finish in as many.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty_as(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
+  int32_t dtype = 0, device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, device_type, like.get_device_index(),
+                                                         &handle));
+  return Tensor(handle);
+}
+
 inline void check_gradient(const Tensor& grad, const Tensor& value, const Problem& problem) {
   check_shape("grad", grad, {problem.batch, problem.queries, problem.heads * problem.channels});
   STD_TORCH_CHECK(grad.scalar_type() == value.scalar_type() && grad.device() == value.device(),

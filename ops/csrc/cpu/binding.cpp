@@ -20,9 +20,9 @@ void check_memory(bool enough) { STD_TORCH_CHECK(enough, "ms_deform_attn: not en
 Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const Tensor& sampling_locations,
                const Tensor& attention_weights, std::vector<int64_t> num_points) {
   const Problem problem = check(value, spatial_shapes, sampling_locations, attention_weights, num_points);
-  const Tensor v = torch::stable::contiguous(value), locations = torch::stable::contiguous(sampling_locations),
-               weights = torch::stable::contiguous(attention_weights);
-  Tensor out = torch::stable::new_empty(v, {problem.batch, problem.queries, problem.heads * problem.channels});
+  const Tensor v = dense(value), locations = dense(sampling_locations),
+               weights = dense(attention_weights);
+  Tensor out = empty_as(v, {problem.batch, problem.queries, problem.heads * problem.channels});
   check_memory(cpu::forward(problem, dtype_of(v), v.const_data_ptr(), locations.const_data_ptr(),
                             weights.const_data_ptr(), out.mutable_data_ptr(), parallel_for));
   return out;
@@ -34,12 +34,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
                                             bool /*deterministic: always*/) {
   const Problem problem = check(value, spatial_shapes, sampling_locations, attention_weights, num_points);
   check_gradient(grad, value, problem);
-  const Tensor g = torch::stable::contiguous(grad), v = torch::stable::contiguous(value),
-               locations = torch::stable::contiguous(sampling_locations),
-               weights = torch::stable::contiguous(attention_weights);
-  Tensor grad_value = torch::stable::new_empty(v, v.sizes());
-  Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
-  Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
+  const Tensor g = dense(grad), v = dense(value), locations = dense(sampling_locations),
+               weights = dense(attention_weights);
+  Tensor grad_value = empty_as(v, {v.size(0), v.size(1), v.size(2), v.size(3)});
+  Tensor grad_locations = empty_as(locations, {problem.batch, problem.queries, problem.heads, problem.points, 2});
+  Tensor grad_weights = empty_as(weights, {problem.batch, problem.queries, problem.heads, problem.points});
   if (problem.channels == 0 || problem.points == 0) {  // nothing was sampled
     for (Tensor* tensor : {&grad_value, &grad_locations, &grad_weights}) torch::stable::zero_(*tensor);
     return {grad_value, grad_locations, grad_weights};
