@@ -128,7 +128,7 @@ def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
     folders = [root / k for root in roots for k in kinds] + package_folders(kind)
     for folder in folders:
         if (folder / name).exists():
-            return folder
+            return folder.resolve()
     raise BuildError(
         f"{name} is in none of {', '.join(map(str, folders))}: install the whole CUDA toolkit, or "
         f"`pip install nvidia-cuda-runtime`"
@@ -250,7 +250,7 @@ def cuda_kernel_command(
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx]
     return [
         str(nvcc.path), "-std=c++17", "-O3", "--threads", "0", *architecture_flags(architectures), *host, *extra,
-        f"-isystem{include}", "-c", backends.SOURCES / "cuda" / "ms_deform_attn.cu", "-o", target,
+        f"-I{include}", "-c", backends.SOURCES / "cuda" / "ms_deform_attn.cu", "-o", target,
     ]  # fmt: skip
 
 

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBackwardBlocks<T, kLanes>)
   Real scale = 0;
   if constexpr (std::is_same_v<Sum, int64_t>) {
     int exponent;
-    // Without a fixed point the buffer stays zero; from_fixed_point_kernel then writes NaN.
+    // Without a fixed point it does not matter what is summed: from_fixed_point_kernel writes NaN.
     if (FixedPoint<Real>::exponent(maxima, log2_terms, exponent)) scale = FixedPoint<Real>::power_of_two(exponent);
   }
 
@@ -196,18 +196,17 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kBackwardBlocks<T, kLanes>)
   if (Self::kOnePass) read_gradient(self.channel);
 
   int level = 0;
-  auto next = Point<Real>::read(locations, weights, first_point + self.within, self.within < end);
   for (int first = 0; first < geometry.points; first += Self::kChunk) {
     const int index = first + self.within;
-    Sample<Real> sample(geometry, level, index, next);
-    // One chunk ahead, to be there when it is needed.
-    next = Point<Real>::read(locations, weights, first_point + index + Self::kChunk, index + Self::kChunk < end);
+    // Not read a chunk ahead, as forward does: three registers more than there are.
+    const auto point = Point<Real>::read(locations, weights, first_point + index, index < end);
+    Sample<Real> sample(geometry, level, index, point);
     const unsigned touching = __ballot_sync(kAllLanes, sample.inside != 0);
     sample.borrow_tokens(touching);
     shared.write(self.slot(self.within), self.within < Self::kChunk, sample.tokens, sample.corner_weights());
 
     Four<Real> dots = {};
-    if (touching != 0) {  // the same in the whole warp
+    if (touching != 0 && geometry.channels > 0) {  // the same in the whole warp
       int channel = self.channel;
       do {
         if (!Self::kOnePass) read_gradient(channel);

@@ -1,4 +1,4 @@
-// The CUDA backend of the operators that ops/ declares, on PyTorch's stable ABI: one build serves every torch from 2.10.
+// The CUDA backend of the operators that ops/ declares, on PyTorch's stable ABI: one build for every torch from 2.10.
 #include <cuda_runtime_api.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

@@ -203,11 +203,11 @@ struct Point {
 // Where a point samples its level.
 template <typename Real>
 struct Sample {
-  Four<unsigned> tokens;                // of the corners; those outside moved to the nearest inside, which this one touches
-  Real x_fraction, y_fraction;     // of the way from left to right and from top to bottom
-  Real weight;                     // attention weight
-  unsigned inside;                 // which corners are, as bits; none if all are outside or the location is not finite,
-                                   // and then all of the above is meaningless
+  Four<unsigned> tokens;        // of the corners; those outside moved to the nearest inside, which this one touches
+  Real x_fraction, y_fraction;  // of the way from left to right and from top to bottom
+  Real weight;                  // attention weight
+  unsigned inside;              // which corners are, as bits; none if all are outside or the location is not finite,
+                                // and then all of the above is meaningless
 
   // `level` is a cursor: a lane's points only move up.
   __device__ __forceinline__ Sample(const Geometry& geometry, int& level, int index, const Point<Real>& point) {
@@ -215,10 +215,11 @@ struct Sample {
     const GeometryLevel& map = geometry.levels[level];
     weight = point.weight;
     const Real width = static_cast<Real>(map.width), height = static_cast<Real>(map.height);
-    const Real x = point.x * width - static_cast<Real>(0.5), y = point.y * height - static_cast<Real>(0.5);
+    Real x = point.x * width - static_cast<Real>(0.5), y = point.y * height - static_cast<Real>(0.5);
     // Also false for NaN. What passes fits an int.
     const bool touches = x >= -1 && x < width && y >= -1 && y < height;
-    const Real column = floor(touches ? x : 0), row = floor(touches ? y : 0);
+    if (!touches) x = y = 0;
+    const Real column = floor(x), row = floor(y);
     x_fraction = x - column;
     y_fraction = y - row;
     const int first_column = static_cast<int>(column), first_row = static_cast<int>(row);
@@ -248,7 +249,8 @@ struct Sample {
   // with weight zero: no branch, no extra memory traffic, and no NaN from a token that its query does not touch.
   // Without candidates the tokens are meaningless and must not be read.
   __device__ __forceinline__ void borrow_tokens(unsigned candidates) {
-    const unsigned token = __shfl_sync(kAllLanes, tokens.at[0], (__ffs(static_cast<int>(candidates)) - 1) & (kWarp - 1));
+    const int source = (__ffs(static_cast<int>(candidates)) - 1) & (kWarp - 1);
+    const unsigned token = __shfl_sync(kAllLanes, tokens.at[0], source);
     if (!inside) tokens = {{token, token, token, token}};
   }
 };
@@ -266,8 +268,9 @@ struct Shared {
     weights = reinterpret_cast<Four<Real>*>(own + kSlots * sizeof(Four<unsigned>));
   }
 
-  __device__ __forceinline__ void write(int slot, bool writes, const Four<unsigned>& token, const Four<Real>& weight) const {
-    __syncwarp();  // the last chunk has been read
+  __device__ __forceinline__ void write(int slot, bool writes, const Four<unsigned>& token,
+                                        const Four<Real>& weight) const {
+    __syncwarp();  // the last chunk has been read; the vote since then orders lanes, but not memory
     if (writes) {
       tokens[slot] = token;
       weights[slot] = weight;
