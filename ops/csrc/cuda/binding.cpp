@@ -17,14 +17,15 @@ namespace {
 
 using deformable::compute_type;
 using deformable::dtype_of;
+using deformable::empty_as;
 using deformable::Problem;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Contiguous and, for 16-byte loads, aligned: a slice of a tensor may begin anywhere.
+// For 16-byte loads also aligned: a slice of a tensor may begin anywhere.
 Tensor dense(const Tensor& tensor) {
-  Tensor result = torch::stable::contiguous(tensor);
-  if (reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 != 0) result = torch::stable::clone(result);
+  const Tensor result = deformable::dense(tensor);
+  if (reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 != 0) return torch::stable::clone(result);
   return result;
 }
 
@@ -50,7 +51,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> spatial_shapes, const T
   check_kernel_limits(problem);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor v = dense(value), locations = dense(sampling_locations), weights = dense(attention_weights);
-  Tensor out = torch::stable::new_empty(v, {problem.batch, problem.queries, problem.heads * problem.channels});
+  Tensor out = empty_as(v, {problem.batch, problem.queries, problem.heads * problem.channels});
   STD_CUDA_CHECK(deformable::cuda::forward(problem, dtype_of(v), v.const_data_ptr(), locations.const_data_ptr(),
                                            weights.const_data_ptr(), out.mutable_data_ptr(), current_stream(v)));
   return out;
@@ -67,8 +68,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& va
   const cudaStream_t stream = current_stream(value);
   const Tensor g = dense(grad), v = dense(value), locations = dense(sampling_locations),
                weights = dense(attention_weights);
-  Tensor grad_locations = torch::stable::new_empty(locations, locations.sizes());
-  Tensor grad_weights = torch::stable::new_empty(weights, weights.sizes());
+  Tensor grad_locations = empty_as(locations, {problem.batch, problem.queries, problem.heads, problem.points, 2});
+  Tensor grad_weights = empty_as(weights, {problem.batch, problem.queries, problem.heads, problem.points});
 
   const auto run = [&](Tensor& sums, const uint64_t* maxima) {
     STD_CUDA_CHECK(deformable::cuda::backward(problem, dtype_of(v), g.const_data_ptr(), v.const_data_ptr(),
