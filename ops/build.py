@@ -63,10 +63,11 @@ def find_cxx() -> str:
     for name in [asked] if asked else ["c++", "g++", "clang++"]:
         if shutil.which(name):
             return name
+    problem = f"CXX names {asked}, which is not" if asked else "none of c++, g++ and clang++ is"
     raise BuildError(
-        f"no C++ compiler: {'CXX names ' + asked + ', which' if asked else 'none of c++, g++ and clang++'} is not on "
-        "PATH. Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
-        "--install) and build again. Until then the slower reference runs, with the same results."
+        f"no C++ compiler: {problem} on PATH. Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install "
+        "gcc-c++; macOS: xcode-select --install) and build again. Until then the slower reference runs, with the same "
+        "results."
     )
 
 
@@ -99,17 +100,19 @@ def find_nvcc() -> Nvcc | None:
     return Nvcc(path, release.group(1) if release else "?", re.findall(r"sm_(\d+)\b", listed))
 
 
-def nvcc_package() -> str | None:
-    """The package that brings torch's own version of nvcc; None before CUDA 13, whose packages lack the program."""
-    major = int((torch.version.cuda or "0").split(".")[0])
-    return f"nvidia-cuda-nvcc=={torch.version.cuda}.*" if major >= 13 else None
+def nvcc_packages() -> list[str]:
+    """The packages that bring torch's own version of nvcc; none before CUDA 13, whose packages lack the program."""
+    if int((torch.version.cuda or "0").split(".")[0]) < 13:
+        return []
+    # nvcc's package does not pin those of its parts, and a newer part writes code that the older ones do not read.
+    return [f"{name}=={torch.version.cuda}.*" for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")]
 
 
-def missing_package() -> str | None:
-    """The package to install where torch has CUDA, a card is there and no nvcc is; None if nothing is missing."""
+def missing_packages() -> list[str]:
+    """The packages to install where torch has CUDA, a card is there and no nvcc is; empty if nothing is missing."""
     if not torch.cuda.device_count() or os.environ.get("CUDA_HOME") or find_nvcc():
-        return None
-    return nvcc_package()
+        return []
+    return nvcc_packages()
 
 
 def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
@@ -285,14 +288,14 @@ def build(name: str, commands: list[list[str]], link: list[str], record: dict, j
 
 
 def up_to_date(name: str, expected: dict) -> bool:
-    """Whether the library in place is built from these sources, for this machine, as now asked for."""
+    """Whether the library in place loads and is built from these sources, for this machine, as now asked for."""
     target = backends.FOLDER / f"{name}.so"
     try:
         record = json.loads(target.with_suffix(".json").read_text())
     except (OSError, ValueError):
         return False
     expected = {**expected, "machine": backends.this_machine(), "sources": backends.sources_hash(name)}
-    return target.exists() and all(record.get(key) == wanted for key, wanted in expected.items())
+    return all(record.get(key) == wanted for key, wanted in expected.items()) and backends.load(name).loaded
 
 
 def build_cpu(args: argparse.Namespace, folder: Path) -> None:
@@ -314,8 +317,8 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
         return
     nvcc = find_nvcc()
     if nvcc is None:
-        package = nvcc_package()
-        mend = f"`.venv/bin/python -m pip install '{package}'`" if package else f"the CUDA toolkit {torch.version.cuda}"
+        packages = " ".join(f"'{package}'" for package in nvcc_packages())
+        mend = f"`{sys.executable} -m pip install {packages}`" if packages else f"CUDA toolkit {torch.version.cuda}"
         message = (
             "no nvcc in CUDA_HOME, on PATH or in Python's packages; without one, CUDA tensors take the slower "
             f"reference. {mend} brings one"

@@ -45,10 +45,10 @@ fi
 rm -f "$wanted.new"
 
 # A GPU without a CUDA compiler: the one of Python's packages, of torch's own CUDA version, needs no toolkit.
-nvcc="$(.venv/bin/python -c 'from ops.build import missing_package; print(missing_package() or "")')"
-if [[ -n "$nvcc" ]]; then
-  echo "installing $nvcc, the CUDA compiler"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$nvcc" || true
+read -r -a nvcc <<< "$(.venv/bin/python -c 'from ops.build import missing_packages; print(*missing_packages())')"
+if [[ ${#nvcc[@]} -gt 0 ]]; then
+  echo "installing the CUDA compiler: ${nvcc[*]}"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "${nvcc[@]}" || true
 fi
 
 # Without a compiler everything runs all the same, on the slower reference; the build has said what is missing.

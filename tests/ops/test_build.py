@@ -44,7 +44,7 @@ def no_programs(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
-def test_builds_loads_and_is_then_up_to_date(capsys):
+def test_builds_loads_and_is_then_up_to_date(own_folder, monkeypatch, capsys):
     assert build.main(["--backend", "cpu"]) == 0
     assert "compiling with" in capsys.readouterr().out
     library = backends.FOLDER / "cpu.so"
@@ -54,8 +54,22 @@ def test_builds_loads_and_is_then_up_to_date(capsys):
     assert sorted(path.name for path in backends.FOLDER.iterdir()) == ["cpu.json", "cpu.so"]
 
     before = library.stat().st_mtime_ns
+    backends.load.cache_clear()
     assert build.main(["--backend", "cpu"]) == 0
     assert capsys.readouterr().out == "cpu: up to date\n" and library.stat().st_mtime_ns == before
+
+    # A damaged library beside a record that fits. Elsewhere, for the linker knows what it has opened by name.
+    other = own_folder / "other"
+    other.mkdir()
+    shutil.copy(library.with_suffix(".json"), other)
+    (other / "cpu.so").write_bytes(b"damaged")
+    monkeypatch.setattr(backends, "FOLDER", other)
+    backends.load.cache_clear()
+    assert not backends.load("cpu").loaded
+    assert build.main(["--backend", "cpu"]) == 0
+    assert "compiling with" in capsys.readouterr().out
+    backends.load.cache_clear()
+    assert backends.load("cpu").loaded
 
 
 def test_no_compiler_is_one_sentence(monkeypatch, own_folder, capsys):
@@ -94,15 +108,16 @@ def test_no_nvcc_is_said_and_no_failure(monkeypatch, own_folder, capsys):
     assert "nvidia-cuda-nvcc==13.0" in capsys.readouterr().err
 
 
-def test_the_package_that_setup_installs(monkeypatch, own_folder):
+def test_the_packages_that_setup_installs(monkeypatch, own_folder):
     no_programs(monkeypatch, own_folder)
-    for cards, cuda, expected in ((1, "13.2", "nvidia-cuda-nvcc==13.2.*"), (0, "13.2", None), (1, "12.8", None)):
+    whole = ["nvidia-cuda-nvcc==13.2.*", "nvidia-nvvm==13.2.*", "nvidia-cuda-crt==13.2.*"]
+    for cards, cuda, expected in ((1, "13.2", whole), (0, "13.2", []), (1, "12.8", [])):
         monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        assert build.missing_package() == expected
+        assert build.missing_packages() == expected
     assert build.main(["--backend", "cuda"]) == 1  # a card, and nothing to compile with
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert build.missing_package() is None
+    assert build.missing_packages() == []
 
 
 def test_torch_without_cuda_skips_cuda(monkeypatch, capsys):
