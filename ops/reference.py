@@ -36,7 +36,7 @@ def ms_deform_attn(
             out = out + (samples * weights[:, None, :, point : point + k]).sum(-1)
         token, point = token + height * width, point + k
     # Zero, but in the graph of every argument, also of those without entries.
-    out = out + sum(t.flatten()[:0].sum() for t in (maps, locations, weights))
+    out = out + sum(t[:0].sum() for t in (maps, locations, weights))
     return out.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 

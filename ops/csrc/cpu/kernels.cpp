@@ -215,6 +215,7 @@ struct Block {
 template <typename T, Rows kRows, int kVectors>
 struct Table {
   static constexpr int64_t kWidth = static_cast<int64_t>(kVectors) * kLanesOf<T>;
+  static constexpr int64_t kAhead = 6;  // points between the one at work and the one whose rows are fetched
   T* data;
   int64_t stride;
   T* outside;  // kPlain: the row for what is outside the maps
@@ -223,6 +224,20 @@ struct Table {
     if constexpr (kRows == Rows::kPacked) return data + index * kWidth;
     if constexpr (kRows == Rows::kPackedWide) return data + index * stride;
     return index < 0 ? outside : data + index * stride;
+  }
+
+  // Asks for the corners' rows before they are needed. Only where they are spread over maps that nobody has read lately:
+  // the packed copy is in cache.
+  template <typename Int>
+  void fetch(const Int* corners, int64_t offset) const {
+    if constexpr (kRows == Rows::kPlain) {
+      for (int c = 0; c < 4; ++c) {
+        const char* target = reinterpret_cast<const char*>(row(corners[c * kLanesOf<T>]) + offset);
+        for (int64_t byte = 0; byte < kWidth * static_cast<int64_t>(sizeof(T)); byte += 64) {
+          __builtin_prefetch(target + byte);
+        }
+      }
+    }
   }
 };
 
@@ -279,6 +294,7 @@ void sample(const Table<const T, kRows, kVectors>& maps, Block<RealOf<T>>& block
     const int64_t queries = count - start < block.queries ? count - start : block.queries;
     block.read(locations + start * point_stride * 2, weights + start * point_stride, point_stride, queries);
     block.find_corners(queries * points, static_cast<Int>(outside));
+    const int64_t end = queries * points;
     for (int64_t query = 0; query < queries; ++query) {
       Out* target = out + (start + query) * out_stride;
       for (int64_t chunk = 0; chunk < channels; chunk += Maps::kWidth) {
@@ -287,6 +303,7 @@ void sample(const Table<const T, kRows, kVectors>& maps, Block<RealOf<T>>& block
         for (int64_t at = query * points; at < (query + 1) * points; ++at) {
           const Int* corners = block.corners + block.slot(at);
           const Real* shares = block.weights + block.slot(at);
+          if (at + Maps::kAhead < end) maps.fetch(block.corners + block.slot(at + Maps::kAhead), offset);
 #pragma GCC unroll 4
           for (int c = 0; c < 4; ++c) {
             const T* row = maps.row(corners[c * kLanes]) + offset;
@@ -373,6 +390,7 @@ void scatter(const Table<const T, kRows, kVectors>& maps, const Table<T, kRows, 
     const int64_t queries = problem.queries - start < block.queries ? problem.queries - start : block.queries;
     block.read(locations + start * point_stride * 2, weights + start * point_stride, point_stride, queries);
     block.find_corners(queries * points, static_cast<typename Block<T>::Int>(outside));
+    const int64_t end = queries * points;
     for (int64_t query = 0; query < queries; ++query) {
       const In* source = grad_out + (start + query) * grad_stride;
       for (int64_t chunk = 0; chunk < channels; chunk += Maps::kWidth) {
@@ -386,6 +404,10 @@ void scatter(const Table<const T, kRows, kVectors>& maps, const Table<T, kRows, 
         for (int64_t at = query * points; at < (query + 1) * points; ++at) {
           const typename Block<T>::Int* corners = block.corners + block.slot(at);
           const T* shares = block.weights + block.slot(at);
+          if (at + Maps::kAhead < end) {
+            maps.fetch(block.corners + block.slot(at + Maps::kAhead), offset);
+            grads.fetch(block.corners + block.slot(at + Maps::kAhead), offset);
+          }
           VectorOf<T> products[4];
 #pragma GCC unroll 4
           for (int c = 0; c < 4; ++c) {
