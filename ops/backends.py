@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,16 +30,23 @@ class Backend:
         name: `cpu` or `cuda`, the type of the tensors it takes.
         loaded: whether its kernels can be called.
         detail: what it is if loaded, else why not and how to mend it.
+        targets: what it is compiled for, instruction sets or architectures, as `sm_90` and `PTX 90`.
     """
 
     name: str
     loaded: bool
     detail: str
+    targets: Sequence[str] = ()
 
 
 def sources(name: str) -> list[Path]:
     """The files a library is built from, headers included."""
-    return sorted([*SOURCES.glob("*.h"), *(p for p in (SOURCES / name).iterdir() if p.suffix != ".md")])
+    return sorted(
+        path
+        for folder in (SOURCES, SOURCES / name)
+        for pattern in ("*.h", "*.cpp", "*.cuh", "*.cu")
+        for path in folder.glob(pattern)
+    )
 
 
 def sources_hash(name: str) -> str:
@@ -72,32 +80,53 @@ def load(name: str) -> Backend:
             reason = f"{path} cannot be loaded ({error.__cause__ or error}): {REBUILD}"
     if reason is not None:
         return Backend(name, False, reason)
-    record = json.loads(path.with_suffix(".json").read_text())
-    parts = [f"C++ on torch's stable ABI, built with {record['compiler']} against torch {record['torch']}"]
-    if name == "cpu":
-        parts.append(f"running {_capability(path)}")
-    else:
-        parts.append(f"for {', '.join(record['architectures'])}")
-    return Backend(name, True, ", ".join(parts))
+    record = read_record(path)
+    made = f"C++ on torch's stable ABI, built with {record['compiler']} against torch {record['torch']}"
+    return Backend(name, True, made + (f", running {_capability(path)}" if name == "cpu" else ""), record["targets"])
+
+
+def read_record(path: Path) -> dict:
+    """What a library was built from and for; empty if that is not known.
+
+    Keys: `compiler`, `torch`, `machine`, `sources` (hash), `bytes` (of the library), `seconds`, and `targets`, the
+    instruction sets or architectures, as `sm_90` and `PTX 90`.
+    """
+    try:
+        record = json.loads(path.with_suffix(".json").read_text())
+        keys = {"compiler", "torch", "machine", "sources", "bytes", "targets"}
+        return record if keys <= set(record) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def serves(targets: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a CUDA library for `targets` runs on a card: machine code of its generation, or PTX that is not newer."""
+    card = 10 * capability[0] + capability[1]
+    for kind, number in ((target.replace("sm_", "sm ")).split() for target in targets):
+        if int(number) <= card and (kind == "PTX" or int(number) // 10 == capability[0]):
+            return True
+    return False
 
 
 def _unfit(name: str, path: Path) -> str | None:
     """Why a library must not be opened, or None."""
     if torch_version() < TORCH_TARGET:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, TORCH_TARGET))}: install a newer one"
+    if name == "cuda" and torch.version.hip is not None:
+        return f"torch {torch.__version__} is built for ROCm, which has no kernels here"
     if name == "cuda" and torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA: install torch's CUDA build to use it"
     if not path.exists():
         return f"{path} is not built: {REBUILD}"
-    try:
-        record = json.loads(path.with_suffix(".json").read_text())
-        machine, built_from = record["machine"], record["sources"]
-    except (OSError, ValueError, KeyError, TypeError):
+    record = read_record(path)
+    if not record:
         return f"{path} has no record of what it was built from: {REBUILD}"
-    if machine != this_machine():
-        return f"{path} is built for {machine}, this is {this_machine()}: {REBUILD}"
-    if built_from != sources_hash(name):
+    if record["machine"] != this_machine():
+        return f"{path} is built for {record['machine']}, this is {this_machine()}: {REBUILD}"
+    if record["sources"] != sources_hash(name):
         return f"{path} is built from other sources than those in {SOURCES}: {REBUILD}"
+    if record["bytes"] != path.stat().st_size:  # opening a file cut short would end the process
+        return f"{path} is damaged, it has {path.stat().st_size} bytes instead of {record['bytes']}: {REBUILD}"
     return None
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,17 +54,17 @@ class Nvcc:
     supported: list[str]
 
 
-def find_cxx() -> str:
-    """The C++ compiler: $CXX, else the first of c++, g++ and clang++ on PATH.
+def find_cxx() -> list[str]:
+    """The C++ compiler's command: $CXX, as in "ccache g++", else the first of c++, g++ and clang++ on PATH.
 
     Raises:
         BuildError: there is none.
     """
-    asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["c++", "g++", "clang++"]:
-        if shutil.which(name):
-            return name
-    problem = f"CXX names {asked}, which is not" if asked else "none of c++, g++ and clang++ is"
+    asked = shlex.split(os.environ.get("CXX", ""))
+    for command in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    problem = f"CXX names {asked[0]}, which is not" if asked else "none of c++, g++ and clang++ is"
     raise BuildError(
         f"no C++ compiler: {problem} on PATH. Install one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install "
         "gcc-c++; macOS: xcode-select --install) and build again. Until then the slower reference runs, with the same "
@@ -110,9 +111,12 @@ def nvcc_packages() -> list[str]:
 
 def missing_packages() -> list[str]:
     """The packages to install where torch has CUDA, a card is there and no nvcc is; empty if nothing is missing."""
-    if not torch.cuda.device_count() or os.environ.get("CUDA_HOME") or find_nvcc():
+    if not torch.cuda.device_count() or os.environ.get("CUDA_HOME"):
         return []
-    return nvcc_packages()
+    try:
+        return [] if find_nvcc() else nvcc_packages()
+    except BuildError:  # the build will say it
+        return []
 
 
 def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
@@ -142,8 +146,10 @@ def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
     """Architectures to build for, as "90"; the last one also as PTX, which newer cards compile for themselves.
 
     Args:
-        asked: "all", or a list as "80,90" or "8.0;9.0+PTX"; None takes the cards of this machine.
-        nvcc: what it does not know is refused.
+        asked: "all", or a list as "80,90"; None takes that of TORCH_CUDA_ARCH_LIST, as "8.0;9.0+PTX", or else the cards
+            of this machine.
+        nvcc: what it does not know is refused if asked for; in TORCH_CUDA_ARCH_LIST, which container images set for
+            everything, it is passed over with a word.
 
     Returns:
         Sorted numbers; empty if none are asked for and there is no card.
@@ -151,6 +157,16 @@ def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
     Raises:
         BuildError: not a list of architectures, or one that nvcc does not make code for.
     """
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if asked is None and listed.strip():
+        numbers = architecture_numbers(listed)
+        known = sorted(set(numbers) & set(nvcc.supported), key=int)
+        if len(known) < len(set(numbers)) or not known:
+            print(
+                f"cuda: of TORCH_CUDA_ARCH_LIST={listed}, {', '.join(known) or 'nothing'} is known to nvcc", flush=True
+            )
+        if known:
+            return known
     if asked is None:
         count = torch.cuda.device_count()
         cards = sorted({"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(count)}, key=int)
@@ -159,14 +175,20 @@ def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
         return sorted({max(below, key=int) for below in known if below}, key=int)
     if asked == "all":
         return [arch for arch in ARCHITECTURES if arch in nvcc.supported]
-    numbers = [part.replace("+PTX", "").replace("sm_", "").replace(".", "") for part in re.split(r"[\s,;]+", asked)]
+    numbers = architecture_numbers(asked)
     unknown = [number for number in numbers if number not in nvcc.supported]
-    if unknown:
+    if unknown or not numbers:
         raise BuildError(
-            f"nvcc {nvcc.version} does not make code for '{', '.join(unknown)}'; it does for "
+            f"nvcc {nvcc.version} does not make code for '{', '.join(unknown) or asked}'; it does for "
             f"{', '.join(nvcc.supported)}. Give a list as --arch 80,90"
         )
     return sorted(set(numbers), key=int)
+
+
+def architecture_numbers(listed: str) -> list[str]:
+    """The entries of a list such as "8.0;9.0+PTX", "sm_90" or "80,90", as "80" and "90"."""
+    parts = (part for part in re.split(r"[\s,;]+", listed) if part)
+    return [part.replace("+PTX", "").replace("sm_", "").replace(".", "") for part in parts]
 
 
 def architecture_flags(architectures: Iterable[str]) -> list[str]:
@@ -209,58 +231,65 @@ def run_all(commands: list[list[str]], jobs: int, verbose: bool) -> None:
         list(pool.map(run, commands))
 
 
-def cpu_commands(cxx: str, folder: Path) -> tuple[list[list[str]], list[str]]:
-    """The compilations of the CPU library, and the command that links their objects."""
-    source = backends.SOURCES / "cpu"
+def cpu_variants() -> list[str]:
+    """The instruction sets that the CPU library is compiled for; it chooses among them when it runs."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    variants = {**(X86_VARIANTS if x86 else {}), "baseline": []}
-    compile_ = [cxx, *FLAGS]
+    return [*(X86_VARIANTS if x86 else []), "baseline"]
+
+
+def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[list[str]], list[str]]:
+    """The compilations of the CPU library, and the command that links their objects."""
+    source, variants = backends.SOURCES / "cpu", cpu_variants()
+    compile_ = [*cxx, *FLAGS]
     commands = [
         [*compile_, *KERNEL_FLAGS, *flags, f"-DISA={name}", "-c", source / "kernels.cpp", "-o", folder / f"{name}.o"]
-        for name, flags in variants.items()
+        for name in variants
+        for flags in [X86_VARIANTS.get(name, [])]
     ]
-    with_variants = ["-DWITH_X86_VARIANTS"] if x86 else []
+    with_variants = ["-DWITH_X86_VARIANTS"] if len(variants) > 1 else []
     commands.append([*compile_, *with_variants, "-c", source / "ms_deform_attn.cpp", "-o", folder / "ms_deform_attn.o"])
     commands.append([*compile_, *torch_flags(), "-c", source / "binding.cpp", "-o", folder / "binding.o"])
     objects = [command[-1] for command in commands]
-    link = [cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "c10"), "-o", folder / "library.so"]
+    link = [*cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "c10"), "-o", folder / "library.so"]
     return commands, link
 
 
-def cuda_commands(cxx: str, nvcc: Nvcc, architectures: list[str], folder: Path) -> tuple[list[list[str]], list[str]]:
+def cuda_commands(
+    cxx: list[str], nvcc: Nvcc, architectures: list[str], folder: Path
+) -> tuple[list[list[str]], list[str]]:
     """The compilations of the CUDA library, and the command that links their objects."""
     source = backends.SOURCES / "cuda"
     include = find_toolkit(nvcc, "include", "cuda_runtime.h")
     runtime = find_toolkit(nvcc, "lib", "libcudart_static.a")
     commands = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
     commands.append(
-        [cxx, *FLAGS, *torch_flags(), "-DUSE_CUDA", f"-isystem{include}", "-c", source / "binding.cpp", "-o",
+        [*cxx, *FLAGS, *torch_flags(), "-DUSE_CUDA", f"-isystem{include}", "-c", source / "binding.cpp", "-o",
          folder / "binding.o"]
     )  # fmt: skip
     objects = [command[-1] for command in commands]
     # The CUDA runtime is linked in, so that torch's own may be of another version.
     link = [
-        cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "torch_cuda", "c10"),
+        *cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "torch_cuda", "c10"),
         runtime / "libcudart_static.a", "-ldl", "-lrt", "-lpthread", "-o", folder / "library.so",
     ]  # fmt: skip
     return commands, link
 
 
 def cuda_kernel_command(
-    nvcc: Nvcc, architectures: list[str], target: Path, include: Path, cxx: str, extra: Iterable[str] = ()
+    nvcc: Nvcc, architectures: list[str], target: Path, include: Path, cxx: list[str], extra: Iterable[str] = ()
 ) -> list[str]:
     """The compilation of the CUDA kernels."""
-    host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx]
+    host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx[-1]]
     return [
         str(nvcc.path), "-std=c++17", "-O3", "--threads", "0", *architecture_flags(architectures), *host, *extra,
         f"-I{include}", "-c", backends.SOURCES / "cuda" / "ms_deform_attn.cu", "-o", target,
     ]  # fmt: skip
 
 
-def compiler_version(cxx: str) -> str:
+def compiler_version(cxx: list[str]) -> str:
     """The first line of `--version`."""
-    shown = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
-    return shown.splitlines()[0] if shown else cxx
+    shown = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout
+    return shown.splitlines()[0] if shown else " ".join(cxx)
 
 
 def build(name: str, commands: list[list[str]], link: list[str], record: dict, jobs: int, verbose: bool) -> None:
@@ -281,6 +310,7 @@ def build(name: str, commands: list[list[str]], link: list[str], record: dict, j
         "torch": torch.__version__,
         "machine": backends.this_machine(),
         "sources": backends.sources_hash(name),
+        "bytes": target.stat().st_size,
         "seconds": round(seconds, 1),
     }
     target.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
@@ -290,10 +320,7 @@ def build(name: str, commands: list[list[str]], link: list[str], record: dict, j
 def up_to_date(name: str, expected: dict) -> bool:
     """Whether the library in place loads and is built from these sources, for this machine, as now asked for."""
     target = backends.FOLDER / f"{name}.so"
-    try:
-        record = json.loads(target.with_suffix(".json").read_text())
-    except (OSError, ValueError):
-        return False
+    record = backends.read_record(target)
     expected = {**expected, "machine": backends.this_machine(), "sources": backends.sources_hash(name)}
     return all(record.get(key) == wanted for key, wanted in expected.items()) and backends.load(name).loaded
 
@@ -301,7 +328,7 @@ def up_to_date(name: str, expected: dict) -> bool:
 def build_cpu(args: argparse.Namespace, folder: Path) -> None:
     """Compile the CPU library if need be."""
     cxx = find_cxx()
-    record = {"compiler": compiler_version(cxx)}
+    record = {"compiler": compiler_version(cxx), "targets": cpu_variants()}
     if not args.force and up_to_date("cpu", record):
         print("cpu: up to date", flush=True)
         return
@@ -327,6 +354,12 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
             raise BuildError(f"cuda: {message}")
         print(f"cuda: skipped, {message}", flush=True)
         return
+    if float(nvcc.version.split(".")[0]) > float(torch.version.cuda.split(".")[0]):
+        print(
+            f"cuda: nvcc is {nvcc.version} and torch's CUDA {torch.version.cuda}: the GPU's driver must be recent "
+            "enough for the former, else set CUDA_HOME to a toolkit of torch's version",
+            flush=True,
+        )
     architectures = choose_architectures(args.arch, nvcc)
     if not architectures:
         print(
@@ -337,14 +370,12 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
         return
     cxx = find_cxx()
     names = [f"sm_{arch}" for arch in architectures]
-    record = {"compiler": f"nvcc {nvcc.version}", "architectures": [*names, f"PTX {architectures[-1]}"]}
+    record = {"compiler": f"nvcc {nvcc.version}", "targets": [*names, f"PTX {architectures[-1]}"]}
     if not args.force and up_to_date("cuda", record):
         print("cuda: up to date", flush=True)
         return
     commands, link = cuda_commands(cxx, nvcc, architectures, folder)
-    print(
-        f"cuda: compiling with nvcc {nvcc.version} ({nvcc.path}) for {', '.join(record['architectures'])}", flush=True
-    )
+    print(f"cuda: compiling with nvcc {nvcc.version} ({nvcc.path}) for {', '.join(record['targets'])}", flush=True)
     build("cuda", commands, link, record, args.jobs, args.verbose)
 
 
@@ -354,14 +385,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=["cpu", "cuda"], help="build only this one")
     parser.add_argument(
         "--arch",
-        default=os.environ.get("TORCH_CUDA_ARCH_LIST"),
         help="CUDA architectures, as 80,90, or all; the last also as PTX for newer cards "
         "(default: TORCH_CUDA_ARCH_LIST, else those of this machine's cards)",
     )
     parser.add_argument("--force", action="store_true", help="build also what is up to date")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="compilers at a time (default: one a core)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the commands and the compilers' output")
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: must be 1 or more, got {args.jobs}")
 
     failed = False
     for name, build_one in (("cpu", build_cpu), ("cuda", build_cuda)):
@@ -372,6 +406,9 @@ def main(argv: list[str] | None = None) -> int:
                     build_one(args, Path(folder))
             except BuildError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
+                failed = True
+            except OSError as error:
+                print(f"error: cannot write {backends.FOLDER} ({error}): make it writable", file=sys.stderr, flush=True)
                 failed = True
     return int(failed)
 

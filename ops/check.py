@@ -5,7 +5,6 @@ code 0 if a compiled backend works wherever there is a device for it, 1 otherwis
 """
 
 import argparse
-import platform
 import sys
 
 import torch
@@ -41,9 +40,9 @@ def results(arguments, backend: str) -> list[torch.Tensor]:
 def largest_error(backend: str, dtype: torch.dtype, device: str) -> float:
     """The largest deviation from the reference in float64 on the same numbers, relative to the largest of each."""
     arguments = example(dtype, device)
-    exact = results([a.double().cpu() if isinstance(a, torch.Tensor) else a for a in arguments], "reference")
+    exact = results([a.cpu().double() if isinstance(a, torch.Tensor) else a for a in arguments], "reference")
     return max(
-        float((ours.double().cpu() - theirs).abs().max() / theirs.abs().max())
+        float((ours.cpu().double() - theirs).abs().max() / theirs.abs().max())
         for ours, theirs in zip(results(arguments, backend), exact)
     )
 
@@ -56,7 +55,7 @@ def check(name: str, device: str) -> bool:
             continue  # MPS has none; and the last is what all others are compared with
         try:
             error = largest_error(name, dtype, device)
-        except RuntimeError as failure:
+        except (RuntimeError, TypeError) as failure:
             print(f"  {str(dtype)[6:]:9} FAILED: {str(failure).splitlines()[0]}")
             good = False
             continue
@@ -70,14 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     """Check every backend and report."""
     parser = argparse.ArgumentParser(prog="python -m ops.check", description=__doc__)
     parser.parse_args(argv)
-    print(f"torch {torch.__version__} on {backends.this_machine()}, {platform.processor() or platform.machine()}")
+    print(f"torch {torch.__version__} on {backends.this_machine()}")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         print(f"{torch.cuda.get_device_name()}, sm_{major}{minor}, CUDA {torch.version.cuda}")
     good = True
     for name in ("cpu", "cuda"):
         compiled = backends.load(name)
-        print(f"{name}: {compiled.detail}")
+        print(f"{name}: {compiled.detail}" + (f", for {', '.join(compiled.targets)}" if compiled.loaded else ""))
         if compiled.loaded and (name == "cpu" or torch.cuda.is_available()):
             good &= check(name, name)
         elif name == "cpu" or torch.cuda.is_available():

@@ -44,10 +44,11 @@ class MSDeformAttnFunction:
                 f"value_level_start_index must be {starts} for spatial shapes {shapes}, "
                 f"got {value_level_start_index.tolist()}"
             )
-        if sampling_locations.dim() != 6 or attention_weights.dim() != 5:
+        levels, size = len(shapes), attention_weights.shape
+        if len(size) != 5 or size[3] != levels or sampling_locations.shape != (*size, 2):
             raise ValueError(
-                "sampling_locations must be [B, Q, M, L, K, 2] and attention_weights [B, Q, M, L, K], got "
-                f"{list(sampling_locations.shape)} and {list(attention_weights.shape)}"
+                f"sampling_locations must be [B, Q, M, L={levels}, K, 2] and attention_weights "
+                f"[B, Q, M, L={levels}, K], got {list(sampling_locations.shape)} and {list(size)}"
             )
         num_points = [attention_weights.shape[4]] * len(shapes)
         return ms_deform_attn(

@@ -1,5 +1,6 @@
 """The public function of multi-scale deformable attention: checks its arguments, picks a backend, runs it."""
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from ops import backends, library, reference
 
 BACKEND_VARIABLE = "MS_DEFORM_ATTN_BACKEND"
 BACKENDS = ("cuda", "cpu", "reference")
+MAX_LEVELS = 32  # kMaxLevels of csrc/problem.h
 
 # Opened when this module is: later would be within somebody's torch.compile. Only device types with a library of ours.
 _COMPILED = {name: backends.load(name) for name in ("cuda", "cpu")}
@@ -39,7 +41,7 @@ def ms_deform_attn(
     Args:
         value: `[B, S, M, D]`, the maps of all levels flattened row by row, S = sum of H*W over levels. fp32, fp64,
             fp16 or bf16; under autocast an fp32 value is taken in autocast's type.
-        spatial_shapes: `[(H_1, W_1), ...]` of the L levels, Python ints.
+        spatial_shapes: `[(H_1, W_1), ...]` of the L levels, at most 32, Python ints.
         sampling_locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1]; points of level 1 first, P = sum(num_points). fp64
             for an fp64 value, fp32 otherwise; half precision is raised to fp32.
         attention_weights: `[B, Q, M, P]`, usually a softmax over P; of the locations' type.
@@ -92,12 +94,15 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
     """
     asked = backend or os.environ.get(BACKEND_VARIABLE)
     if not asked:
-        return device_type if device_type in _COMPILED and _COMPILED[device_type].loaded else "reference"
+        return device_type if device_type in _COMPILED and _unavailable(device_type) is None else "reference"
     if asked not in BACKENDS:
         raise RuntimeError(f"ms_deform_attn has no backend '{asked}'; there are: {', '.join(BACKENDS)}")
-    if asked in _COMPILED and not _COMPILED[asked].loaded:
-        raise RuntimeError(f"ms_deform_attn's backend '{asked}' is not available: {_COMPILED[asked].detail}")
-    if asked not in (device_type, "reference"):
+    if asked == "reference":
+        return asked
+    reason = _unavailable(asked)
+    if reason is not None:
+        raise RuntimeError(f"ms_deform_attn's backend '{asked}' is not available: {reason}")
+    if asked != device_type:
         raise RuntimeError(
             f"ms_deform_attn's backend '{asked}' is asked for, but the tensors are on {device_type}; ask for "
             f"'reference', or move them"
@@ -105,20 +110,37 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
     return asked
 
 
+def _unavailable(name: str) -> str | None:
+    """Why a compiled backend cannot be called, with the mend; None if it can."""
+    compiled = _COMPILED[name]
+    if not compiled.loaded:
+        return compiled.detail
+    if name == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_initialized():
+        return _unfit_card(torch.cuda.current_device())
+    return None
+
+
+@functools.cache
+def _unfit_card(index: int) -> str | None:
+    """Why the CUDA library does not run on a card, or None. Asked once a card is used: the question starts CUDA."""
+    capability = torch.cuda.get_device_capability(index)
+    targets = _COMPILED["cuda"].targets
+    if backends.serves(targets, capability):
+        return None
+    return (
+        f"the library is built for {', '.join(targets)}, and {torch.cuda.get_device_name(index)} is "
+        f"sm_{capability[0]}{capability[1]}: {backends.REBUILD} on a machine that has one, or with --arch"
+    )
+
+
 def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
-    asked = backend or os.environ.get(BACKEND_VARIABLE)
-    if asked:
-        asked = selected_backend(device_type, asked)
-        return reference.ms_deform_attn if asked == "reference" else library.ms_deform_attn
-    compiled = _COMPILED.get(device_type)
-    if compiled is None:
-        return reference.ms_deform_attn
-    if compiled.loaded:
+    if selected_backend(device_type, backend) != "reference":
         return library.ms_deform_attn
-    if device_type not in _warned:
+    forced = backend or os.environ.get(BACKEND_VARIABLE)
+    if device_type in _COMPILED and not forced and device_type not in _warned and not torch.compiler.is_compiling():
         _warned.add(device_type)
         warnings.warn(
-            f"ms_deform_attn runs its slow reference on {device_type} tensors: {compiled.detail}",
+            f"ms_deform_attn runs its slow reference on {device_type} tensors: {_unavailable(device_type)}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -138,6 +160,12 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights, num_poi
             f"num_points must have one entry for each of the {len(spatial_shapes)} levels of spatial_shapes, "
             f"got {list(num_points)}"
         )
+    if len(num_points) > MAX_LEVELS:
+        raise ValueError(f"spatial_shapes has {len(spatial_shapes)} levels, at most {MAX_LEVELS} are supported")
+    if any(height < 0 or width < 0 for height, width in spatial_shapes):
+        raise ValueError(f"spatial_shapes must not be negative, got {list(spatial_shapes)}")
+    if any(points < 0 for points in num_points):
+        raise ValueError(f"num_points must not be negative, got {list(num_points)}")
     expected = sum(height * width for height, width in spatial_shapes)
     if tokens != expected:
         raise ValueError(f"value has {tokens} tokens, but spatial_shapes {list(spatial_shapes)} hold {expected}")

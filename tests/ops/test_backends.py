@@ -138,10 +138,57 @@ def test_torch_without_cuda_never_opens_the_cuda_library(library, monkeypatch):
     assert "built without CUDA" in backends.load.__wrapped__("cuda").detail
 
 
-def test_damaged_library(library):
+def test_truncated_library_is_not_opened(library):
+    library.write_bytes(library.read_bytes()[:200_000])
+    assert "is damaged, it has 200000 bytes" in load().detail
+
+
+def test_what_is_no_library(library):
     library.write_bytes(b"not a library")
+    change_record(library, bytes=13)
     backend = load()
     assert not backend.loaded and "cannot be loaded" in backend.detail and backends.REBUILD in backend.detail
+
+
+def test_record_that_lacks_something(library):
+    record = json.loads(library.with_suffix(".json").read_text())
+    for key in ("compiler", "torch", "machine", "sources", "bytes", "targets"):
+        library.with_suffix(".json").write_text(json.dumps({k: v for k, v in record.items() if k != key}))
+        assert "no record" in load().detail
+
+
+def test_other_files_among_the_sources_do_not_matter(tmp_path, monkeypatch):
+    shutil.copytree(backends.SOURCES, tmp_path / "csrc")
+    before = backends.sources_hash("cpu")
+    monkeypatch.setattr(backends, "SOURCES", tmp_path / "csrc")
+    (tmp_path / "csrc" / "cpu" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "csrc" / "cpu" / ".DS_Store").write_text("x")
+    assert backends.sources_hash("cpu") == before
+
+
+def test_cuda_library_for_other_cards_is_named(monkeypatch):
+    built = backends.Backend("cuda", True, "", ["sm_90", "PTX 90"])
+    monkeypatch.setitem(functional._COMPILED, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A100")
+    for capability, expected in (((8, 0), "reference"), ((9, 0), "cuda")):
+        functional._unfit_card.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, c=capability: c)
+        assert ops.selected_backend("cuda") == expected
+        if expected == "reference":
+            with pytest.raises(RuntimeError, match="built for sm_90, PTX 90, and A100 is sm_80: run"):
+                ops.selected_backend("cuda", "cuda")
+    functional._unfit_card.cache_clear()
+
+
+def test_compiling_without_a_build_does_not_break_the_graph(monkeypatch):
+    monkeypatch.setitem(functional._COMPILED, "cpu", backends.Backend("cpu", False, "not built"))
+    monkeypatch.setattr(functional, "_warned", set())
+    given_arguments = arguments()
+    compiled = torch.compile(ops.ms_deform_attn, fullgraph=True, backend="eager")
+    expected = ops.ms_deform_attn(*given_arguments, backend="reference")
+    torch.testing.assert_close(compiled(*given_arguments), expected)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -150,6 +197,7 @@ def test_library_that_needs_a_symbol_this_torch_does_not_have(library):
     source = library.with_name("other.c")
     source.write_text("extern int symbol_of_another_torch(void); int use(void) { return symbol_of_another_torch(); }")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    change_record(library, bytes=library.stat().st_size)
     assert "symbol_of_another_torch" in load().detail
 
 
@@ -178,4 +226,6 @@ def test_every_instruction_set_gives_the_same(capability):
         text=True,
     )
     assert done.returncode == 0 and "the operator is in order" in done.stdout
-    assert "running avx512" not in done.stdout and "WRONG" not in done.stdout
+    words = set(Path("/proc/cpuinfo").read_text().split()) if Path("/proc/cpuinfo").exists() else set()
+    expected = "avx2" if capability == "avx2" and {"avx2", "fma"} <= words else "baseline"
+    assert f"running {expected}" in done.stdout and "WRONG" not in done.stdout

@@ -62,7 +62,7 @@ def test_builds_loads_and_is_then_up_to_date(own_folder, monkeypatch, capsys):
     other = own_folder / "other"
     other.mkdir()
     shutil.copy(library.with_suffix(".json"), other)
-    (other / "cpu.so").write_bytes(b"damaged")
+    (other / "cpu.so").write_bytes(library.read_bytes()[:200_000])  # to open it would end the process
     monkeypatch.setattr(backends, "FOLDER", other)
     backends.load.cache_clear()
     assert not backends.load("cpu").loaded
@@ -167,7 +167,7 @@ def test_lists_of_architectures(asked, expected):
     assert build.choose_architectures(asked, NVCC) == expected
 
 
-@pytest.mark.parametrize("asked", ["35", "ninety", "90,,x"])
+@pytest.mark.parametrize("asked", ["35", "ninety", "90,,x", ",", ""])
 def test_unknown_architectures_are_refused(asked):
     with pytest.raises(build.BuildError, match=r"nvcc 13\.0 does not make code for"):
         build.choose_architectures(asked, NVCC)
@@ -183,6 +183,39 @@ def test_cards_choose_and_newer_ones_take_the_newest_below(monkeypatch):
         "-gencode=arch=compute_90,code=sm_90",
         "-gencode=arch=compute_90,code=compute_90",
     ]
+
+
+@pytest.mark.parametrize(
+    "listed, expected", [("7.0 Ampere 9.0a 9.0", ["90"]), ("8.0;9.0+PTX;", ["80", "90"]), (" ", []), ("3.5", [])]
+)
+def test_the_list_of_the_environment_is_taken_as_far_as_nvcc_knows_it(listed, expected, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert build.choose_architectures(None, NVCC) == expected
+    assert ("is known to nvcc" in capsys.readouterr().out) == (listed in ("7.0 Ampere 9.0a 9.0", "3.5"))
+
+
+def test_what_a_library_serves():
+    assert backends.serves(["sm_80", "sm_90", "PTX 90"], (9, 0))
+    assert backends.serves(["sm_80", "PTX 80"], (8, 9)) and backends.serves(["sm_80", "PTX 80"], (12, 0))
+    assert not backends.serves(["sm_90", "PTX 90"], (8, 0)) and not backends.serves(["sm_90"], (10, 0))
+
+
+def test_a_folder_that_cannot_be_written(own_folder, capsys):
+    backends.FOLDER.write_text("a file where the folder should be")
+    assert build.main(["--backend", "cpu"]) == 1
+    assert f"cannot write {backends.FOLDER}" in capsys.readouterr().err
+
+
+def test_no_jobs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        build.main(["--jobs", "0"])
+    assert stop.value.code == 2 and "--jobs: must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_compiler_of_several_words(monkeypatch):
+    monkeypatch.setenv("CXX", "env c++")
+    assert build.find_cxx() == ["env", "c++"]
 
 
 def test_sources_decide_what_is_up_to_date(monkeypatch, own_folder):

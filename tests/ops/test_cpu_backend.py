@@ -38,8 +38,7 @@ def test_any_shape(levels, batch, heads, channels, queries, dtype):
     shapes, points = [(h, w) for h, w, _ in levels], [k for _, _, k in levels]
     given_arguments = arguments(shapes, points, batch, queries, heads, channels, dtype)
     exact = results(in_float64(given_arguments), "reference")
-    for ours, theirs in zip(results(given_arguments, "cpu"), exact):
-        torch.testing.assert_close(ours.double(), theirs, atol=5e-4 if dtype is torch.float32 else 1e-10, rtol=1e-5)
+    assert max(relative_errors(results(given_arguments, "cpu"), exact)) <= TOLERANCES[dtype]
 
 
 def test_backward_is_the_same_in_every_run_and_for_any_number_of_threads():
@@ -93,12 +92,21 @@ def test_strided_and_expanded_arguments():
 @pytest.mark.parametrize("queries", [1, 200], ids=["plain", "packed"])
 def test_only_what_is_sampled_is_read(queries):
     """A location outside the map touches no pixel, so what the border holds cannot spread, be it infinite."""
-    value, shapes, locations, weights, points = arguments([(4, 5)], [3], queries=queries, heads=1)
+    value, shapes, locations, weights, points = arguments([(4, 5)], [3], queries=queries, heads=1, channels=16)
     value[:] = float("nan")
     locations = locations * 0 - 3
     locations.nan_to_num_(nan=-3.0)
     for result in results((value, shapes, locations, weights, points), "cpu"):
         assert torch.equal(result, torch.zeros_like(result))
+
+
+def test_points_exactly_on_a_border():
+    """Offsets start as whole pixels, so many points lie at -1, 0 or W: the gradient there follows the reference."""
+    value, shapes, _, weights, points = arguments([(4, 4)], [4], batch=1, queries=16, heads=1, dtype=torch.float64)
+    pixels = torch.cartesian_prod(torch.arange(-2.0, 6), torch.arange(-2.0, 6)).double()
+    given_arguments = value, shapes, ((pixels + 0.5) / 4).view(1, 16, 1, 4, 2), weights, points
+    for ours, theirs in zip(results(given_arguments, "cpu"), results(given_arguments, "reference")):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
 def test_levels_without_points_and_empty_levels():

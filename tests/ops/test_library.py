@@ -206,8 +206,12 @@ def test_the_entry_for_code_written_against_the_original():
         MSDeformAttnFunction.apply(
             value, torch.tensor(shapes), starts + 1, locations.unflatten(3, (2, 3)), weights.unflatten(3, (2, 3)), 64
         )
-    with pytest.raises(ValueError, match=r"\[B, Q, M, L, K, 2\]"):
+    with pytest.raises(ValueError, match=r"\[B, Q, M, L=2, K, 2\]"):
         MSDeformAttnFunction.apply(value, torch.tensor(shapes), starts, locations, weights, 64)
+    with pytest.raises(ValueError, match=r"\[B, Q, M, L=2, K, 2\]"):  # L and K the other way round
+        MSDeformAttnFunction.apply(
+            value, torch.tensor(shapes), starts, locations.unflatten(3, (3, 2)), weights.unflatten(3, (2, 3)), 64
+        )
 
 
 def test_results_do_not_depend_on_what_else_wants_a_gradient():

@@ -149,7 +149,7 @@ struct Block {
       const R map_width = load(width + at), map_height = load(height + at);
       R px = load(x + at) * map_width - Real(0.5), py = load(y + at) * map_height - Real(0.5);
       // False for NaN too. What is far away must not reach the conversion to integers.
-      const I touches = (px > Real(-1)) & (px < map_width) & (py > Real(-1)) & (py < map_height);
+      const I touches = (px >= Real(-1)) & (px < map_width) & (py >= Real(-1)) & (py < map_height);
       px = touches ? px : R{};
       py = touches ? py : R{};
       I column = __builtin_convertvector(px, I), row = __builtin_convertvector(py, I);
