@@ -98,12 +98,24 @@ class _Eager(torch.autograd.Function):
 def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> Tensor:
     """`ops.ms_deform_attn` by the compiled kernels of the value's device; arguments already checked."""
     if torch.autograd.forward_ad._current_level >= 0:  # torch would go on with a derivative of zero
-        raise NotImplementedError(
-            "ms_deform_attn has no forward-mode derivative (jvp); use reverse mode, torch.autograd.grad or backward()"
-        )
+        inputs = (value, sampling_locations, attention_weights)
+        if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in inputs):
+            raise NotImplementedError(
+                "ms_deform_attn has no forward-mode derivative (jvp); use torch.autograd.grad or backward()"
+            )
     flat = [size for shape in spatial_shapes for size in shape]
     arguments = (value, flat, sampling_locations, attention_weights, list(num_points))
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    if torch._C._are_functorch_transforms_active():
+        try:
+            return _forward(*arguments)
+        except RuntimeError as error:
+            if "setup_context" not in str(error):
+                raise
+            raise NotImplementedError(
+                "ms_deform_attn works under torch.vmap, but not under torch.func's derivatives (grad, vjp, jacrev, "
+                "hessian); use torch.autograd.grad or backward()"
+            ) from None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _forward(*arguments)  # they read what is registered
     return _Eager.apply(*arguments)
 

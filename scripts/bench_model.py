@@ -8,6 +8,7 @@ Needs the test dependencies (`scripts/setup.sh --test`).
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import sys
@@ -88,6 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("transformers") is None:
+        parser.error("transformers is missing: run scripts/setup.sh --test, or pip install transformers")
+    if args.device not in ("cpu", "cuda") or (args.device == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device {args.device}: take cpu, or cuda where torch sees a GPU")
 
     device = torch.device(args.device)
     theirs = their_detector(args.variant)

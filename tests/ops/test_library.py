@@ -162,6 +162,18 @@ def test_forward_mode_is_refused():
     value, locations, weights = (t.detach() for t in leaves())
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda v: attend(v, locations, weights), (value,), (value,))
+    with torch.autograd.forward_ad.dual_level():
+        attend(value, locations, weights)  # nobody asks for a derivative
+        dual = torch.autograd.forward_ad.make_dual(value, value)
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            attend(dual, locations, weights)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_derivatives_of_torch_func_are_refused(transform):
+    value, locations, weights = (t.detach() for t in leaves())
+    with pytest.raises(NotImplementedError, match=r"under torch\.vmap, but not under torch\.func's derivatives"):
+        transform(lambda v: attend(v, locations, weights).sum())(value)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,9 @@ def test_non_contiguous_input_and_empty_queries():
     [
         ({"value": torch.zeros(2, 12, 6)}, "value"),
         ({"spatial_shapes": [(3, 5)]}, "spatial_shapes"),
+        ({"spatial_shapes": [(-3, -4)]}, "spatial_shapes must not be negative"),
+        ({"spatial_shapes": [(3, 4), (0, 0)], "num_points": [4, -2]}, "num_points must not be negative"),
+        ({"spatial_shapes": [(1, 1)] * 33, "num_points": [1] * 33}, "33 levels, at most 32"),
         ({"num_points": [2, 2]}, "num_points"),
         ({"num_points": [3]}, "attention_weights"),
         ({"sampling_locations": torch.zeros(2, 3, 2, 2, 3)}, "sampling_locations"),

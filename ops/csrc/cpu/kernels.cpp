@@ -336,12 +336,13 @@ bool forward(const ForwardJob& job, int64_t begin, int64_t end) {
 
   Block<Real> block(points);
   const int64_t longest = end - begin < queries ? end - begin : queries;
-  const bool may_pack = channels != chunks.padded || worth_packing(longest * points, tokens);
-  Scratch scratch(block.bytes() + Scratch::bytes<Real>(may_pack ? (tokens + 1) * chunks.padded : chunks.padded));
+  const auto packs = [&](int64_t count) { return channels != chunks.padded || worth_packing(count * points, tokens); };
+  const int64_t rows = packs(longest) ? tokens + 1 : 1;  // the longest run of queries decides what is needed at most
+  Scratch scratch(block.bytes() + Scratch::bytes<Real>(rows * chunks.padded));
   if (!scratch.ok()) return false;
   block.allocate(scratch);
   block.describe(problem, 0, problem.num_levels);
-  Real* packed = scratch.take<Real>(may_pack ? (tokens + 1) * chunks.padded : chunks.padded);
+  Real* packed = scratch.take<Real>(rows * chunks.padded);
 
   while (begin < end) {
     const int64_t query = begin % queries, head = begin / queries % heads, batch = begin / queries / heads;
@@ -354,7 +355,7 @@ bool forward(const ForwardJob& job, int64_t begin, int64_t end) {
 
     const auto run = [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::count;
-      if (channels != chunks.padded || worth_packing(count * points, tokens)) {
+      if (packs(count)) {
         pack(value, heads * channels, tokens, channels, chunks.padded, packed);
         if (chunks.padded == chunks.width) {
           sample<T, Real, Rows::kPacked, kVectors>({packed, chunks.padded, nullptr}, block, problem, tokens, locations,

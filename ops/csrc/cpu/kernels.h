@@ -7,7 +7,7 @@ namespace deformable::cpu {
 
 // Whether so many samples are taken from a head's maps that a packed copy of them pays. The copy costs about two corner
 // rows for each row. Static: an inline function shared by several instruction sets could be any one's.
-static inline bool worth_packing(int64_t samples, int64_t tokens) { return 4 * samples >= 2 * tokens; }
+static inline bool worth_packing(int64_t samples, int64_t tokens) { return 2 * samples >= tokens; }
 
 struct ForwardJob {
   const Problem* problem;
