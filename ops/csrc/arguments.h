@@ -10,6 +10,10 @@
 
 #include "problem.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // its name in torch 2.10
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace deformable {
 
 using torch::headeronly::ScalarType;
