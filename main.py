@@ -12,130 +12,184 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from PIL import Image
+from timm.utils import ModelEmaV3
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 import ops
 from datasets.build import build_dataset, dataset_paths
 from datasets.check import check_dataset
 from datasets.coco import Category, foreign_categories, load_annotations, match_categories, read_json
+from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.images import list_pictures, read_image, to_rgb, upright
-from datasets.loader import eval_loader, pad_images, train_loader
+from datasets.loader import Batch, eval_loader, pad_images, train_loader
 from datasets.transforms import eval_transform, to_image
 from models.build import build_criterion, build_model
 from models.detector import DeformableDETR
 from models.load import load_detector
 from models.postprocess import postprocess
+from models.sync_norm import synchronise_batch_norms
 from util import cli
-from util.checkpoint import (
-    load_matching_weights,
-    read_checkpoint,
-    restore_training,
-    save_checkpoint,
-    saved_config,
-    training_state,
-)
+from util.checkpoint import kept_checkpoints, load_matching_weights, saved_config
 from util.config import RANGES, CheckDataConfig, Config, EvalConfig, EvalDataConfig, PredictConfig, from_dict
+from util.distributed import World, check_gpus, is_lost_peer, join
 from util.engine import detect, pick_device, train_one_epoch
-from util.errors import UserError
+from util.errors import Interrupted, PeerLost, UserError
 from util.optim import adamw, lr_factor, set_lr
-from util.plots import plot_run
 from util.predictor import Predictor
-from util.runlog import RunLog, make_folder, score_tables, train_header
+from util.progress import progress
+from util.run import Run, checkpoint_to_resume
+from util.runlog import make_folder, score_tables, train_header
+from util.signals import STOPPED, StopRequest
+from util.training_state import TrainingState
 
 
-def train(config: Config) -> int:
+def train(config: Config, world: World) -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
-    cfg, device = config.train, pick_device(config.train.device)
+    cfg, device = config.train, pick_device(config.train.device, world.local_rank)
+    check_gpus(world, device)
     backend = selected_backend(device)
-    resumed = read_checkpoint(cfg.resume) if cfg.resume else None
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
-    if (output / "last.pth").exists() and not resumed and not cfg.fast_dev_run:
-        raise UserError(f"'{output}' holds a run; go on with --train.resume {output}, or choose another --train.output")
+    resumed = checkpoint_to_resume(cfg.resume if not cfg.fast_dev_run else None, output)
     torch.manual_seed(cfg.seed)
-    dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
-    num_classes = 1 + max(c.label for c in dataset.categories)
+    with world.one_a_machine_first():  # which generates shapes and fetches weights
+        dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
+        source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
+        # The backbone's own weights, unless a checkpoint brings them.
+        brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
+        num_classes = 1 + max(c.label for c in dataset.categories)
+        model = build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
     category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
 
-    source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
-    # The backbone's own weights, unless a checkpoint brings them.
-    brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
-    model = build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None).to(device)
-    criterion = build_criterion(config.loss)
-    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay)
-    pin = device.type == "cuda"
-    loader = train_loader(dataset, cfg.batch_size, cfg.max_images_per_device, config.data.workers, cfg.seed, pin)
+    dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
+    model.to(device, dtype)
+    share, pin, workers = (world.rank, world.size), device.type == "cuda", config.data.workers
+    per_process = images_per_process(config, len(dataset), world)
+    micro = min(cfg.max_images_per_device or per_process, per_process)
+    loader = train_loader(dataset, cfg.batch_size, micro, workers, cfg.seed, pin, share, config.data.group_by_aspect)
     eval_batch = cfg.eval_batch_size or min(8, cfg.max_images_per_device or cfg.batch_size)
-    val_loader = eval_loader(val_dataset, eval_batch, config.data.workers, pin)
-    epochs, num_steps, num_eval = cfg.epochs, len(loader), len(val_loader)
-    if cfg.fast_dev_run:
-        epochs, num_steps, num_eval = 1, min(2, num_steps), min(2, num_eval)
+    limit = 2 if cfg.fast_dev_run else None
+    val_loader = eval_loader(val_dataset, eval_batch, workers, pin, share, limit)
+    epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
 
-    first_epoch, best = 0, -1.0
-    if resumed:
-        first_epoch, best = restore_training(resumed, model, optimizer)
-        if first_epoch >= epochs:
-            print(f"'{resumed.path}' has finished its {first_epoch} epochs; to go on, give a larger --train.epochs")
-            return 0
-        best = best if (output / "best.pth").exists() else -1.0
-    elif source:
+    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+    if source:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
-    make_folder(output, "train.output")
-    print(train_header(config, model, dataset, val_dataset, device, num_steps, epochs, backend))
+    ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
+    state = TrainingState(model, optimizer, scaler, device, ema, num_steps)
+    if world.rank:
+        torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
+    if resumed:
+        for remark in state.restore(resumed, world):
+            print(remark)
+        if state.epoch >= epochs:
+            print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
+            return 0
+        state.best = state.best if (output / "best.pth").exists() else -1.0
+
+    print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
-    (output / "config.yaml").write_text(cli.to_yaml(config))
+    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, resumed is not None)
+    wrapped = prepare_model(config, model, device, world)
+    criterion, prepare = build_criterion(config.loss), ToDevice(device, dtype)
+    started, scores = time.perf_counter(), None
 
     def schedule(step: int) -> None:
         set_lr(optimizer, lr_factor(step, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps))
 
-    log = RunLog(output, resumed.content["schedule"]["step"] if resumed else None)
-    started, scores = time.perf_counter(), None
-    for epoch in range(first_epoch, epochs):
-        loader.batch_sampler.set_epoch(epoch)
-        figures = train_one_epoch(
-            model,
-            criterion,
-            loader,
-            num_steps,
-            optimizer,
-            schedule,
-            device,
-            first_step=epoch * num_steps,
-            clip_norm=cfg.clip_norm,
-            precision=cfg.precision,
-            description=f"epoch {epoch + 1}/{epochs}",
-            on_step=lambda step, means: log.write("train", step, lr=optimizer.param_groups[-1]["lr"], **means),
-        )
-        step, improved = (epoch + 1) * num_steps, False
-        line = f"epoch {epoch + 1}/{epochs}  loss {figures['loss']:.3f}  {figures['seconds']:.0f} s"
-        if epoch + 1 == epochs or (epoch + 1) % cfg.eval_every == 0:
-            scores, _ = run_evaluation(model, val_loader, num_eval, category_of, device, precision=cfg.precision)
-            log.write("eval", step, epoch=epoch + 1, **scores.figures, per_class=scores.per_class)
-            line += f"  AP {scores.figures['AP']:.3f}  AP50 {scores.figures['AP50']:.3f}"
-            improved = scores.figures["AP"] > best or best == -1
-            best = max(best, scores.figures["AP"])
-        print(line, flush=True)
-        content = training_state(model, optimizer, config, dataset.categories, epoch + 1, step, best)
-        save_checkpoint(output / "last.pth", content)
-        if improved or epoch == first_epoch == 0:
-            save_checkpoint(output / "best.pth", content)
-    log.close()
-    plot_run(output)
+    with StopRequest() as stop, closing(loader):
+        try:
+            while state.epoch < epochs:
+                begun = time.perf_counter()
+                loader.batch_sampler.set_epoch(state.epoch, state.step)
+                train_one_epoch(
+                    wrapped,
+                    criterion,
+                    loader,
+                    state,
+                    prepare,
+                    schedule,
+                    world,
+                    stop,
+                    clip_norm=cfg.clip_norm,
+                    precision=cfg.precision,
+                    same_padding=cfg.padding == "batch",
+                    log_every=cfg.log_every,
+                    description=f"epoch {state.epoch + 1}/{epochs}",
+                    on_log=lambda means: run.write("train", lr=optimizer.param_groups[-1]["lr"], **means),
+                    on_step=run.save_in_time,
+                    dump=run.dump,
+                )
+                line, improved = (
+                    f"epoch {state.epoch + 1}/{epochs}  {time.perf_counter() - begun:.0f} s",
+                    state.epoch == 0,
+                )
+                if state.epoch + 1 == epochs or (state.epoch + 1) % cfg.eval_every == 0:
+                    run.save()  # stopped while it evaluates, it will begin there again
+                    scored = {"eval": model, "eval_ema": ema.module} if ema else {"eval": model}
+                    for kind, weights in scored.items():
+                        scores, _ = run_evaluation(
+                            weights, val_loader, category_of, prepare, device, world, precision=cfg.precision, stop=stop
+                        )
+                        run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
+                        name = "EMA " if kind == "eval_ema" else ""
+                        line += f"  {name}AP {scores.figures['AP']:.3f}  {name}AP50 {scores.figures['AP50']:.3f}"
+                    # The last one counts: the average's, if there is one, for that is what will be used.
+                    improved = scores.figures["AP"] > state.best or state.best == -1
+                    state.best = max(state.best, scores.figures["AP"])
+                print(f"{line}  loss {state.means.take_total(world)['loss']:.3f}", flush=True)
+                state.epoch, state.step = state.epoch + 1, 0
+                run.save(best=improved)
+        except Interrupted:
+            if state.step < num_steps:  # else it was saved before the evaluation
+                run.save()
+            print(f"stopped after step {state.global_step}; go on with --train.resume {output}", flush=True)
+            return STOPPED
     minutes = (time.perf_counter() - started) / 60
-    print(f"\ntrained in {minutes:.1f} min, best AP {best:.3f}; of the last epoch:\n")
+    print(f"\ntrained in {minutes:.1f} min, best AP {state.best:.3f}; of the last epoch:\n")
     print(score_tables(scores.figures, scores.per_class))
-    print(f"\nbest.pth, last.pth, curves.png, metrics.jsonl and TensorBoard's events are in {output}")
+    run.finish()
     return 0
 
 
-def evaluate(config: EvalConfig) -> int:
+def images_per_process(config: Config, images: int, world: World) -> int:
+    """Images of a step that one process takes at most; refuses batches that cannot be shared."""
+    batch = min(config.train.batch_size, images)
+    if batch < world.size:
+        raise UserError(f"a batch of {batch} images cannot be shared by {world.size} processes; raise train.batch_size")
+    if batch % world.size and config.model.backbone.norm == "trainable":
+        raise UserError(
+            f"a batch of {batch} images is no multiple of {world.size} processes, which trained batch norms need: they "
+            "take the statistics of all; change train.batch_size, or --model.backbone.norm frozen"
+        )
+    return -(-batch // world.size)
+
+
+def prepare_model(config: Config, model: DeformableDETR, device: torch.device, world: World) -> torch.nn.Module:
+    """The model as it trains: options of memory and speed, and gradients exchanged between processes."""
+    model.transformer.checkpointing = config.train.checkpoint_activations
+    if world.size > 1 and config.model.backbone.norm == "trainable":
+        synchronise_batch_norms(model, on_cpu=device.type == "cpu")
+    if config.train.compile:
+        model.compile_parts()
+    if world.size == 1:
+        return model
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def evaluate(config: EvalConfig, world: World) -> int:
     """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
     if config.detections:
         if config.checkpoint:
@@ -148,40 +202,63 @@ def evaluate(config: EvalConfig) -> int:
         )
         output = make_folder(config.output, "output")
     else:
-        device = pick_device(config.device)
+        device = pick_device(config.device, world.local_rank)
+        check_gpus(world, device)
         backend = selected_backend(device)
-        model, categories, _ = load_model(required(config.checkpoint, "checkpoint"))
-        dataset = build_dataset(config.data, "val")
+        model, categories, _ = load_model(required(config.checkpoint, "checkpoint"), config.weights)
+        with world.one_a_machine_first():
+            dataset = build_dataset(config.data, "val")
         category_of = match_categories(categories, dataset.categories, "checkpoint")
-        loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda")
+        share = (world.rank, world.size)
+        loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda", share)
         output = make_folder(config.output, "output")
-        print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}\n")
-        scores, results = run_evaluation(model.to(device), loader, len(loader), category_of, device, config.top_k)
-        (output / "detections.json").write_text(json.dumps(results))
-    (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
+        several = f", {world.size} processes" if world.size > 1 else ""
+        print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+        scores, results = run_evaluation(
+            model.to(device), loader, category_of, ToDevice(device), device, world, config.top_k
+        )
+        if world.is_main:
+            (output / "detections.json").write_text(json.dumps(results))
+    if world.is_main:
+        (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
     print(score_tables(scores.figures, scores.per_class))
     print(f"\nfigures are in {output / 'results.json'}")
     return 0
 
 
 def run_evaluation(
-    model, loader, num_batches: int, category_of: dict[int, int], device, top_k: int = 100, precision: str = "fp32"
+    model: torch.nn.Module,
+    loader: DataLoader,
+    category_of: dict[int, int],
+    prepare: Callable,
+    device: torch.device,
+    world: World,
+    top_k: int = 100,
+    precision: str = "fp32",
+    stop: StopRequest | None = None,
 ) -> tuple[Scores, list[dict]]:
-    """Detect in every batch and score what was found; also returns it in COCO result format."""
-    found = detect(model, loader, num_batches, partial(postprocess, top_k=top_k), device, precision)
-    results = [r for i, d in found for r in to_coco_results(i, d.boxes, d.scores, d.labels, category_of)]
-    return evaluate_detections(loader.dataset.annotations, results, top_k, [i for i, _ in found]), results
+    """Detect in every batch of every process and score what was found; also returns it in COCO result format.
+
+    Rank 0 scores; the others get the same figures from it, and no detections.
+    """
+    pick = partial(postprocess, top_k=top_k)
+    found = detect(model, loader, pick, prepare, device, precision, world=world, stop=stop)
+    scores, results = None, []
+    if found is not None:
+        results = [r for i, d in found for r in to_coco_results(i, d.boxes, d.scores, d.labels, category_of)]
+        scores = evaluate_detections(loader.dataset.annotations, results, top_k, [i for i, _ in found])
+    return world.broadcast(scores), results
 
 
-def predict(config: PredictConfig) -> int:
+def predict(config: PredictConfig, world: World) -> int:
     """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
     pictures = list_pictures(required(config.input, "input"))
-    predictor = load_predictor(required(config.checkpoint, "checkpoint"), config.device, config.size)
+    predictor = load_predictor(required(config.checkpoint, "checkpoint"), config.device, config.size, config.weights)
     output = make_folder(config.output, "output")
     if any(path.resolve().parent == output.resolve() for path in pictures):
         raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
     listed: dict[str, dict] = {}
-    for path in tqdm(pictures, desc="predict", disable=None, leave=False):
+    for path in progress(pictures, "predict"):
         try:
             picture = read_image(path)
         except UserError as error:
@@ -201,7 +278,7 @@ def predict(config: PredictConfig) -> int:
     return int(len(listed) < len(pictures))
 
 
-def check_data(config: CheckDataConfig) -> int:
+def check_data(config: CheckDataConfig, world: World) -> int:
     """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are any."""
     splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(config.data, split))}
     if not splits:
@@ -216,29 +293,35 @@ def check_data(config: CheckDataConfig) -> int:
     return int(any(r.defects for r in reports.values()))
 
 
-def load_model(checkpoint: str) -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
+def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
-    loaded = load_detector(checkpoint)
+    loaded = load_detector(checkpoint, weights)
     categories = [Category(**c) for c in loaded.categories]
     if not categories:
         categories = foreign_categories(loaded.model.num_classes, loaded.names)
     return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
 
 
-def load_predictor(checkpoint: str, device: str = "auto", size: int | None = None) -> Predictor:
+def load_predictor(checkpoint: str, device: str = "auto", size: int | None = None, weights: str = "auto") -> Predictor:
     """A detector that takes PIL images, from any known checkpoint, at the image size it was evaluated with.
 
     Args:
         checkpoint: path; see `models.load.load_detector`.
         device: `auto` takes a GPU if there is one.
         size: shorter side in pixels; None takes the checkpoint's.
+        weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
     """
-    model, categories, data = load_model(checkpoint)
+    model, categories, data = load_model(checkpoint, weights)
     resize, chosen = eval_transform(size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
-    prepare, transform = lambda p: to_rgb(upright(p)), lambda p: resize(to_image(p))
-    return Predictor(model.to(chosen), prepare, transform, pad_images, postprocess, names, chosen)
+    to_device = ToDevice(chosen)
+
+    def batch_of(pictures: Sequence[Image.Image]) -> Batch:
+        images, padding_mask = pad_images([resize(to_image(p)) for p in pictures])
+        return to_device(Batch(images, padding_mask, []))
+
+    return Predictor(model.to(chosen), lambda p: to_rgb(upright(p)), batch_of, postprocess, names)
 
 
 COMMANDS: dict[str, tuple[Callable, type, str]] = {
@@ -250,36 +333,59 @@ COMMANDS: dict[str, tuple[Callable, type, str]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; returns the exit code: 0, 1 (defects or pictures left out), 2 (bad input), 130 (interrupted)."""
+    """Run one command; under torchrun, in each of its processes.
+
+    Returns:
+        The exit code: 0, 1 (defects, or pictures left out), 2 (bad input), 3 (another process has gone), 75 (stopped
+        by a signal, and can be resumed), 130 (interrupted).
+    """
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
+    with join() as world:
+        code, message = run_command(argv, world)
+        if message and world.first_to_fail():  # the others fail of the same, or because this one has gone
+            where = f"process {world.rank} of {world.size}: " if world.rank else ""
+            print("error:", where + " ".join(message.split()), file=sys.stderr, flush=True)
+        return code
+
+
+def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
+    """Parse and run; the exit code, and what to tell the user if it went wrong."""
     try:
         if argv[0] not in COMMANDS:
             near = get_close_matches(argv[0], COMMANDS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"unknown command '{argv[0]}'; {hint}")
         command, kind, example = COMMANDS[argv[0]]
+        if world.size > 1 and command not in (train, evaluate):
+            raise UserError(f"{argv[0]} is for a single process; start it without torchrun")
         config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", checkpoint_defaults(*argv))
         cli.check_ranges(config, RANGES)
-        return command(config)
+        return command(config, world), ""
+    except PeerLost as error:
+        return 3, str(error)
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a library put into it
-        return 2
+        return 2, str(error)
     except OSError as error:
         if error.strerror is None:  # not the system's, but a library's own
             raise
-        print(f"error: {error.strerror}: '{error.filename}'" if error.filename else f"error: {error}", file=sys.stderr)
-        return 2
+        return 2, f"{error.strerror}: '{error.filename}'" if error.filename else str(error)
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        return 3, f"lost contact with another process of this run ({str(error).splitlines()[0]})"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return 130, "interrupted"
 
 
 def checkpoint_defaults(command: str, *argv: str) -> dict:
     """What a checkpoint named on the command line says: the whole run to resume it, its data section to evaluate."""
     option = {"train": "train.resume", "eval": "checkpoint"}.get(command)
     path = cli.peek(argv, option) if option else None
+    if path == "auto" and command == "train":
+        folder = cli.peek(argv, "train.output") or Config().train.output
+        path = folder if kept_checkpoints(folder) else None
     config = saved_config(path, keep_paths=not cli.peek(argv, "data.root")) if path else {}
     return config if command == "train" else {k: config[k] for k in config if k == "data"}
 

@@ -33,7 +33,7 @@ class Sample:
     """One image and its objects, ready for the model.
 
     Attributes:
-        image: `[3, H, W]`, normalised.
+        image: `[3, H, W]`, uint8.
         boxes: `[T, 4]`, cxcywh in [0, 1].
         labels: `[T]`.
         image_id: of the annotation file.

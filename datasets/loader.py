@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datasets.coco import CocoDetection, Sample, has_size
+from util.distributed import share_of
 from util.errors import UserError
+from util.signals import outlive_signals
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Batch:
     """Images of unequal sizes in one tensor.
 
     Attributes:
-        images: `[B, 3, H, W]`, normalised, zero on padding (right and below).
+        images: `[B, 3, H, W]`, uint8 as loaded, normalised by `datasets.device`; zero on padding (right and below).
         padding_mask: `[B, H, W]`, True on padding.
         targets: of each image.
     """
@@ -44,20 +46,9 @@ class Batch:
     padding_mask: Tensor
     targets: list[Target]
 
-    def to(self, device: torch.device) -> "Batch":
-        """A copy on another device; does not wait if the memory is pinned."""
-        targets = [
-            replace(t, boxes=t.boxes.to(device, non_blocking=True), labels=t.labels.to(device, non_blocking=True))
-            for t in self.targets
-        ]
-        return Batch(
-            self.images.to(device, non_blocking=True), self.padding_mask.to(device, non_blocking=True), targets
-        )
-
     def pin_memory(self) -> "Batch":
-        """A copy in pinned memory (called by the DataLoader)."""
-        targets = [replace(t, boxes=t.boxes.pin_memory(), labels=t.labels.pin_memory()) for t in self.targets]
-        return Batch(self.images.pin_memory(), self.padding_mask.pin_memory(), targets)
+        """Images and mask in pinned memory, called by the DataLoader; a few boxes are not worth a page."""
+        return Batch(self.images.pin_memory(), self.padding_mask.pin_memory(), self.targets)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -83,23 +74,36 @@ def collate_step(samples: Sequence[Sample], max_images: int) -> list[Batch]:
 
 
 class EpochBatches(Sampler):
-    """Batches of `(index, epoch)` keys, shuffled by seed and epoch alone.
+    """Batches of `(index, epoch)` keys, shuffled by seed and epoch alone; of each batch, the share of one process.
 
     The last, incomplete batch is left out, so that every step weighs alike; a data set smaller than one batch makes
     one batch of what it has.
 
     Args:
         count: samples in the data set.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, over all processes.
         seed: with the epoch it determines the order.
+        share: (rank, number of processes).
+        groups: a number for each sample; batches are filled from one group as far as that goes. What groups leave
+            over makes mixed batches, so that there are as many batches as without groups.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int = 0):
-        self.count, self.batch_size, self.seed, self.epoch = count, min(batch_size, count), seed, 0
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int = 0,
+        share: tuple[int, int] = (0, 1),
+        groups: Sequence[int] | None = None,
+    ):
+        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.rank, self.size = share
+        self.groups = groups
+        self.epoch, self.first = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the order of the next pass, and the batch it starts with."""
+        self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
         return self.count // self.batch_size
@@ -107,8 +111,32 @@ class EpochBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
-        for i in range(len(self)):
-            yield [(index, self.epoch) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+        if self.groups is not None:
+            batches = self._grouped(order, generator)
+        part = share_of(self.batch_size, self.size, self.rank)
+        for batch in batches[self.first :]:
+            yield [(index, self.epoch) for index in batch[part.start : part.stop]]
+
+    def _grouped(self, order: list[int], generator: torch.Generator) -> list[list[int]]:
+        waiting: dict[int, list[int]] = {}
+        batches = []
+        for index in order:
+            group = waiting.setdefault(self.groups[index], [])
+            group.append(index)
+            if len(group) == self.batch_size:
+                batches.append(waiting.pop(self.groups[index]))
+        left = [index for group in waiting.values() for index in group]
+        while len(batches) < len(self):
+            batches.append(left[: self.batch_size])
+            left = left[self.batch_size :]
+        # Mixed batches came last; a pass must not end alike every time.
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def aspect_groups(images: Sequence[dict]) -> list[int]:
+    """0 for each image that is at least as wide as high (or of unknown size), 1 for each that is higher."""
+    return [int(has_size(image) and image["height"] > image["width"]) for image in images]
 
 
 class SameSizeBatches(Sampler):
@@ -120,14 +148,19 @@ class SameSizeBatches(Sampler):
     Args:
         images: entries of the annotation file.
         batch_size: most images in a batch.
+        share: (rank, number of processes); batches are dealt out in turn, none of them twice.
+        limit: batches to take in all; None takes every one.
     """
 
-    def __init__(self, images: Sequence[dict], batch_size: int):
+    def __init__(
+        self, images: Sequence[dict], batch_size: int, share: tuple[int, int] = (0, 1), limit: int | None = None
+    ):
         groups: dict[tuple, list[int]] = {}
         for index, image in enumerate(images):
             size = (image["width"], image["height"]) if has_size(image) else ("unknown", index)
             groups.setdefault(size, []).append(index)
-        self.batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
+        batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
+        self.batches = batches[:limit][share[0] :: share[1]]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -154,29 +187,57 @@ class SampleLoader(DataLoader):
         if sentence is not None:
             raise UserError(sentence)
 
+    def close(self) -> None:
+        """End the workers that stay from pass to pass."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None
+
 
 def train_loader(
-    dataset: CocoDetection, batch_size: int, max_images: int | None, workers: int, seed: int, pin_memory: bool
+    dataset: CocoDetection,
+    batch_size: int,
+    max_images: int | None,
+    workers: int,
+    seed: int,
+    pin_memory: bool,
+    share: tuple[int, int] = (0, 1),
+    group_by_aspect: bool = False,
 ) -> SampleLoader:
-    """Yields the micro-batches of each step; call `loader.batch_sampler.set_epoch` before every pass."""
+    """Yields one process's micro-batches of each step; call `loader.batch_sampler.set_epoch` before every pass."""
+    groups = aspect_groups(dataset.images) if group_by_aspect else None
     return SampleLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, share, groups),
         collate_fn=partial(collate_step, max_images=max_images or batch_size),
-        num_workers=min(workers, os.cpu_count() or 1),  # more only slow each other down; results do not change
         persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own: starting workers must not move the random state of dropout
+        **_settings(workers, pin_memory),
     )
 
 
-def eval_loader(dataset: CocoDetection, batch_size: int, workers: int, pin_memory: bool) -> SampleLoader:
-    """Yields every image once, in batches without padding."""
+def eval_loader(
+    dataset: CocoDetection,
+    batch_size: int,
+    workers: int,
+    pin_memory: bool,
+    share: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+) -> SampleLoader:
+    """Yields every image once over all processes, in at most `limit` batches without padding."""
     return SampleLoader(
         dataset,
-        batch_sampler=SameSizeBatches(dataset.images, batch_size),
+        batch_sampler=SameSizeBatches(dataset.images, batch_size, share, limit),
         collate_fn=collate,
-        num_workers=min(workers, os.cpu_count() or 1),  # more only slow each other down; results do not change
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
+        **_settings(workers, pin_memory),
     )
+
+
+def _settings(workers: int, pin_memory: bool) -> dict:
+    processors = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return {
+        # More than there are processors only slow each other down; results do not change.
+        "num_workers": min(workers, max(1, processors)),
+        "pin_memory": pin_memory,
+        "worker_init_fn": outlive_signals,
+        "generator": torch.Generator(),  # its own: starting workers must not move the random state of dropout
+    }

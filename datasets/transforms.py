@@ -8,8 +8,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained backbones expect
-
 
 class RandomSizeCrop(v2.Transform):
     """Crop a rectangle whose sides are drawn from [smallest, largest], each no longer than the image's own side."""
@@ -55,8 +53,8 @@ def train_transform(
 ) -> v2.Transform:
     """The paper's training recipe (arXiv 2010.04159, section 5, which is that of 2005.12872, appendix A.4).
 
-    Flip; then, evenly, resize, or resize, crop and resize again; then normalise. Boxes of which less than a pixel
-    is left, by cropping or scaling down, are dropped.
+    Flip; then, evenly, resize, or resize, crop and resize again. Boxes of which less than a pixel is left, by cropping
+    or scaling down, are dropped. Images stay uint8: they are normalised on the device.
 
     Args:
         sizes: shorter sides to draw from, in pixels.
@@ -80,19 +78,15 @@ def train_transform(
         steps.append(resize)
     if color_jitter > 0:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1.0), *_normalise()]
+    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1.0)]
     return v2.Compose(steps)
 
 
 def eval_transform(size: int, max_size: int) -> v2.Transform:
-    """Resize the shorter side to `size`, the longer one to at most `max_size`; normalise."""
-    return v2.Compose([ShortestSize([size], max_size=max_size), *_normalise()])
+    """Resize the shorter side to `size`, the longer one to at most `max_size`; images stay uint8."""
+    return v2.Compose([ShortestSize([size], max_size=max_size)])
 
 
 def to_image(picture: Image.Image) -> tv_tensors.Image:
     """A PIL image as a uint8 tensor `[3, H, W]` that the pipelines take."""
     return TF.to_image(picture)
-
-
-def _normalise() -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]

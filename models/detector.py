@@ -80,11 +80,23 @@ class DeformableDETR(nn.Module):
         if not auxiliary_losses:
             for head in self.heads[:-1]:
                 head.classify.requires_grad_(False)
+        if not len(transformer.encoder):  # which alone looks at where tokens lie
+            self.position.level_embed.requires_grad_(False)
 
     @property
     def num_classes(self) -> int:
         """Classes C of the heads."""
         return self.heads[0].classify.out_features
+
+    def compile_parts(self) -> None:
+        """`torch.compile` in place, without graph breaks in encoder and decoder.
+
+        Layer by layer: layers of one kind share their code, so six of them compile in the time of one.
+        """
+        for layer in (*self.transformer.encoder, *self.transformer.decoder, *self.heads):
+            layer.compile(fullgraph=True)
+        for part in (self.backbone, self.neck):
+            part.compile()
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
         """Detect.

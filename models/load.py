@@ -30,18 +30,19 @@ class LoadedDetector:
     data: dict[str, Any]
 
 
-def load_detector(path: str) -> LoadedDetector:
+def load_detector(path: str, weights: str = "auto") -> LoadedDetector:
     """Build the model that a checkpoint describes and fill it.
 
     Args:
         path: this project's `.pth`, a run's folder, the original repository's `.pth`, or a transformers directory.
+        weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
 
     Raises:
-        UserError: not a whole checkpoint of a known layout.
+        UserError: no such weights, or not a whole checkpoint of a known layout.
     """
     raw = read_checkpoint(path)
     try:
-        return _build(raw)
+        return _build(raw, weights)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(
             f"checkpoint '{raw.path}' cannot be made into a detector: a part of it has not the form that the "
@@ -49,10 +50,16 @@ def load_detector(path: str) -> LoadedDetector:
         ) from None
 
 
-def _build(raw: RawCheckpoint) -> LoadedDetector:
+def _build(raw: RawCheckpoint, weights: str) -> LoadedDetector:
+    if weights == "ema" and not raw.content.get("ema"):
+        raise UserError(
+            f"checkpoint '{raw.path}' has no moving average of weights; it was trained without train.ema_decay"
+        )
     if raw.format == "native":
         config = from_dict(ModelConfig, raw.content["config"]["model"])
         categories, state, names = raw.content["categories"], raw.content["model"], {}
+        if weights != "model" and raw.content.get("ema"):
+            state = raw.content["ema"]
         data = raw.content["config"]["data"]
         num_classes = 1 + max(c["label"] for c in categories)
     else:

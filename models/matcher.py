@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from util.errors import UserError
+from util.errors import NonFinite
 
 
 class Target(Protocol):
@@ -78,7 +78,7 @@ class HungarianMatcher:
             The matches of each group. Of more objects than queries, the cheapest are matched.
 
         Raises:
-            UserError: a cost is not finite; names the image, the layer and the tensor at fault.
+            NonFinite: a cost is not finite; names the image, the layer and the tensor at fault.
         """
         costs = [self.cost(group, objects) for group, objects in zip(groups, targets)]
         host = torch.cat([cost.flatten() for cost in costs]).cpu()  # sync: the only one of matching
@@ -93,7 +93,7 @@ class HungarianMatcher:
                 _explain_non_finite(group, objects)
             matches.append(_assign(block, [len(t.labels) for t in objects], cost.device))
         if not finite:
-            raise UserError("a matching cost overflowed although predictions and targets are finite")
+            raise NonFinite("a matching cost overflowed although predictions and targets are finite")
         return matches
 
     def cost(self, group: LayerPredictions, targets: Sequence[Target]) -> Tensor:
@@ -158,7 +158,7 @@ def _explain_non_finite(group: LayerPredictions, targets: Sequence[Target]) -> N
         tensors["target boxes"] = target.boxes
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise UserError(
+                raise NonFinite(
                     f"a matching cost of image {target.image_id} is not finite: its {name} hold NaN or infinity; "
                     "lower train.lr, keep train.clip_norm above 0, or check the image with check-data"
                 )

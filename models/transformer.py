@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.heads import PredictionHead, update_box
 from models.queries import Queries
@@ -98,6 +99,9 @@ class DeformableTransformer(nn.Module):
         self_attention_heads: heads of the decoder's self-attention.
         ffn_dim: width of the feed-forward layers.
         dropout: probability.
+
+    Attributes:
+        checkpointing: in training, keep only each layer's input and compute its inside again in the backward pass.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class DeformableTransformer(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
+        self.checkpointing = False
         self.encoder = nn.ModuleList(
             EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout)
             for _ in range(encoder_layers)
@@ -128,7 +133,7 @@ class DeformableTransformer(nn.Module):
         """Tokens and position `[B, S, E]`, padding_mask `[B, S]`, valid_ratios `[B, L, 2]` -> memory `[B, S, E]`."""
         reference = encoder_reference_points(spatial_shapes, valid_ratios)
         for layer in self.encoder:
-            tokens = layer(tokens, position, reference, spatial_shapes, padding_mask)
+            tokens = self._run(layer, tokens, position, reference, spatial_shapes, padding_mask)
         return tokens
 
     def decode(
@@ -162,7 +167,7 @@ class DeformableTransformer(nn.Module):
         for i, layer in enumerate(self.decoder):
             ratios = torch.cat([valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
             on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
-            content = layer(content, queries.position, on_maps, memory, spatial_shapes, padding_mask)
+            content = self._run(layer, content, queries.position, on_maps, memory, spatial_shapes, padding_mask)
             layer_logits, delta = heads[i if refinement else 0](content)
             layer_boxes = update_box(delta, reference)
             logits.append(layer_logits)
@@ -170,6 +175,11 @@ class DeformableTransformer(nn.Module):
             if refinement:
                 reference = layer_boxes.detach() if detach_references else layer_boxes
         return torch.stack(logits), torch.stack(boxes)
+
+    def _run(self, layer: nn.Module, *inputs) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 def encoder_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import subprocess
+import sys
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from util.errors import UserError
 
 FORMAT = "deformable-detr/1"
+KEPT = r"last(?:\.(\d+))?\.pth"  # a run's newest checkpoints; the larger the number, the older
 
 
 @dataclass
@@ -47,9 +48,62 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when the disk is full
         partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; the one before is untouched") from None
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise UserError(f"cannot write checkpoint '{path}': {reason}; those before are untouched") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def kept_checkpoints(folder: str | Path) -> list[Path]:
+    """The run's checkpoints in a folder, newest first: last.pth, last.1.pth, ..."""
+    numbered = {int(m[1] or 0): p for p in Path(folder).glob("last*.pth") if (m := re.fullmatch(KEPT, p.name))}
+    return [numbered[i] for i in sorted(numbered)]
+
+
+def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> Path:
+    """Write last.pth; the one before becomes last.1.pth, and so on, until `keep` are there.
+
+    A kill at any moment leaves whole files: the new one is renamed last, when it is on the disk.
+    """
+    last = Path(folder) / "last.pth"
+    fresh = last.with_name("newest.pth")
+    save_checkpoint(fresh, content)
+    kept = kept_checkpoints(folder)
+    for path in kept[max(keep - 1, 0) :]:
+        if path != last:
+            path.unlink()
+    for i in reversed(range(len(kept[: keep - 1]))):
+        kept[i].replace(last.with_name(f"last.{i + 1}.pth"))
+    fresh.replace(last)
+    _sync_folder(last.parent)
+    return last
+
+
+def read_newest(folder: str | Path) -> "RawCheckpoint | None":
+    """The newest whole checkpoint of a run's folder; says on stderr which ones are not. None if there is none at all.
+
+    Raises:
+        UserError: there are some, but none is whole.
+    """
+    kept = kept_checkpoints(folder)
+    for i, path in enumerate(kept):
+        try:
+            return read_checkpoint(path)
+        except UserError as error:
+            if i + 1 == len(kept):
+                raise
+            print(f"{error}; going back to '{kept[i + 1].name}'", file=sys.stderr)
+    return None
 
 
 def read_checkpoint(path: str | Path) -> RawCheckpoint:
@@ -62,10 +116,10 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
     if path.is_dir():
         if (path / "config.json").is_file():
             return _read_transformers(path)
-        last = path / "last.pth"
-        if not last.is_file():
+        newest = read_newest(path)
+        if newest is None:
             raise UserError(f"folder '{path}' holds neither last.pth of a run nor config.json of a transformers model")
-        path = last
+        return newest
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
     content = load_plain(path)
@@ -164,56 +218,6 @@ def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
     config = raw.content["config"]
     data = {k: v for k, v in config["data"].items() if keep_paths or not k.endswith(("_images", "_annotations"))}
     return {**config, "data": data, "train": {**config["train"], "fast_dev_run": False}}
-
-
-def training_state(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    config: Any,
-    categories: Sequence[Any],
-    epoch: int,
-    step: int,
-    best: float,
-) -> dict[str, Any]:
-    """What a checkpoint holds: all that `restore_training` needs, and what makes the file describe itself."""
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": {"step": step},
-        "epoch": epoch,
-        "best": best,
-        "config": asdict(config),
-        "categories": [asdict(category) for category in categories],
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-        "code_version": code_version(),
-    }
-
-
-def restore_training(raw: RawCheckpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Fill model, optimizer and random state from a checkpoint of this project.
-
-    Returns:
-        Epochs done, and the best AP so far.
-
-    Raises:
-        UserError: no training state, or one that does not fit.
-    """
-    if raw.format != "native" or not {"optimizer", "schedule", "rng", "best"} <= set(raw.content):
-        raise UserError(
-            f"train.resume: '{raw.path}' holds no training state; --model.init_from takes its weights alone"
-        )
-    load_weights(model, raw.content["model"], raw.path)
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(raw.content["optimizer"])
-    except ValueError as error:
-        raise UserError(f"train.resume: the optimizer state of '{raw.path}' does not fit: {error}") from None
-    for group, setting in zip(optimizer.param_groups, settings):
-        group.update(setting)  # rates and decay are the configuration's, which may have been changed for resuming
-    torch.set_rng_state(raw.content["rng"]["cpu"])
-    if len(raw.content["rng"]["cuda"]) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all(raw.content["rng"]["cuda"])
-    return raw.content["epoch"], raw.content["best"]
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -147,6 +147,8 @@ class DataConfig(EvalDataConfig, DataPaths):
     """probability of mirroring left and right"""
     vertical_flip: float = 0.0
     """probability of mirroring top and bottom (microscopy, aerial images)"""
+    group_by_aspect: bool = False
+    """batches of only wide or only high images, which need less padding"""
     color_jitter: float = 0.0
     """strength of random brightness, contrast and saturation; 0.2 is mild"""
 
@@ -160,9 +162,12 @@ class TrainConfig:
     epochs: int = 50
     """passes over the training images"""
     batch_size: int = 32
-    """images for each optimizer step"""
+    """images for each optimizer step, over all processes"""
     max_images_per_device: int | None = None
-    """images in memory at once: a batch larger than this is accumulated, exactly; null for the whole batch"""
+    """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once"""
+    padding: Literal["batch", "micro_batch"] = "batch"
+    """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
+    to compute, of each micro-batch"""
     lr: float = 2e-4
     """learning rate of AdamW"""
     lr_backbone: float = 2e-5
@@ -183,14 +188,27 @@ class TrainConfig:
     """evaluate after every n epochs, and after the last"""
     eval_batch_size: int | None = None
     """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs matrix products in bfloat16 (autocast); costs, losses and boxes stay in fp32"""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """bf16, fp16: matrix products in half precision (autocast; fp16 with loss scaling), costs, losses and boxes in
+    fp32; fp64: everything, to tell rounding from mistakes"""
+    checkpoint_activations: bool = False
+    """less memory: keep only the input of each encoder and decoder layer, compute its inside again for the gradient"""
+    compile: bool = False
+    """torch.compile backbone, encoder, decoder and heads; takes minutes at first, and again for new image sizes"""
+    ema_decay: float = 0.0
+    """moving average of the weights, evaluated and saved beside them; 0.9997 is common, 0 is none"""
+    log_every: int = 50
+    """steps between lines in metrics.jsonl"""
+    save_every: int | None = None
+    """also save a checkpoint every n steps; null only at the end of an epoch"""
+    keep_checkpoints: int = 2
+    """newest checkpoints to keep: last.pth, last.1.pth, ...; best.pth is kept beside them"""
     seed: int = 42
     """seeds weights, order, augmentation and dropout"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
     resume: str | None = None
-    """checkpoint (or the run's folder) to go on from"""
+    """checkpoint, or a run's folder, to go on from; auto: the newest in output, if there is one"""
     fast_dev_run: bool = False
     """two steps of training and evaluation, in a subfolder of output, to see that everything works"""
 
@@ -213,6 +231,8 @@ class EvalConfig:
     """checkpoint: ours, the original repository's .pth, or a transformers directory"""
     detections: str | None = None
     """COCO result JSON to score instead of running a model"""
+    weights: Literal["auto", "model", "ema"] = "auto"
+    """of the checkpoint: the moving average if there is one, or one of the two"""
     output: str = "runs/eval"
     """folder for results.json and detections.json"""
     batch_size: int = 4
@@ -232,6 +252,8 @@ class PredictConfig:
     """checkpoint: ours, the original repository's .pth, or a transformers directory"""
     input: str | None = None
     """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
+    weights: Literal["auto", "model", "ema"] = "auto"
+    """of the checkpoint: the moving average if there is one, or one of the two"""
     output: str = "runs/predict"
     """folder for the drawn pictures and predictions.json"""
     threshold: float = 0.5
@@ -265,6 +287,8 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
 # Smallest and largest values of the numbers that nothing else checks.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("train.epochs", "train.batch_size", "train.max_images_per_device"), (1, math.inf)),
+    **dict.fromkeys(("train.log_every", "train.save_every", "train.keep_checkpoints"), (1, math.inf)),
+    "train.ema_decay": (0, 1),
     **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
     **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
     **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),

@@ -1,27 +1,36 @@
 """The loops: one pass of training, one pass of evaluation."""
 
 import math
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.nn.parallel import DistributedDataParallel
 
-from util.errors import UserError
+from util.distributed import ALONE, World
+from util.errors import Interrupted, NonFinite, UserError
+from util.nonfinite import Culprit, dump_and_raise
+from util.progress import progress
+from util.signals import StopRequest
+from util.training_state import TrainingState, random_state
+
+AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The device of a name; `auto` is the first GPU, or else the CPU.
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device of a name; `auto` is a GPU, or else the CPU. Of several GPUs, the one with the number of the process.
 
     Raises:
         UserError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0].split(". ")[0]
@@ -29,117 +38,175 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def autocast(device: torch.device, precision: str):
+    """The context in which a model runs at a precision; parameters stay as they are."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What all processes know of a step before they start it.
+
+    Attributes:
+        num_boxes: objects in the whole effective batch.
+        size: (H, W) of the largest image in it.
+        stop: whether any process was asked to stop.
+    """
+
+    num_boxes: int
+    size: tuple[int, int]
+    stop: bool
+
+
+def plan_step(micro_batches: Sequence[Any], world: World, stop: StopRequest) -> StepPlan:
+    """Agree on a step: one exchange of four numbers between hosts, which no GPU waits for."""
+    boxes = sum(len(t.labels) for batch in micro_batches for t in batch.targets)
+    height, width = (max(batch.images.shape[d] for batch in micro_batches) for d in (2, 3))
+    rows = world.exchange([boxes, height, width, int(stop.requested)])
+    boxes, heights, widths, stops = zip(*rows)
+    return StepPlan(sum(boxes), (max(heights), max(widths)), any(stops))
+
+
 def train_one_epoch(
     model: nn.Module,
     criterion: Callable,
     steps: Iterable,
-    num_steps: int,
-    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    prepare: Callable,
     set_lr: Callable[[int], None],
-    device: torch.device,
-    first_step: int = 0,
+    world: World,
+    stop: StopRequest,
     clip_norm: float = 0.1,
     precision: str = "fp32",
-    description: str = "train",
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    same_padding: bool = True,
     log_every: int = 50,
-) -> dict[str, float]:
-    """One pass over the training images.
+    description: str = "train",
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+    dump: Callable[[Culprit], str] | None = None,
+) -> None:
+    """One pass over the training images, or what is left of it.
+
+    The result does not depend on how a batch is spread over processes and micro-batches: each loss is divided by the
+    objects of the whole batch, and gradients are summed.
 
     Args:
-        model: batch to predictions.
+        model: batch to predictions; of several processes, wrapped in DistributedDataParallel.
         criterion: (predictions, targets, num_boxes) to a dictionary of weighted losses.
-        steps: yields the micro-batches of each step.
-        num_steps: how many steps to take.
-        optimizer: steps once for all micro-batches of a step.
+        steps: yields this process's micro-batches of each step, from `state.step` on.
+        state: optimizer, scaler, EMA and position; advanced with every step.
+        prepare: (batch, size) to a batch on the device.
         set_lr: sets the learning rate of a global step.
-        device: where the model is.
-        first_step: global number of the first step.
+        world: the processes.
+        stop: looked at before each step.
         clip_norm: largest gradient norm; 0 does not clip.
-        precision: `bf16` runs the model under autocast.
+        precision: `bf16` and `fp16` run the model under autocast.
+        same_padding: pad every micro-batch to the size of the whole batch's largest image, not of its own.
+        log_every: steps between logs, which is how often losses are brought to the host.
         description: of the progress bar.
-        on_step: called with the step's number and mean losses every `log_every` steps.
-        log_every: also how often the losses are brought to the host.
+        on_log: called with mean losses.
+        on_step: called after each step.
+        dump: writes down a step that is not finite; gives the file's name.
 
-    Returns:
-        Mean losses over the pass, `loss` their sum, and `seconds`.
+    Raises:
+        Interrupted: a process was asked to stop, after the step before this one.
+        NonFinite: losses or gradients are.
     """
     model.train()
-    started = time.perf_counter()
-    total: dict[str, torch.Tensor] = {}
-    recent: dict[str, torch.Tensor] = {}
-    bar = tqdm(islice(steps, num_steps), total=num_steps, desc=description, disable=None, leave=False)
-    done = 0
+    device, optimizer, scaler = state.device, state.optimizer, state.scaler
+    num_steps, done = state.steps_per_epoch, state.step
+    bar = progress(islice(steps, num_steps - done), description, world, total=num_steps, initial=done)
     for micro_batches in bar:
-        set_lr(first_step + done)
-        # Every micro-batch is divided by the objects of the whole step: accumulation is exact.
-        num_boxes = max(1, sum(len(t.labels) for batch in micro_batches for t in batch.targets))
-        step_losses: dict[str, torch.Tensor] = {}
-        for batch in micro_batches:
-            batch = batch.to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                predictions = model(batch.images, batch.padding_mask)
-            losses = criterion(predictions, batch.targets, num_boxes)  # sync: the matcher's transfer, one a micro-batch
-            sum(losses.values()).backward()
-            for name, loss in losses.items():
-                step_losses[name] = step_losses.get(name, 0) + loss.detach()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-        optimizer.step()
+        plan = plan_step(micro_batches, world, stop)
+        if plan.stop:
+            raise Interrupted
+        set_lr(state.global_step)
+        before = random_state(device)  # for the dump; lives on the host, so nothing waits
+        losses, sums, norm = {}, [], None
+        try:
+            for i, batch in enumerate(micro_batches):
+                batch = prepare(batch, plan.size if same_padding else None)
+                # Gradients of the earlier micro-batches stay here until those of the last are exchanged.
+                alone = isinstance(model, DistributedDataParallel) and i < len(micro_batches) - 1
+                with model.no_sync() if alone else nullcontext():
+                    with autocast(device, precision):
+                        predictions = model(batch.images, batch.padding_mask)
+                    losses = criterion(predictions, batch.targets, plan.num_boxes)  # sync: the matcher's transfer
+                    # DistributedDataParallel averages over processes, but a batch's losses add up.
+                    scaler.scale(sum(losses.values()) * world.size).backward()
+                sums.append(torch.stack([loss.detach() for loss in losses.values()]))
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(state.parameters, clip_norm or math.inf)
+            values = torch.stack([*torch.stack(sums).sum(0), norm / world.size])  # norm: the same in every process
+            # sync: not to step on NaN. fp16 gradients may overflow: the scaler then leaves the step out.
+            if not torch.isfinite(values[:-1] if scaler.is_enabled() else values).all().item():
+                raise NonFinite("losses or gradients are not finite; lower train.lr, or keep train.clip_norm above 0")
+        except NonFinite as error:
+            together = norm is not None and not scaler.is_enabled() and not math.isfinite(norm)
+            step = state.global_step + 1
+            culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, step, str(error))
+            dump_and_raise(culprit, world, together, dump)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if state.ema is not None:
+            state.ema.update(state.model, step=state.global_step + 1)
 
-        done += 1
-        step_losses["grad_norm"] = norm.detach()
-        for sums in (total, recent):
-            for name, value in step_losses.items():
-                sums[name] = sums.get(name, 0) + value
-        if done % log_every == 0 or done == num_steps:
-            count = log_every if done % log_every == 0 else done % log_every
-            means = _to_host(recent, count)  # sync: every log_every steps
-            recent = {}
+        state.step += 1
+        state.means.add([*losses, "grad_norm"], values)
+        if state.step % log_every == 0 or state.step == num_steps:
+            means = state.means.take(world)  # sync: every log_every steps
             bar.set_postfix(loss=f"{means['loss']:.3f}")
-            if on_step is not None:
-                on_step(first_step + done, means)
-    means = _to_host(total, max(done, 1))
-    return {**means, "seconds": time.perf_counter() - started}
-
-
-def _to_host(sums: dict[str, torch.Tensor], count: int) -> dict[str, float]:
-    """Means of device scalars in one transfer, with their sum as `loss`."""
-    values = (torch.stack(list(sums.values())) / count).tolist() if sums else []
-    means = dict(zip(sums, values))
-    return {"loss": sum(v for name, v in means.items() if name != "grad_norm"), **means}
+            if on_log is not None:
+                on_log(means)
+        if on_step is not None:
+            on_step()
 
 
 @torch.inference_mode()
 def detect(
     model: nn.Module,
     batches: Iterable,
-    num_batches: int,
     postprocess: Callable,
+    prepare: Callable,
     device: torch.device,
     precision: str = "fp32",
     description: str = "eval",
-) -> list[tuple[int, object]]:
-    """Run the model over batches.
+    world: World = ALONE,
+    stop: StopRequest | None = None,
+) -> list[tuple[int, object]] | None:
+    """Run the model over every process's share of the batches.
 
     Args:
         model: batch to predictions.
-        batches: of images.
-        num_batches: how many to take.
+        batches: of images, the share of this process.
         postprocess: (predictions, sizes) to detections of each image.
+        prepare: batch to a batch on the device.
         device: where the model is.
-        precision: `bf16` runs the model under autocast.
+        precision: `bf16` and `fp16` run the model under autocast.
         description: of the progress bar.
+        world: the processes.
+        stop: looked at before each batch.
 
     Returns:
-        (image id, detections) of every image, in order.
+        (image id, detections) of every image, in the order of ids, in rank 0; None elsewhere.
+
+    Raises:
+        Interrupted: a process was asked to stop.
     """
     model.eval()
     found = []
-    for batch in tqdm(islice(batches, num_batches), total=num_batches, desc=description, disable=None, leave=False):
-        batch = batch.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    for batch in progress(batches, description, world=world):
+        if stop is not None and stop.requested:
+            break
+        batch = prepare(batch)
+        with autocast(device, precision):
             predictions = model(batch.images, batch.padding_mask)
-        detections = postprocess(predictions, [t.original_size for t in batch.targets])
+        detections = postprocess(predictions, [t.original_size for t in batch.targets])  # sync: what was found
         found += [(t.image_id, d) for t, d in zip(batch.targets, detections)]
-    return found
+    stopped = world.all_gather(stop is not None and stop.requested)
+    if any(stopped):
+        raise Interrupted
+    gathered = world.gather(found)
+    return None if gathered is None else sorted((pair for part in gathered for pair in part), key=lambda p: p[0])

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend."""
+"""Errors that are told in one sentence."""
 
 
 class UserError(Exception):
@@ -6,3 +6,15 @@ class UserError(Exception):
 
     `main.py` prints it without a traceback and exits with code 2. Programming errors use ordinary exceptions.
     """
+
+
+class PeerLost(UserError):
+    """Another process of this run has gone; its own message is the one to read."""
+
+
+class NonFinite(UserError):
+    """Predictions, losses or gradients hold NaN or infinity."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved what it needs to go on."""

@@ -24,11 +24,16 @@ def adamw(model: nn.Module, lr: float, lr_backbone: float, lr_offset_factor: flo
             groups["offsets"].append(parameter)
         else:
             groups["rest"].append(parameter)
+    fused = groups["rest"][0].device.type in (
+        "cpu",
+        "cuda",
+    )  # one kernel for all parameters, and no sync for the scaler
     rates = {"backbone": lr_backbone, "offsets": lr * lr_offset_factor, "rest": lr}
     return AdamW(
         [{"params": groups[n], "lr": rates[n], "base_lr": rates[n], "name": n} for n in groups if groups[n]],
         lr=lr,
         weight_decay=weight_decay,
+        fused=fused,
     )
 
 

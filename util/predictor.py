@@ -15,26 +15,16 @@ class Predictor:
     Args:
         model: batch to predictions.
         prepare: PIL image of any mode to an upright RGB one, which is what is looked at and drawn on.
-        transform: RGB image to a normalised tensor `[3, H, W]`.
-        pad: list of tensors to (images `[B, 3, H, W]`, padding_mask `[B, H, W]`).
+        batch_of: RGB images to a batch on the model's device, images `[B, 3, H, W]` and padding_mask `[B, H, W]`.
         postprocess: (predictions, sizes, top_k) to detections.
         names: class names by label.
-        device: where the model is.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        prepare: Callable,
-        transform: Callable,
-        pad: Callable,
-        postprocess: Callable,
-        names: dict[int, str],
-        device: torch.device,
+        self, model: nn.Module, prepare: Callable, batch_of: Callable, postprocess: Callable, names: dict[int, str]
     ):
-        self.model, self.pad, self.postprocess = model.eval(), pad, postprocess
-        self.prepare, self.transform = prepare, transform
-        self.names, self.device = names, device
+        self.model, self.batch_of, self.postprocess = model.eval(), batch_of, postprocess
+        self.prepare, self.names = prepare, names
 
     @torch.inference_mode()
     def __call__(self, pictures: Image.Image | Sequence[Image.Image], threshold: float = 0.0, top_k: int = 100):
@@ -49,13 +39,13 @@ class Predictor:
             Detections (boxes xyxy in pixels of the upright picture, scores, labels), or a list of them.
         """
         several = [self.prepare(p) for p in ([pictures] if isinstance(pictures, Image.Image) else pictures)]
-        images, sizes = [self.transform(p) for p in several], [(p.height, p.width) for p in several]
+        sizes = [(p.height, p.width) for p in several]
         # Pictures of unequal sizes go one by one: padding would change what is found in them.
-        step = len(images) if len({image.shape for image in images}) == 1 else 1
+        step = len(several) if len(set(sizes)) == 1 else 1
         found = []
-        for i in range(0, len(images), step):
-            padded, padding_mask = self.pad(images[i : i + step])
-            predictions = self.model(padded.to(self.device), padding_mask.to(self.device))
+        for i in range(0, len(several), step):
+            batch = self.batch_of(several[i : i + step])
+            predictions = self.model(batch.images, batch.padding_mask)
             found += [d.above(threshold) for d in self.postprocess(predictions, sizes[i : i + step], top_k)]
         return found[0] if isinstance(pictures, Image.Image) else found
 

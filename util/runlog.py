@@ -1,11 +1,13 @@
 """What a run leaves behind to read: metrics.jsonl, TensorBoard, tables."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from util.distributed import World
 from util.errors import UserError
 
 
@@ -14,18 +16,18 @@ class RunLog:
 
     Args:
         folder: of the run.
-        resumed_at: when going on from a checkpoint, its step: lines of later steps are dropped, for they will be
-            written again. None starts a new file.
+        kept_bytes: when going on from a checkpoint, how long the file was: later lines will be written again.
+            None starts a new file.
+        step: of the checkpoint, after which TensorBoard shows nothing old.
     """
 
-    def __init__(self, folder: str | Path, resumed_at: int | None = None):
+    def __init__(self, folder: str | Path, kept_bytes: int | None = None, step: int | None = None):
         self.path = Path(folder) / "metrics.jsonl"
-        kept = []
-        if resumed_at is not None and self.path.is_file():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= resumed_at]
-        self.path.write_text("".join(line + "\n" for line in kept))
-        self.board = SummaryWriter(str(folder), purge_step=None if resumed_at is None else resumed_at + 1)
+        if kept_bytes is None or not self.path.is_file():
+            self.path.write_text("")
+        elif self.path.stat().st_size > kept_bytes:
+            os.truncate(self.path, kept_bytes)
+        self.board = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
 
     def write(self, kind: str, step: int, **figures: float | int | dict) -> None:
         """One line: `kind` is `train` or `eval`, figures by name."""
@@ -34,6 +36,12 @@ class RunLog:
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> int:
+        """Bring what is written to the disk; gives the length of `metrics.jsonl`."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         """Flush TensorBoard."""
@@ -48,13 +56,6 @@ def make_folder(path: str | Path, option: str) -> Path:
         reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise UserError(f"{option}: cannot make the folder '{path}': {reason}") from None
     return Path(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a line that a kill cut short
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -81,12 +82,13 @@ def score_tables(figures: dict[str, float], per_class: dict[str, dict[str, float
     return f"{coco}\n\n" + table(["class", "AP", "AP50", "AP75", "objects"], rows)
 
 
-def train_header(config, model, dataset, val_dataset, device, num_steps: int, epochs: int, backend: str) -> str:
+def train_header(config, model, dataset, val_dataset, state, epochs: int, backend: str, world: World) -> str:
     """What a training run is about to do, one line for each thing."""
     cfg, names = config.train, [c.name for c in dataset.categories]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trainable
-    micro = min(cfg.max_images_per_device or cfg.batch_size, cfg.batch_size)
+    per_process = -(-cfg.batch_size // world.size)
+    micro = min(cfg.max_images_per_device or per_process, per_process)
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"
@@ -94,14 +96,20 @@ def train_header(config, model, dataset, val_dataset, device, num_steps: int, ep
         "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
         "model": f"{config.model.backbone.name}, {trainable:,} trainable parameters, {frozen:,} frozen",
         "batch": f"{cfg.batch_size} images a step"
-        + (f" in micro-batches of {micro}" if micro < cfg.batch_size else ""),
-        "length": f"{epochs} epochs of {num_steps} steps",
+        + (f", {per_process} in each of {world.size} processes" if world.size > 1 else "")
+        + (f", micro-batches of {micro}" if micro < per_process else "")
+        + (f", padded to the largest of {'the batch' if cfg.padding == 'batch' else 'each micro-batch'}"),
+        "length": f"{epochs} epochs of {state.steps_per_epoch} steps"
+        + (f", from step {state.global_step} on" if state.global_step else ""),
         "lr": f"{cfg.lr:g}, backbone {cfg.lr_backbone:g}, offsets {cfg.lr * cfg.lr_offset_factor:g}, {cfg.schedule}",
-        "device": f"{device}, operator {backend}, {cfg.precision}, seed {cfg.seed}",
+        "device": f"{state.device}, operator {backend}, {cfg.precision}, seed {cfg.seed}"
+        + (", activations checkpointed" if cfg.checkpoint_activations else "")
+        + (", compiled" if cfg.compile else "")
+        + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else ""),
         "output": cfg.output,
     }
     backbone = config.model.backbone
-    if backbone.weights == "none" and backbone.norm == "frozen" and not (cfg.resume or config.model.init_from):
+    if backbone.weights == "none" and backbone.norm == "frozen" and not (state.global_step or config.model.init_from):
         lines["note"] = (
             "a random backbone hardly learns with frozen norms: "
             "--model.backbone.norm trainable --model.backbone.frozen_stages 0"

@@ -1,0 +1,59 @@
+"""Batches on the device: moved as bytes, padded, normalised there."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.loader import Batch, Target
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained backbones expect
+
+
+class ToDevice:
+    """Takes batches of uint8 images to a device and to what backbones expect.
+
+    Bytes are a quarter of what floats would be to pad, pin and transfer; nothing waits if the memory is pinned.
+
+    Args:
+        device: to move to.
+        dtype: of the images there.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.device, self.dtype = device, dtype
+        # On the device from the start: a constant that is copied in every step would wait for it.
+        self.mean = torch.tensor(MEAN, dtype=dtype, device=device).view(3, 1, 1)
+        self.std = torch.tensor(STD, dtype=dtype, device=device).view(3, 1, 1)
+
+    def __call__(self, batch: Batch, size: tuple[int, int] | None = None) -> Batch:
+        """Move, pad and normalise.
+
+        Args:
+            batch: images `[B, 3, h, w]` in uint8.
+            size: (H, W) to pad to, at least (h, w); None leaves the size as it is.
+
+        Returns:
+            Images `[B, 3, H, W]` of `dtype`, zero on padding; padding_mask and targets beside them.
+        """
+        images = batch.images.to(self.device, non_blocking=True)
+        padding_mask = batch.padding_mask.to(self.device, non_blocking=True)
+        if size is not None and size != tuple(images.shape[-2:]):
+            more = (0, size[1] - images.shape[-1], 0, size[0] - images.shape[-2])
+            images, padding_mask = F.pad(images, more), F.pad(padding_mask, more, value=True)
+        targets = self._move(batch.targets) if batch.targets else []
+        return Batch(self.normalise(images, padding_mask), padding_mask, targets)
+
+    def _move(self, targets: Sequence[Target]) -> list[Target]:
+        """Two transfers for the objects of all images."""
+        counts = [len(t.labels) for t in targets]
+        boxes = torch.cat([t.boxes for t in targets]).to(self.device, non_blocking=True).split(counts)
+        labels = torch.cat([t.labels for t in targets]).to(self.device, non_blocking=True).split(counts)
+        return [replace(t, boxes=b, labels=n) for t, b, n in zip(targets, boxes, labels)]
+
+    def normalise(self, images: Tensor, padding_mask: Tensor) -> Tensor:
+        """uint8 `[B, 3, H, W]` to the statistics of ImageNet; zero where padding_mask `[B, H, W]` is True."""
+        scaled = images.to(self.dtype).mul_(1 / 255)
+        return scaled.sub_(self.mean).div_(self.std).masked_fill_(padding_mask[:, None], 0.0)

@@ -1,0 +1,64 @@
+"""Batch norms whose statistics are those of all processes."""
+
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class HostSyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.SyncBatchNorm` for CPUs, where torch has none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`; in training, mean and variance are those of the images of all processes."""
+        return super().forward(x) if not self.training else self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        half, x = x.dtype, x.to(self.running_mean.dtype)  # sums over pixels do not fit half precision
+        count = all_reduce(x.new_tensor([x.numel() / x.shape[1]]))
+        mean = all_reduce(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * count / (count - 1), share)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(half)
+
+
+class HostSyncBatchNormAct2d(HostSyncBatchNorm2d):
+    """The same for timm's batch norm with an activation inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, C, H, W]`."""
+        return self.act(self.drop(super().forward(x)))
+
+
+def synchronise_batch_norms(model: nn.Module, on_cpu: bool) -> int:
+    """Let every batch norm of a model that is trained take the statistics of all processes; in place.
+
+    Modules change their class and nothing else, so that whoever holds one, or its name, still does.
+
+    Args:
+        model: with `nn.BatchNorm2d` or timm's `BatchNormAct2d`; other norms do not depend on the batch.
+        on_cpu: whether the model is on the CPU.
+
+    Returns:
+        How many there were.
+    """
+    if not dist.is_initialized():
+        raise RuntimeError("batch norms can only be synchronised between processes of a process group")
+    count = 0
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = HostSyncBatchNorm2d if on_cpu else nn.SyncBatchNorm
+        elif type(module) is BatchNormAct2d:
+            module.__class__ = HostSyncBatchNormAct2d if on_cpu else SyncBatchNormAct
+        else:
+            continue
+        module.process_group = None
+        count += 1
+    return count

@@ -1,0 +1,49 @@
+"""SIGTERM and Ctrl-C as a request: finish the step, save, end."""
+
+import signal
+import sys
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE = 60  # seconds that a process which loads data lives on after SIGTERM
+STOPPED = 75  # exit code of a run that was asked to stop and can be resumed (sysexits.h: EX_TEMPFAIL)
+
+
+class StopRequest:
+    """Whether this process was asked to stop; a context in which signals are requests.
+
+    A second Ctrl-C interrupts at once.
+
+    Attributes:
+        requested: set by the first signal.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.requested:
+            again = "; once more to end at once, without saving" if number == signal.SIGINT else ""
+            print(f"{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
+        self.requested = True
+
+
+def outlive_signals(worker: int = 0) -> None:
+    """For processes that load data, when a signal reaches everybody: they are needed until the step is done.
+
+    Those who started them end them. SIGTERM does, too, but not at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
