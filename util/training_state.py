@@ -156,8 +156,8 @@ class TrainingState:
         before = position.get("steps_per_epoch", self.steps_per_epoch)
         if self.step and before != self.steps_per_epoch:
             raise UserError(
-                f"train.resume: '{raw.path}' was saved at step {self.step} of an epoch of {before} steps, but with this "
-                f"data and batch an epoch has {self.steps_per_epoch}; resume with the same, or at an epoch's end"
+                f"train.resume: '{raw.path}' was saved at step {self.step} of an epoch of {before} steps, but with "
+                f"this data and batch one has {self.steps_per_epoch}; resume with the same, or at an epoch's end"
             )
         if content.get("means"):
             self.means.load_state_dict(content["means"], self.device, world)

@@ -1,0 +1,111 @@
+"""Computes a step that was not finite once more, and says where numbers stopped being numbers.
+
+    python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth
+    python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth --precision fp32
+
+Training writes such a file when losses or gradients hold NaN or infinity: the images as they were augmented, the weights
+before the step, and the random state. Exit code 0 if the step is not finite again, 1 if it is finite this time.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from datasets.device import ToDevice
+from datasets.loader import Batch, Target
+from models.build import build_criterion, build_model
+from util.checkpoint import load_weights, read_checkpoint
+from util.config import LossConfig, ModelConfig, from_dict
+from util.engine import AUTOCAST, autocast, pick_device
+from util.errors import NonFinite, UserError
+from util.training_state import set_random_state
+
+
+def watch(model: torch.nn.Module) -> list[str]:
+    """Names of the modules whose output is not finite, in the order in which they ran; filled by running the model."""
+    broken = []
+
+    def look(name: str):
+        def hook(module, inputs, output):
+            parts = output if isinstance(output, tuple | list) else [output]
+            tensors = [t for t in parts if torch.is_tensor(t) and t.is_floating_point()]
+            if not all(torch.isfinite(t).all() for t in tensors):
+                broken.append(f"{name} ({type(module).__name__})")
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(look(name))
+    return broken
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Replay one file; prints losses of each micro-batch and what was not finite."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="nonfinite_*.pth in the folder of a run")
+    parser.add_argument("--precision", choices=AUTOCAST, help="another than the run's, to see whether it is at fault")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    options = parser.parse_args(argv)
+    try:
+        return replay(options.file, options.precision, pick_device(options.device))
+    except UserError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def replay(file: str, precision: str | None, device: torch.device) -> int:
+    """Compute the step of a file; returns the exit code."""
+    raw = read_checkpoint(file)
+    if "culprit" not in raw.content:
+        raise UserError(f"'{file}' is no step that was not finite; training writes nonfinite_*.pth for one")
+    config, culprit = raw.content["config"], raw.content["culprit"]
+    precision = precision or config["train"]["precision"]
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    num_classes = 1 + max(c["label"] for c in raw.content["categories"])
+    loss_config = from_dict(LossConfig, config["loss"])
+    model = build_model(from_dict(ModelConfig, config["model"]), num_classes, loss_config.auxiliary, "none")
+    load_weights(model, raw.content["model"], file)
+    model.to(device, dtype).train()
+    criterion, prepare = build_criterion(loss_config), ToDevice(device, dtype)
+    scale = raw.content["scaler"].get("scale", 1.0) if precision == "fp16" else 1.0
+    size = tuple(culprit["size"]) if config["train"]["padding"] == "batch" else None
+    print(f"step {culprit['step']}, {precision} on {device}: {culprit['reason']}\n")
+
+    set_random_state(culprit["random_state"], device)
+    broken, finite = watch(model), True
+    for i, kept in enumerate(culprit["micro_batches"]):
+        batch = Batch(kept["images"], kept["padding_mask"], [Target(**t) for t in kept["targets"]])
+        batch = prepare(batch, size)
+        print(f"micro-batch {i}, images {', '.join(str(t.image_id) for t in batch.targets)}")
+        try:
+            with autocast(device, precision):
+                predictions = model(batch.images, batch.padding_mask)
+            losses = criterion(predictions, batch.targets, culprit["num_boxes"])
+        except NonFinite as error:
+            print(f"  {error}")
+            finite = False
+            break
+        for name, loss in losses.items():
+            print(f"  {name:<20} {loss.item():.6g}")
+        finite = finite and all(torch.isfinite(loss).item() for loss in losses.values())
+        (sum(losses.values()) * scale).backward()
+    if broken:
+        print(f"\nthe first output that is not finite: {broken[0]}, of {len(broken)}")
+    parameters = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+    wrong = [n for n, p in parameters if not torch.isfinite(p.grad).all()]
+    weights = [n for n, t in model.state_dict().items() if not torch.isfinite(t).all()]
+    for what, names in (("gradients", wrong), ("weights before the step", weights)):
+        if names:
+            print(f"\n{what} that are not finite: {len(names)}, the first {names[0]}")
+    finite = finite and not wrong
+    print("\nthe step is finite this time" if finite else "\nnot finite again")
+    return 1 if finite else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
