@@ -59,7 +59,7 @@ def train(config: Config, world: World) -> int:
     check_gpus(world, device)
     backend = selected_backend(device)
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
-    resumed = checkpoint_to_resume(cfg.resume if not cfg.fast_dev_run else None, output)
+    resumed = checkpoint_to_resume(None if cfg.fast_dev_run and cfg.resume == "auto" else cfg.resume, output)
     torch.manual_seed(cfg.seed)
     with world.one_a_machine_first():  # which generates shapes and fetches weights
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")

@@ -147,7 +147,7 @@ def test_evaluation_yields_every_image_once_without_padding(tmp_path):
 def test_processes_share_every_batch(batch_size, processes):
     whole = epoch_of(EpochBatches(50, batch_size, seed=1), 2)
     parts = [epoch_of(EpochBatches(50, batch_size, seed=1, share=(r, processes)), 2) for r in range(processes)]
-    assert [sum((part[i] for part in parts), []) for i in range(len(whole))] == whole
+    assert [[key for part in parts for key in part[i]] for i in range(len(whole))] == whole
     sizes = [len(part[0]) for part in parts]
     assert max(sizes) - min(sizes) <= 1
 
@@ -191,4 +191,4 @@ def test_evaluation_is_dealt_out_without_doubles(processes):
     assert sorted(map(tuple, dealt)) == sorted(map(tuple, whole))
     assert sorted(index for batch in dealt for index in batch) == list(range(11))
     limited = [SameSizeBatches(images, 2, (rank, processes), limit=2).batches for rank in range(processes)]
-    assert sorted(map(tuple, sum(limited, []))) == sorted(map(tuple, whole[:2]))
+    assert sorted(tuple(batch) for part in limited for batch in part) == sorted(map(tuple, whole[:2]))

@@ -189,7 +189,7 @@ WRONG = [
     ("train.epochs", "ten", "a whole number"),
     ("train.epochs", "null", "a whole number"),
     ("train.fast_dev_run", "maybe", "true or false"),
-    ("train.precision", "fp16", "one of 'fp32', 'bf16'"),
+    ("train.precision", "int8", "one of 'fp32', 'bf16', 'fp16', 'fp64'"),
     ("data.train_sizes", "96", "a list of int, like [1,2]"),
     ("data.train_sizes", "[a]", "a list of int, like [1,2]"),
     ("model.num_points", "few", "a whole number or a list of int, like [1,2]"),
