@@ -88,15 +88,20 @@ class DeformableDETR(nn.Module):
         """Classes C of the heads."""
         return self.heads[0].classify.out_features
 
-    def compile_parts(self) -> None:
-        """`torch.compile` in place, without graph breaks in encoder and decoder.
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """`torch.compile` in place, for images of any size, without graph breaks in encoder and decoder.
 
         Layer by layer: layers of one kind share their code, so six of them compile in the time of one.
+
+        Args:
+            backend: of `torch.compile`.
         """
+        # Maps one pixel wide, single images and evaluation each compile anew; past the limit it would be an error.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for layer in (*self.transformer.encoder, *self.transformer.decoder, *self.heads):
-            layer.compile(fullgraph=True)
+            layer.compile(fullgraph=True, dynamic=True, backend=backend)
         for part in (self.backbone, self.neck):
-            part.compile()
+            part.compile(dynamic=True, backend=backend)
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> Predictions:
         """Detect.

@@ -155,7 +155,7 @@ def test_cuda_is_asked_and_its_warnings_are_placed(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"refinement": True, "two_stage": True}])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
 def test_a_training_step_waits_twice(options, clip_norm):
-    """Once for the matching costs, once to learn whether losses are finite; however many layers and images there are."""
+    """Once for the matching costs, once to learn whether losses are finite; for any number of layers."""
     model = small_model(**options)
     optimizer = adamw(model, 1e-4, 1e-5, 0.1, 1e-4)
     state = TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), DEVICE, None, 100)
