@@ -1,9 +1,10 @@
-"""Deformable DETR: train, evaluate, predict and check data from one command line.
+"""Deformable DETR: train, evaluate, predict, check data and profile from one command line.
 
     python main.py train      --config configs/quickstart.yaml
     python main.py eval       --checkpoint runs/quickstart/best.pth
     python main.py predict    --checkpoint runs/quickstart/best.pth --input photos/
     python main.py check-data --data.root path/to/coco
+    python main.py profile    --config configs/base.yaml
 
 `python main.py COMMAND --help` lists every option of a command.
 """

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,62 @@ def test_check_data_exits_with_the_state_of_the_data(shapes, tmp_path, capsys):
 def test_presets_open_with_what_they_train_cost_reach_and_the_command(name):
     lines = (ROOT / "configs" / name).read_text().splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["Trains:", "Costs:", "Reaches:", "Run:"]
+
+
+def test_the_average_of_weights_is_what_is_used_unless_asked_otherwise(shapes, preset, tmp_path, capsys):
+    argv = ("--config", preset, "--data.root", shapes, "--train.output", tmp_path / "run", "--data.workers", 0)
+    more = ("--train.ema_decay", 0.5, "--train.epochs", 3, "--train.eval_every", 3, "--data.group_by_aspect", "true")
+    assert run("train", *argv, *more) == 0
+    assert "EMA 0.5" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["kind"]: line for line in lines if line["kind"] != "train"}
+    found = {}
+    for weights in ("auto", "model", "ema"):
+        argv = (
+            "--checkpoint",
+            tmp_path / "run",
+            "--output",
+            tmp_path / weights,
+            "--weights",
+            weights,
+            "--device",
+            "cpu",
+        )
+        assert run("eval", *argv) == 0
+        found[weights] = json.loads((tmp_path / weights / "detections.json").read_text())
+        figures = json.loads((tmp_path / weights / "results.json").read_text())["figures"]
+        expected = logged["eval" if weights == "model" else "eval_ema"]
+        assert figures == {name: expected[name] for name in figures}
+    assert found["auto"] == found["ema"] != found["model"]
+
+
+def test_an_average_that_is_not_there(trained, capsys):
+    assert run("eval", "--checkpoint", trained, "--weights", "ema") == 2
+    assert "no moving average" in capsys.readouterr().err
+
+
+def test_moments_that_lie_otherwise_in_memory_are_laid_as_the_parameters(trained, shapes, preset, tmp_path):
+    """Checkpoints from before the backbone was channels_last hold contiguous moments, which fused AdamW would mix up."""
+    common = ("train", "--train.epochs", 3, "--data.workers", 0)
+    resumed = []
+    for name in ("as saved", "contiguous"):
+        folder = tmp_path / name
+        shutil.copytree(trained, folder)
+        content = torch.load(folder / "last.pth", weights_only=True)
+        if name == "contiguous":
+            for moments in content["optimizer"]["state"].values():
+                moments.update({k: v.contiguous() for k, v in moments.items()})
+        torch.save(content, folder / "last.pth")
+        assert run(*common, "--train.resume", folder, "--train.output", folder) == 0
+        resumed.append(torch.load(folder / "last.pth", weights_only=True)["model"])
+    for key, tensor in resumed[0].items():
+        assert torch.equal(tensor, resumed[1][key]), key
+
+
+def test_the_header_says_what_will_run(shapes, preset, tmp_path, capsys):
+    argv = ("--config", preset, "--data.root", shapes, "--train.output", tmp_path, "--train.fast_dev_run")
+    more = ("--train.max_images_per_device", 2, "--train.checkpoint_activations", "--train.precision", "bf16")
+    assert run("train", *argv, *more) == 0
+    header = capsys.readouterr().out
+    for said in ("4 images a step, micro-batches of 2", "bf16", "activations checkpointed", "operator", "3: circle"):
+        assert said in header
