@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -81,19 +82,19 @@ class HungarianMatcher:
             NonFinite: a cost is not finite; names the image, the layer and the tensor at fault.
         """
         costs = [self.cost(group, objects) for group, objects in zip(groups, targets)]
-        host = torch.cat([cost.flatten() for cost in costs]).cpu()  # sync: the only one of matching
-        finite = bool(torch.isfinite(host).all())
-        host = host.numpy()
-
-        matches, start = [], 0
-        for group, objects, cost in zip(groups, targets, costs):
-            block = host[start : start + cost.numel()].reshape(cost.shape)  # [N, B, Q, T]
-            start += cost.numel()
-            if not finite:
+        lists = [shortlist(cost) for cost in costs]
+        finite = torch.stack([torch.isfinite(cost).all() for cost in costs]).all()
+        parts = [part for pair in lists for part in pair if part is not None]
+        host = torch.cat([part.flatten().to(costs[0].dtype) for part in (*parts, finite)]).cpu()  # sync: the only one
+        if not host[-1]:
+            for group, objects in zip(groups, targets):
                 _explain_non_finite(group, objects)
-            matches.append(_assign(block, [len(t.labels) for t in objects], cost.device))
-        if not finite:
             raise NonFinite("a matching cost overflowed although predictions and targets are finite")
+        pieces = (h.view(part.shape).numpy() for h, part in zip(host.split([*map(Tensor.numel, parts), 1]), parts))
+        matches = []
+        for (short, rows), objects in zip(lists, targets):
+            block, queries = next(pieces), None if rows is None else next(pieces).astype(int)
+            matches.append(_assign(block, queries, [len(t.labels) for t in objects], short.device))
         return matches
 
     def cost(self, group: LayerPredictions, targets: Sequence[Target]) -> Tensor:
@@ -139,14 +140,48 @@ def generalized_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     return intersection / (union + eps) - (hull - union) / (hull + eps)
 
 
-def _assign(costs, counts: list[int], device: torch.device) -> Matches:
-    """Solve every `[Q, T]` block of `costs` `[N, B, Q, T]`, the first `counts[b]` columns of it."""
+def shortlist(cost: Tensor, longest: int = 1024) -> tuple[Tensor, Tensor | None]:
+    """The queries that the cheapest assignment can use, where there are many more of them than objects.
+
+    T objects never need a query that is not among the T cheapest of one of them: one of those T is free for it. Of the
+    ten thousand and more proposals of a two-stage detector, this leaves a few hundred to transfer and to solve.
+
+    Args:
+        cost: `[N, B, Q, T]`.
+        longest: queries that are few enough as they are.
+
+    Returns:
+        Costs `[N, B, R, T]`, and the query of each row `[N, B, R]`, some of them several times; the argument itself
+        and None where the queries are few.
+    """
+    queries, objects = cost.shape[2:]
+    if queries <= max(longest, 2 * objects * objects):
+        return cost, None
+    rows = cost.topk(objects, dim=2, largest=False).indices.flatten(2)  # [N, B, T*T]
+    return cost.gather(2, rows[..., None].expand(-1, -1, -1, objects)), rows
+
+
+def _assign(costs: np.ndarray, queries: np.ndarray | None, counts: list[int], device: torch.device) -> Matches:
+    """Solve every `[R, T]` block of `costs` `[N, B, R, T]`, the first `counts[b]` columns of it.
+
+    Args:
+        costs: see above.
+        queries: `[N, B, R]`, which query each row is of; None if row r is of query r.
+        counts: objects of each image.
+        device: of the result.
+    """
     offsets = [sum(counts[:i]) for i in range(len(counts))]
     found = []
     for layer in range(costs.shape[0]):
         for image, count in enumerate(counts):
-            queries, objects = linear_sum_assignment(costs[layer, image, :, :count])
-            found += [(layer, image, int(q), offsets[image] + int(t)) for q, t in zip(queries, objects)]
+            block = costs[layer, image, :, :count]
+            if queries is None:
+                chosen, objects = linear_sum_assignment(block)
+            else:
+                once, first = np.unique(queries[layer, image], return_index=True)
+                chosen, objects = linear_sum_assignment(block[first])
+                chosen = once[chosen]
+            found += [(layer, image, int(q), offsets[image] + int(t)) for q, t in zip(chosen, objects)]
     indices = torch.tensor(found, dtype=torch.long).reshape(-1, 4).to(device, non_blocking=True)
     return Matches(*indices.unbind(1))
 

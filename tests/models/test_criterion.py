@@ -1,6 +1,6 @@
 """Matching and losses against brute force, torchvision, and values worked out from the formulas."""
 
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
 from models.criterion import Criterion
 from models.detector import Predictions, Proposals
-from models.matcher import HungarianMatcher, LayerPredictions
+from models.matcher import HungarianMatcher, LayerPredictions, _assign, shortlist
 from tests.models.helpers import Objects, random_objects
 from util.errors import UserError
 
@@ -65,6 +65,34 @@ def test_matching_is_the_cheapest_of_all():
             best = min(permutations(range(5), count), key=lambda q, c=cost: sum(c[a, b] for b, a in enumerate(q)))
             assert pairs_of(matches, layer, image) == sorted((q, offset + t) for t, q in enumerate(best))
         offset += count
+
+
+@pytest.mark.parametrize("objects", [1, 3, 12])
+def test_the_shortlist_holds_the_cheapest_assignment(objects):
+    """Against scipy on all queries; without ties the pairs are the same."""
+    cost = torch.randn(2, 3, 1500, objects, generator=torch.Generator().manual_seed(objects))
+    cost[0, 0, 7] -= 9  # a query that is the best one for every object
+    short, rows = shortlist(cost)
+    assert short.shape == (2, 3, objects * objects, objects)
+    for layer, image in product(range(2), range(3)):
+        assert torch.equal(cost[layer, image, rows[layer, image]], short[layer, image])
+    found = _assign(short.numpy(), rows.numpy(), [objects] * 3, torch.device("cpu"))
+    plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
+    for name in ("layer", "image", "query", "target"):
+        assert torch.equal(getattr(found, name), getattr(plain, name)), name
+
+
+def test_proposals_are_matched_by_the_shortlist_as_without_it(monkeypatch):
+    out, targets = predictions(tokens=3000), random_objects([2, 0, 3])
+    short = Criterion(HungarianMatcher())(out, targets)
+    monkeypatch.setattr("models.matcher.shortlist", lambda cost: (cost, None))
+    for name, loss in Criterion(HungarianMatcher())(out, targets).items():
+        assert torch.equal(short[name], loss), name
+
+
+def test_few_queries_are_not_shortened():
+    cost = torch.randn(1, 1, 300, 7)
+    assert shortlist(cost)[0] is cost and shortlist(cost)[1] is None
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [9, 0, 7], [12, 12, 12]])
