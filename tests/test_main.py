@@ -234,7 +234,7 @@ def test_an_average_that_is_not_there(trained, capsys):
 
 
 def test_moments_that_lie_otherwise_in_memory_are_laid_as_the_parameters(trained, shapes, preset, tmp_path):
-        argv = ("--checkpoint", tmp_path / "run", "--output", tmp_path / weights, "--weights", weights)
+    """Older checkpoints hold contiguous moments, which fused AdamW would mix up with channels_last weights."""
     common = ("train", "--train.epochs", 3, "--data.workers", 0)
     resumed = []
     for name in ("as saved", "contiguous"):

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from util.engine import autocast
+from util.errors import UserError
 from util.runlog import table
 
 MIB = 2**20
@@ -96,10 +96,10 @@ class Profile:
         lines = [self.machine, "", table(["part", "trainable", "frozen", share], rows), ""]
         rows = []
         for s in self.sizes:
-            figures = [(s.flops, 1e-9), (s.flops, 0.5e-9), (s.latency, 1e3), (s.images_per_second, 1)]
-            cells = [*(_figure(*f) for f in figures), _figure(s.peak_bytes, 1 / MIB, 0), s.failure]
+            cells = [_figure(s.flops, 1e-9), _figure(s.flops, 0.5e-9), s.failure or _figure(s.latency, 1e3)]
+            cells += [_figure(s.images_per_second), _figure(s.peak_bytes, 1 / MIB, 0)]
             rows.append([f"{s.batch_size} x {s.height}x{s.width}", *cells])
-        header = ["images", "GFLOPs/image", "GMACs/image", "latency ms", "images/s", "peak MiB", ""]
+        header = ["images", "GFLOPs/image", "GMACs/image", "latency ms", "images/s", "peak MiB"]
         return "\n".join([*lines, table(header, rows), "", CONVENTION])
 
 
@@ -127,7 +127,7 @@ def profile_model(
     parts = {p.name: p for p in parameters_by_part(model)}
     found, bytes_per_pixel = [], 0.0
     if device.type == "cpu":  # where Linux grants what it does not have, and then ends some process for it
-        probe = _call(model, PROBE, 1, precision, device)
+        probe = _Pass(model, PROBE, 1, precision, device)
         probe()
         rise = measure_peak(probe, device, probe.resident) - nbytes(probe.resident)
         bytes_per_pixel = rise / (PROBE[0] * PROBE[1])
@@ -137,7 +137,7 @@ def profile_model(
         try:
             if device.type == "cpu":
                 require_memory(int(bytes_per_pixel * height * width * batch_size))
-            by_part = _fill(cost, _call(model, (height, width), batch_size, precision, device), device, repeats)
+            by_part = _fill(cost, _Pass(model, (height, width), batch_size, precision, device), device, repeats)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,10 +152,22 @@ def profile_model(
     return Profile(list(parts.values()), found, machine)
 
 
-class _call:
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) from `HxW`, as in 480x640.
+
+    Raises:
+        UserError: it is something else.
+    """
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise UserError(f"sizes: '{text}' is no image size; write HEIGHTxWIDTH in pixels, like 480x640")
+    return int(height), int(width)
+
+
+class _Pass:
     """One forward pass, ready to run; the images are made at once."""
 
-    def __init__(self, model, size, batch_size, precision, device):
+    def __init__(self, model: nn.Module, size: tuple[int, int], batch_size: int, precision: str, device: torch.device):
         generator = torch.Generator().manual_seed(0)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         images = torch.randn((batch_size, 3, *size), generator=generator).to(device, dtype)
@@ -168,7 +180,7 @@ class _call:
             self.model(*self.inputs)
 
 
-def _fill(cost: SizeCost, call: _call, device: torch.device, repeats: int) -> dict[str, float]:
+def _fill(cost: SizeCost, call: _Pass, device: torch.device, repeats: int) -> dict[str, float]:
     """Every figure of a size; returns the operations by part, of one image."""
     by_part = {name: flops / cost.batch_size for name, flops in count_flops(call.model, call).items()}
     call()
@@ -211,8 +223,15 @@ def count_flops(model: nn.Module, call: Callable[[], object]) -> dict[str, float
     """
     formulas = {torch.ops.aten.grid_sampler_2d: lambda *_, out_shape=None, **__: 8 * torch.Size(out_shape).numel()}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with torch.compiler.set_stance("force_eager"), counter:
-        call()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # the counter hangs hooks on them, which without a graph it cannot
+            parameter.requires_grad_(False)
+        with torch.compiler.set_stance("force_eager"), counter:
+            call()
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     root = type(model).__name__
     counts = {
         name.removeprefix(f"{root}."): sum(ops.values())

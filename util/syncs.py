@@ -1,14 +1,14 @@
 """How often a block of code makes the host wait for the device, and which lines of ours do it.
 
-On CUDA torch itself tells (`torch.cuda.set_sync_debug_mode`). It also tells of blocking copies to the device, and not of
+On CUDA torch itself tells (`torch.cuda.set_sync_debug_mode`): also of blocking copies to the device, but not of
 `torch.cuda.synchronize`, of events, nor of what libraries outside torch do.
 
 On a CPU nothing waits, so a stand-in counts what would wait if the CPU's tensors lay on a GPU: reading a tensor from
-Python (`item`, `bool`, `float`, `tolist`, `cpu`, `numpy`, `to("cpu")`, a copy into a tensor of the host) and operators whose
-result has a size that only the values tell (`nonzero`, indexing with a mask, `unique`, ...). What counts as being on the GPU:
+Python (`item`, `bool`, `float`, `tolist`, `cpu`, `numpy`, `to("cpu")`, a copy into a tensor of the host) and operators
+whose result has a size that only values tell (`nonzero`, indexing with a mask, `unique`, ...). On the GPU are then:
 
 - every tensor from before the block (unless named in `host`), and whatever is computed from one;
-- what is made with an explicit `device=`, or moved by `.to(DEVICE)` with a `torch.device` rather than with the text "cpu".
+- what is made with an explicit `device=`, or moved by `.to(DEVICE)` with a `torch.device` and not with the text "cpu".
 
 Tensors made within the block without `device=`, and those that were read back with `cpu`, belong to the host: what is
 done with them is not counted. The stand-in's limits: `torch.from_numpy` and `torch.get_rng_state` look like the GPU's;
@@ -36,13 +36,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 CUDA_WARNING = "called a synchronizing CUDA operation"
 
 # Operators for which the host has to know values, or how many there are of some.
-WAITING = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_local_scalar_dense nonzero masked_select equal _unique _unique2 unique_dim unique_consecutive "
-        "unique_dim_consecutive bincount"
-    ).split()
-)
+_NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique", "_unique2", "unique_dim")
+WAITING = frozenset(f"aten::{name}" for name in (*_NAMES, "unique_consecutive", "unique_dim_consecutive"))
 READING = frozenset(("tolist", "numpy", "__array__", "allclose"))  # of a CPU's tensors no operator above is called
 INDEXING = frozenset(("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"))
 
