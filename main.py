@@ -41,12 +41,22 @@ from models.postprocess import postprocess
 from models.sync_norm import synchronise_batch_norms
 from util import cli
 from util.checkpoint import kept_checkpoints, load_matching_weights, saved_config
-from util.config import RANGES, CheckDataConfig, Config, EvalConfig, EvalDataConfig, PredictConfig, from_dict
+from util.config import (
+    RANGES,
+    CheckDataConfig,
+    Config,
+    EvalConfig,
+    EvalDataConfig,
+    PredictConfig,
+    ProfileConfig,
+    from_dict,
+)
 from util.distributed import World, check_gpus, is_lost_peer, join
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import Interrupted, PeerLost, UserError
 from util.optim import adamw, lr_factor, set_lr
 from util.predictor import Predictor
+from util.profile import image_size, profile_model
 from util.progress import progress
 from util.run import Run, checkpoint_to_resume
 from util.runlog import make_folder, score_tables, train_header
@@ -294,6 +304,24 @@ def check_data(config: CheckDataConfig, world: World) -> int:
     return int(any(r.defects for r in reports.values()))
 
 
+def profile(config: ProfileConfig, world: World) -> int:
+    """Print what a model costs, by part and by image size."""
+    device, sizes = pick_device(config.device), [image_size(text) for text in config.sizes]
+    backend = selected_backend(device)
+    if config.checkpoint:
+        model = load_model(config.checkpoint)[0]
+    else:
+        model = build_model(config.model, config.num_classes, backbone_weights="none")
+    model.to(torch.float64 if config.precision == "fp64" else torch.float32)
+    if config.compile:
+        model.compile_parts()
+    print(
+        f"operator {backend} on",
+        profile_model(model, sizes, config.batch_size, config.precision, device, config.repeats),
+    )
+    return 0
+
+
 def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
     loaded = load_detector(checkpoint, weights)
@@ -329,6 +357,7 @@ COMMANDS: dict[str, tuple[Callable, type, str]] = {
     "train": (train, Config, "python main.py train --config configs/base.yaml --data.root path/to/coco"),
     "eval": (evaluate, EvalConfig, "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"),
     "predict": (predict, PredictConfig, 'python main.py predict --checkpoint runs/base/best.pth --input "*.jpg"'),
+    "profile": (profile, ProfileConfig, "python main.py profile --config configs/base.yaml"),
     "check-data": (check_data, CheckDataConfig, "python main.py check-data --data.root path/to/coco"),
 }
 
@@ -361,7 +390,10 @@ def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
         command, kind, example = COMMANDS[argv[0]]
         if world.size > 1 and command not in (train, evaluate):
             raise UserError(f"{argv[0]} is for a single process; start it without torchrun")
-        config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", checkpoint_defaults(*argv))
+        # A preset describes training; to profile, its model is enough.
+        others = ("loss", "data", "train") if command is profile else ()
+        base = checkpoint_defaults(*argv)
+        config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", base, others)
         cli.check_ranges(config, RANGES)
         return command(config, world), ""
     except PeerLost as error:

@@ -258,3 +258,17 @@ def test_the_header_says_what_will_run(shapes, preset, tmp_path, capsys):
     header = capsys.readouterr().out
     for said in ("4 images a step, micro-batches of 2", "bf16", "activations checkpointed", "operator", "3: circle"):
         assert said in header
+
+
+def test_profile_of_a_preset_and_of_a_checkpoint(trained, preset, capsys):
+    for source in (("--config", preset), ("--checkpoint", trained)):
+        assert (
+            run("profile", *source, "--sizes", '["64x96"]', "--repeats", 1, "--num_classes", 3, "--device", "cpu") == 0
+        )
+        printed = capsys.readouterr().out
+        assert "1 x 64x96" in printed
+        parameters = int(re.search(r"^all +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
+        model = load_predictor(str(trained / "best.pth"), device="cpu").model
+        assert parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert run("profile", "--config", preset, "--sizes", '["64"]') == 2
+    assert "480x640" in capsys.readouterr().err

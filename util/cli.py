@@ -21,7 +21,14 @@ from util.errors import UserError
 T = TypeVar("T")
 
 
-def parse(kind: type[T], argv: Sequence[str], prog: str, epilog: str = "", base: dict[str, Any] | None = None) -> T:
+def parse(
+    kind: type[T],
+    argv: Sequence[str],
+    prog: str,
+    epilog: str = "",
+    base: dict[str, Any] | None = None,
+    passed_over: Sequence[str] = (),
+) -> T:
     """Build a configuration: defaults, then `base`, then `--config` files in order, then dotted options.
 
     Args:
@@ -30,6 +37,7 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, epilog: str = "", base:
         prog: shown in the help.
         epilog: examples, shown below the help.
         base: nested dictionary from a checkpoint; keys that `kind` does not have are left out.
+        passed_over: sections of files that are another command's.
 
     Raises:
         UserError: unknown key (names the nearest), wrong type, or a file that cannot be read.
@@ -38,7 +46,7 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, epilog: str = "", base:
     files, argv = _split_config_files(list(argv))
     merged = {k: v for k, v in _flatten(base or {}, options).items() if k in options}
     for file in files:
-        values = _flatten(_read_yaml(file), options)
+        values = _flatten({k: v for k, v in _read_yaml(file).items() if k not in passed_over}, options)
         for key, value in values.items():
             if key not in options:
                 raise UserError(f"{file}: unknown key '{key}'{_nearest(key, options)}")

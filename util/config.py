@@ -267,6 +267,29 @@ class PredictConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Counts and measures what a model costs: parameters, operations, latency, memory, by image size."""
+
+    checkpoint: str | None = None
+    """take the model of a checkpoint instead of the model section"""
+    sizes: list[str] = field(default_factory=lambda: ["480x640", "800x1066", "800x1333"])
+    """image sizes, HEIGHTxWIDTH in pixels"""
+    batch_size: int = 1
+    """images at once"""
+    num_classes: int = 91
+    """classes C of the heads, where no checkpoint says"""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """as in training"""
+    compile: bool = False
+    """torch.compile the model first"""
+    repeats: int = 10
+    """timed passes of each size; the median is shown"""
+    device: str = "auto"
+    """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
 class CheckDataConfig:
     """Reads a whole dataset and reports classes, counts, sizes and every defect."""
 
@@ -290,6 +313,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("train.log_every", "train.save_every", "train.keep_checkpoints"), (1, math.inf)),
     "train.ema_decay": (0, 1),
     **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
+    **dict.fromkeys(("num_classes", "repeats"), (1, math.inf)),
     **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
     **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),
     **dict.fromkeys(("data.train_sizes", "data.eval_size", "data.max_size"), (1, math.inf)),
