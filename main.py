@@ -10,6 +10,7 @@
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from contextlib import closing
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -51,7 +53,7 @@ from util.config import (
     ProfileConfig,
     from_dict,
 )
-from util.distributed import World, check_gpus, is_lost_peer, join
+from util.distributed import World, check_gpus, is_lost_peer, join, lost_contact
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import Interrupted, PeerLost, UserError
 from util.optim import adamw, lr_factor, set_lr
@@ -66,8 +68,15 @@ from util.training_state import TrainingState
 
 def train(config: Config, world: World) -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
-    cfg, device = config.train, pick_device(config.train.device, world.local_rank)
-    check_gpus(world, device)
+    with StopRequest(quiet=not world.is_main) as stop:
+        return train_until(stop, config, world)
+
+
+def train_until(stop: StopRequest, config: Config, world: World) -> int:
+    """Build everything, go on where a checkpoint was, train and evaluate epoch by epoch; 75 if asked to stop."""
+    cfg = config.train
+    check_gpus(world, cfg.device)
+    device = pick_device(cfg.device, world.local_rank)
     backend = selected_backend(device)
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
     resumed = checkpoint_to_resume(None if cfg.fast_dev_run and cfg.resume == "auto" else cfg.resume, output)
@@ -98,20 +107,28 @@ def train(config: Config, world: World) -> int:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
-    state = TrainingState(model, optimizer, scaler, device, ema, num_steps)
+    order = [len(dataset), loader.batch_sampler.batch_size, cfg.seed, int(config.data.group_by_aspect)]
+    state = TrainingState(model, optimizer, scaler, device, ema, num_steps, order)
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
+    same_folder = False
     if resumed:
-        for remark in state.restore(resumed, world):
+        for remark in state.restore(resumed, world, position=not cfg.fast_dev_run):
             print(remark)
-        if state.epoch >= epochs:
-            print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
-            return 0
-        state.best = state.best if (output / "best.pth").exists() else -1.0
+        same_folder = resumed.path.resolve().parent == output.resolve()
+    if len(set(map(tuple, world.exchange([state.epoch, state.step, int(resumed is not None)])))) > 1:
+        raise UserError(
+            f"the processes do not find the same checkpoint; '{output}' must be a folder that all machines see"
+        )
+    if resumed and state.epoch >= epochs:
+        print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
+        return 0
+    state.best = state.best if (output / "best.pth").exists() else -1.0
+    del resumed, source  # whole models
 
     print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
-    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, resumed is not None)
+    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
     wrapped = prepare_model(config, model, device, world)
     criterion, prepare = build_criterion(config.loss), ToDevice(device, dtype)
     started, scores = time.perf_counter(), None
@@ -119,7 +136,7 @@ def train(config: Config, world: World) -> int:
     def schedule(step: int) -> None:
         set_lr(optimizer, lr_factor(step, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps))
 
-    with StopRequest() as stop, closing(loader):
+    with closing(loader):
         try:
             while state.epoch < epochs:
                 begun = time.perf_counter()
@@ -142,11 +159,12 @@ def train(config: Config, world: World) -> int:
                     on_step=run.save_in_time,
                     dump=run.dump,
                 )
+                evaluated = state.epoch + 1 == epochs or (state.epoch + 1) % cfg.eval_every == 0
                 line, improved = (
                     f"epoch {state.epoch + 1}/{epochs}  {time.perf_counter() - begun:.0f} s",
                     state.epoch == 0,
                 )
-                if state.epoch + 1 == epochs or (state.epoch + 1) % cfg.eval_every == 0:
+                if evaluated:
                     run.save()  # stopped while it evaluates, it will begin there again
                     scored = {"eval": model, "eval_ema": ema.module} if ema else {"eval": model}
                     for kind, weights in scored.items():
@@ -161,10 +179,11 @@ def train(config: Config, world: World) -> int:
                     state.best = max(state.best, scores.figures["AP"])
                 print(f"{line}  loss {state.means.take_total(world)['loss']:.3f}", flush=True)
                 state.epoch, state.step = state.epoch + 1, 0
-                run.save(best=improved)
+                run.save(best=improved, instead=evaluated)
         except Interrupted:
             if state.step < num_steps:  # else it was saved before the evaluation
                 run.save()
+            world.barrier()  # whoever ends first has the others ended, and rank 0 is writing
             print(f"stopped after step {state.global_step}; go on with --train.resume {output}", flush=True)
             return STOPPED
     minutes = (time.perf_counter() - started) / 60
@@ -191,18 +210,23 @@ def prepare_model(config: Config, model: DeformableDETR, device: torch.device, w
     """The model as it trains: options of memory and speed, and gradients exchanged between processes."""
     model.transformer.checkpointing = config.train.checkpoint_activations
     if world.size > 1 and config.model.backbone.norm == "trainable":
-        synchronise_batch_norms(model, on_cpu=device.type == "cpu")
+        synchronise_batch_norms(model)
     if config.train.compile:
         model.compile_parts()
     if world.size == 1:
         return model
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Buffers are the same everywhere already; torch renamed the option that says so.
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    still = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True, **still)
 
 
 def evaluate(config: EvalConfig, world: World) -> int:
     """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
     if config.detections:
+        if world.size > 1:
+            raise UserError("saved detections are scored by one process; start it without torchrun")
         if config.checkpoint:
             raise UserError("give either --checkpoint or --detections, not both")
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
@@ -213,8 +237,8 @@ def evaluate(config: EvalConfig, world: World) -> int:
         )
         output = make_folder(config.output, "output")
     else:
+        check_gpus(world, config.device)
         device = pick_device(config.device, world.local_rank)
-        check_gpus(world, device)
         backend = selected_backend(device)
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"), config.weights)
         with world.one_a_machine_first():
@@ -372,12 +396,19 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if argv else 2
-    with join() as world:
-        code, message = run_command(argv, world)
-        if message and world.first_to_fail():  # the others fail of the same, or because this one has gone
-            where = f"process {world.rank} of {world.size}: " if world.rank else ""
-            print("error:", where + " ".join(message.split()), file=sys.stderr, flush=True)
-        return code
+    try:
+        with join() as world:
+            code, message = run_command(argv, world)
+            if message and world.first_to_fail():  # the others fail of the same, or because this one has gone
+                where = f"process {world.rank} of {world.size}: " if world.rank else ""
+                print("error:", where + " ".join(message.split()), file=sys.stderr, flush=True)
+            if message and world.size > 1:
+                sys.stdout.flush()
+                os._exit(code)  # leaving in good order would wait for processes that may wait for this one
+            return code
+    except UserError as error:  # of joining
+        print("error:", error, file=sys.stderr)
+        return 2
 
 
 def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
@@ -407,7 +438,7 @@ def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        return 3, f"lost contact with another process of this run ({str(error).splitlines()[0]})"
+        return 3, lost_contact(error)
     except KeyboardInterrupt:
         return 130, "interrupted"
 

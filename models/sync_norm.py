@@ -2,13 +2,31 @@
 
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d, SyncBatchNormAct
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
-class HostSyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for CPUs, where torch has none."""
+class SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """What every process's loss asks of this one's part."""
+        return SumOverProcesses.apply(gradient)
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """Mean and variance of the images of all processes.
+
+    `nn.SyncBatchNorm` is for GPUs alone, and makes the host wait for the device three times in every layer.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, H, W]`; in training, mean and variance are those of the images of all processes."""
@@ -16,20 +34,20 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
 
     def _normalise(self, x: Tensor) -> Tensor:
         half, x = x.dtype, x.to(self.running_mean.dtype)  # sums over pixels do not fit half precision
-        count = all_reduce(x.new_tensor([x.numel() / x.shape[1]]))
-        mean = all_reduce(x.sum((0, 2, 3))) / count
+        count = SumOverProcesses.apply(x.new_tensor([x.numel() / x.shape[1]]))
+        mean = SumOverProcesses.apply(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * count / (count - 1), share)
+            self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
         scale = (variance + self.eps).rsqrt() * self.weight
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(half)
 
 
-class HostSyncBatchNormAct2d(HostSyncBatchNorm2d):
+class SyncedBatchNormAct2d(SyncedBatchNorm2d):
     """The same for timm's batch norm with an activation inside."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,14 +55,13 @@ class HostSyncBatchNormAct2d(HostSyncBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
-def synchronise_batch_norms(model: nn.Module, on_cpu: bool) -> int:
+def synchronise_batch_norms(model: nn.Module) -> int:
     """Let every batch norm of a model that is trained take the statistics of all processes; in place.
 
     Modules change their class and nothing else, so that whoever holds one, or its name, still does.
 
     Args:
         model: with `nn.BatchNorm2d` or timm's `BatchNormAct2d`; other norms do not depend on the batch.
-        on_cpu: whether the model is on the CPU.
 
     Returns:
         How many there were.
@@ -54,11 +71,10 @@ def synchronise_batch_norms(model: nn.Module, on_cpu: bool) -> int:
     count = 0
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = HostSyncBatchNorm2d if on_cpu else nn.SyncBatchNorm
+            module.__class__ = SyncedBatchNorm2d
         elif type(module) is BatchNormAct2d:
-            module.__class__ = HostSyncBatchNormAct2d if on_cpu else SyncBatchNormAct
+            module.__class__ = SyncedBatchNormAct2d
         else:
             continue
-        module.process_group = None
         count += 1
     return count

@@ -3,8 +3,9 @@
     python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth
     python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth --precision fp32
 
-Training writes such a file when losses or gradients hold NaN or infinity: the images as they were augmented, the weights
-before the step, and the random state. Exit code 0 if the step is not finite again, 1 if it is finite this time.
+Training writes such a file when losses or gradients hold NaN or infinity: the images of one process as they were
+augmented, the weights before the step, and the random state. Exit code 0 if the step is not finite again, 1 if it is
+finite this time. Statistics of trained batch norms, in which other processes had a part, are those of this one alone.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
         for name, loss in losses.items():
             print(f"  {name:<20} {loss.item():.6g}")
         finite = finite and all(torch.isfinite(loss).item() for loss in losses.values())
-        (sum(losses.values()) * scale).backward()
+        (sum(losses.values()) * scale * culprit["processes"]).backward()
     if broken:
         print(f"\nthe first output that is not finite: {broken[0]}, of {len(broken)}")
     parameters = [(n, p) for n, p in model.named_parameters() if p.grad is not None]

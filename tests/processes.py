@@ -68,6 +68,8 @@ class Launched:
 
 
 def _run(argv: list[str], environment: dict[str, str], log: str, prepare: Callable | None, rank: int) -> None:
+    # Workers are forked as ever: started by a server of their own, they would not see it when this process is killed.
+    multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)

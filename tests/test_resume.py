@@ -199,7 +199,7 @@ def test_as_many_checkpoints_as_asked_for_are_kept(place, tmp_path, keep):
     kept = kept_checkpoints(tmp_path)
     assert [p.name for p in kept] == ["last.pth", "last.1.pth", "last.2.pth"][:keep]
     steps = [torch.load(p, weights_only=True)["schedule"]["step"] for p in kept]
-    assert steps == [14, 14, 12][:keep]  # after and before the evaluation, and in time
+    assert steps == [14, 12, 10][:keep]  # at the epoch's end, and in time
 
 
 def test_a_full_disk_leaves_the_checkpoints_whole(place, whole, tmp_path):
@@ -241,7 +241,7 @@ def test_an_epoch_of_another_length_cannot_be_resumed_in_its_middle(place, tmp_p
     assert Launched(options(place, tmp_path / "r"), tmp_path / "log", prepare=die).wait() == [-signal.SIGKILL]
     launched = Launched(options(place, tmp_path / "r", **{"train.batch_size": 7}), tmp_path / "log")
     assert launched.wait() == [2]
-    assert "of an epoch of 7 steps, but with this data and batch one has 4" in launched.printed()
+    assert "of an epoch of 7 steps; with this data, batch and seed it has 4" in launched.printed()
 
 
 def test_resuming_into_another_run_is_refused(place, whole, tmp_path, capsys):

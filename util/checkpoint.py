@@ -64,10 +64,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@cache
+def _say(remark: str) -> None:
+    """To stderr, once, from one process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(remark, file=sys.stderr)
+
+
 def kept_checkpoints(folder: str | Path) -> list[Path]:
-    """The run's checkpoints in a folder, newest first: last.pth, last.1.pth, ..."""
+    """The run's checkpoints in a folder, newest first: last.pth, last.1.pth, ...
+
+    Before them newest.pth, which is only there if a kill came before it was given its place.
+    """
+    fresh = Path(folder) / "newest.pth"
     numbered = {int(m[1] or 0): p for p in Path(folder).glob("last*.pth") if (m := re.fullmatch(KEPT, p.name))}
-    return [numbered[i] for i in sorted(numbered)]
+    return [fresh] * fresh.is_file() + [numbered[i] for i in sorted(numbered)]
 
 
 def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> Path:
@@ -78,7 +89,7 @@ def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> P
     last = Path(folder) / "last.pth"
     fresh = last.with_name("newest.pth")
     save_checkpoint(fresh, content)
-    kept = kept_checkpoints(folder)
+    kept = kept_checkpoints(folder)[1:]
     for path in kept[max(keep - 1, 0) :]:
         if path != last:
             path.unlink()
@@ -102,7 +113,7 @@ def read_newest(folder: str | Path) -> "RawCheckpoint | None":
         except UserError as error:
             if i + 1 == len(kept):
                 raise
-            print(f"{error}; going back to '{kept[i + 1].name}'", file=sys.stderr)
+            _say(f"{error}; going back to '{kept[i + 1].name}'")
     return None
 
 

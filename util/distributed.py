@@ -86,16 +86,18 @@ class World:
             dist.all_reduce(total)
         return total
 
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.exchange([0])
+
     @contextmanager
     def one_a_machine_first(self) -> Iterator[None]:
         """Run the block in one process of each machine, then in the others, which find what it left on the disk."""
-        if self.size > 1 and self.local_rank != 0:
-            with _peers():
-                dist.barrier()
+        if self.local_rank != 0:
+            self.barrier()
         yield
-        if self.size > 1 and self.local_rank == 0:
-            with _peers():
-                dist.barrier()
+        if self.local_rank == 0:
+            self.barrier()
 
     def failed(self) -> bool:
         """Whether any process has failed."""
@@ -126,13 +128,22 @@ def join() -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    store, rank, size = next(iter(dist.rendezvous("env://")))
+    try:
+        local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        store, rank, size = next(iter(dist.rendezvous("env://")))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"WORLD_SIZE is set, but the rest of torchrun's environment is not ({error}); unset it"
+        ) from None
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":  # torchrun on one machine keeps its store when it restarts
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # Two backends: tensors on GPUs go over NCCL, what hosts tell each other over gloo, without a GPU's waiting.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
-    world = World(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
+    if local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+    with _peers():
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    world = World(rank, size, local_rank, local_size, store)
     printed = sys.stdout
     if not world.is_main:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (closed with the process)
@@ -150,12 +161,17 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(f"lost contact with another process of this run ({str(error).splitlines()[0]})") from None
+        raise PeerLost(lost_contact(error)) from None
+
+
+def lost_contact(error: RuntimeError) -> str:
+    """A sentence for the user, from the first one of torch's message."""
+    return f"lost contact with another process of this run ({str(error).splitlines()[0].split('. ')[0]})"
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
     """Whether an error, of the gradients' exchange for one, says that another process has gone."""
-    signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket", "nccl", "gloo")
+    signs = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited")
     return dist.is_initialized() and any(sign in str(error).lower() for sign in signs)
 
 
@@ -164,10 +180,16 @@ def share_of(count: int, size: int, rank: int) -> range:
     return range(count * rank // size, count * (rank + 1) // size)
 
 
-def check_gpus(world: World, device: torch.device) -> None:
-    """Refuse more processes on a machine than it has GPUs."""
-    if device.type == "cuda" and world.local_size > torch.cuda.device_count():
+def check_gpus(world: World, device: str) -> None:
+    """Refuse a GPU for several processes."""
+    if world.local_size == 1 or not torch.cuda.is_available():
+        return
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"device '{device}' is one GPU, but there are {world.local_size} processes here; give cuda or auto"
+        )
+    if device in ("auto", "cuda") and world.local_size > torch.cuda.device_count():
         raise UserError(
             f"{world.local_size} processes on this machine, but torch sees {torch.cuda.device_count()} GPUs; start as "
-            "many processes as GPUs, or add --train.device cpu"
+            "many processes as GPUs, or give the device cpu"
         )

@@ -32,6 +32,8 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
         torch.zeros(1, device=device).cpu()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what does not ask, such as pinning memory
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0].split(". ")[0]
         raise UserError(f"device '{name}' cannot be used here ({reason[:120]}); try 'auto' or 'cpu'") from None
@@ -145,7 +147,7 @@ def train_one_epoch(
         except NonFinite as error:
             together = norm is not None and not scaler.is_enabled() and not math.isfinite(norm)
             step = state.global_step + 1
-            culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, step, str(error))
+            culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, world.size, step, str(error))
             dump_and_raise(culprit, world, together, dump)
         scaler.step(optimizer)
         scaler.update()
@@ -157,6 +159,13 @@ def train_one_epoch(
         state.means.add([*losses, "grad_norm"], values)
         if state.step % log_every == 0 or state.step == num_steps:
             means = state.means.take(world)  # sync: every log_every steps
+            if scaler.is_enabled():
+                means["scale"] = scaler.get_scale()
+                if means["scale"] < 1:  # every step was left out for a long time
+                    reason = "fp16 gradients are not finite at any scale; take bf16 or fp32, or lower train.lr"
+                    step = state.global_step
+                    culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, world.size, step, reason)
+                    dump_and_raise(culprit, world, True, dump)
             bar.set_postfix(loss=f"{means['loss']:.3f}")
             if on_log is not None:
                 on_log(means)

@@ -19,7 +19,7 @@ class Culprit:
         micro_batches: of this process, on the host, as loaded.
         losses: `[N]` of each micro-batch that was computed before.
         random_state: before the step.
-        num_boxes, size, step: of it.
+        num_boxes, size, processes, step: of it.
         reason: what was seen.
     """
 
@@ -28,6 +28,7 @@ class Culprit:
     random_state: dict[str, Any]
     num_boxes: int
     size: tuple[int, int]
+    processes: int
     step: int
     reason: str
 
@@ -54,6 +55,7 @@ class Culprit:
             "random_state": self.random_state,
             "num_boxes": self.num_boxes,
             "size": list(self.size),
+            "processes": self.processes,
             "step": self.step,
             "reason": self.reason,
         }

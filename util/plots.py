@@ -23,12 +23,15 @@ def plot_run(folder: str | Path) -> Path:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
 
-    left.plot([t["step"] for t in training], [t["loss"] for t in training], label="loss")
-    last = max((k for k in training[-1] if k.startswith("class/decoder.")), key=lambda k: int(k.rsplit(".", 1)[1]))
-    layer = last.split("/")[1]
-    for name in ("class", "l1", "giou"):
-        left.plot([t["step"] for t in training], [t[f"{name}/{layer}"] for t in training], label=f"{name} of {layer}")
-    left.set(xlabel="step", yscale="log", title="training losses")
+    if training:  # else the run went on in a new folder with nothing but an evaluation left
+        left.plot([t["step"] for t in training], [t["loss"] for t in training], label="loss")
+        last = max((k for k in training[-1] if k.startswith("class/decoder.")), key=lambda k: int(k.rsplit(".", 1)[1]))
+        layer = last.split("/")[1]
+        for name in ("class", "l1", "giou"):
+            left.plot(
+                [t["step"] for t in training], [t[f"{name}/{layer}"] for t in training], label=f"{name} of {layer}"
+            )
+        left.set(xlabel="step", yscale="log", title="training losses")
 
     for name in ("AP", "AP50", "AP75"):
         right.plot([s["step"] for s in scores], [s[name] for s in scores], marker="o", markersize=3, label=name)

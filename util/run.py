@@ -69,15 +69,23 @@ class Run:
         if self.log is not None:
             self.log.write(kind, self.state.global_step, **figures)
 
-    def save(self, best: bool = False) -> None:
-        """Keep the state as the newest checkpoint, and as the best one if it is (rank 0 decides)."""
+    def save(self, best: bool = False, instead: bool = False) -> None:
+        """Keep the state as the newest checkpoint.
+
+        Args:
+            best: also as the best one (rank 0 decides).
+            instead: of the newest one, which is of the same step; the older ones stay.
+        """
         if self.log is not None:
             self.state.log_bytes = self.log.sync()
         content = self.state.to_checkpoint(self.config, self.categories, self.world)
         if content is not None:
             if best:  # first: killed after it, the run evaluates again and comes back here
                 save_checkpoint(self.folder / "best.pth", content)
-            save_newest(self.folder, content, self.config.train.keep_checkpoints)
+            if instead:
+                save_checkpoint(self.folder / "last.pth", content)
+            else:
+                save_newest(self.folder, content, self.config.train.keep_checkpoints)
 
     def save_in_time(self) -> None:
         """Save if this step is one of every `train.save_every`; at an epoch's end it is saved anyway."""
@@ -87,6 +95,7 @@ class Run:
 
     def dump(self, culprit: Culprit) -> str:
         """Write down a step that is not finite, and the weights before it; gives the file's name."""
+        make_folder(self.folder, "train.output")  # which another machine may not see
         path = self.folder / f"nonfinite_step{culprit.step}_rank{self.world.rank}.pth"
         content = {
             "model": self.state.model.state_dict(),

@@ -1,6 +1,7 @@
 """What a run leaves behind to read: metrics.jsonl, TensorBoard, tables."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ class RunLog:
 
     def write(self, kind: str, step: int, **figures: float | int | dict) -> None:
         """One line: `kind` is `train` or `eval`, figures by name."""
+        # NaN is not JSON: a mean over fp16 steps, of which some overflowed, has none.
+        figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
         with self.path.open("a") as file:
             file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
         for name, value in figures.items():
@@ -87,7 +90,8 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     cfg, names = config.train, [c.name for c in dataset.categories]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trainable
-    per_process = -(-cfg.batch_size // world.size)
+    batch = min(cfg.batch_size, len(dataset))
+    per_process = -(-batch // world.size)
     micro = min(cfg.max_images_per_device or per_process, per_process)
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
@@ -95,7 +99,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
         "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
         "model": f"{config.model.backbone.name}, {trainable:,} trainable parameters, {frozen:,} frozen",
-        "batch": f"{cfg.batch_size} images a step"
+        "batch": f"{batch} images a step"
         + (f", {per_process} in each of {world.size} processes" if world.size > 1 else "")
         + (f", micro-batches of {micro}" if micro < per_process else "")
         + (f", padded to the largest of {'the batch' if cfg.padding == 'batch' else 'each micro-batch'}"),

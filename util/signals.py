@@ -14,12 +14,15 @@ class StopRequest:
 
     A second Ctrl-C interrupts at once.
 
+    Args:
+        quiet: print nothing, for another process of the run does.
+
     Attributes:
         requested: set by the first signal.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, quiet: bool = False) -> None:
+        self.requested, self.quiet = False, quiet
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -33,7 +36,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.requested:
+        if not self.requested and not self.quiet:
             again = "; once more to end at once, without saving" if number == signal.SIGINT else ""
             print(f"{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr, flush=True)
         self.requested = True

@@ -75,6 +75,7 @@ class TrainingState:
         device: where they are.
         ema: moving average of the weights, if there is one.
         steps_per_epoch: steps in an epoch.
+        order: numbers that the order of images follows from, beside the epoch.
         epoch: epochs that are complete, evaluation included.
         step: steps done in the epoch after those; all of them if only its evaluation is missing.
         best: best AP so far; -1 before any.
@@ -88,6 +89,7 @@ class TrainingState:
     device: torch.device
     ema: ModelEmaV3 | None
     steps_per_epoch: int
+    order: list[int] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
     best: float = -1.0
@@ -118,6 +120,7 @@ class TrainingState:
                 "step": self.global_step,
                 "step_in_epoch": self.step,
                 "steps_per_epoch": self.steps_per_epoch,
+                "order": self.order,
             },
             "best": self.best,
             "log_bytes": self.log_bytes,
@@ -128,8 +131,13 @@ class TrainingState:
             "code_version": code_version(),
         }
 
-    def restore(self, raw: RawCheckpoint, world: World) -> list[str]:
+    def restore(self, raw: RawCheckpoint, world: World, position: bool = True) -> list[str]:
         """Fill everything from a checkpoint of this project.
+
+        Args:
+            raw: the checkpoint.
+            world: the processes.
+            position: also where the run was; if not, it begins at its first step.
 
         Returns:
             Remarks: what could not be restored, and what happens instead.
@@ -150,17 +158,8 @@ class TrainingState:
             load_weights(self.ema.module, content.get("ema") or content["model"], raw.path)
         if self.scaler.is_enabled() and content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
-        position = content["schedule"]
-        self.epoch, self.step, self.best = content["epoch"], position.get("step_in_epoch", 0), content["best"]
-        self.log_bytes = content.get("log_bytes", 0)
-        before = position.get("steps_per_epoch", self.steps_per_epoch)
-        if self.step and before != self.steps_per_epoch:
-            raise UserError(
-                f"train.resume: '{raw.path}' was saved at step {self.step} of an epoch of {before} steps, but with "
-                f"this data and batch one has {self.steps_per_epoch}; resume with the same, or at an epoch's end"
-            )
-        if content.get("means"):
-            self.means.load_state_dict(content["means"], self.device, world)
+        if position:
+            self._restore_position(raw, world)
         states = content["rng"] if isinstance(content["rng"], list) else [content["rng"]]
         if len(states) == world.size:
             set_random_state(states[world.rank], self.device)
@@ -172,9 +171,25 @@ class TrainingState:
             torch.manual_seed(hash((self.global_step, world.rank)) % 2**32)
         return remarks
 
+    def _restore_position(self, raw: RawCheckpoint, world: World) -> None:
+        content, at = raw.content, raw.content["schedule"]
+        self.epoch, self.step, self.best = content["epoch"], at.get("step_in_epoch", 0), content["best"]
+        self.log_bytes = content.get("log_bytes", 0)
+        before = at.get("steps_per_epoch", self.steps_per_epoch)
+        if self.step and (before, at.get("order")) != (self.steps_per_epoch, self.order):
+            raise UserError(
+                f"train.resume: '{raw.path}' was saved at step {self.step} of an epoch of {before} steps; with "
+                f"this data, batch and seed it has {self.steps_per_epoch}, of other images; resume with the same"
+            )
+        if content.get("means"):
+            self.means.load_state_dict(content["means"], self.device, world)
+
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Any) -> None:
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    # Fused or not is this run's choice, and decides on which device steps are counted.
+    fused = optimizer.defaults["fused"]
+    saved = {**saved, "param_groups": [{**group, "fused": fused} for group in saved["param_groups"]]}
     try:
         optimizer.load_state_dict(saved)
     except ValueError as error:
