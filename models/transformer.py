@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.dropout import Dropout
 from models.heads import PredictionHead, update_box
 from models.queries import Queries
 from ops import MSDeformAttn
@@ -18,7 +19,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(d_model, width)
         self.linear2 = nn.Linear(width, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 
@@ -44,7 +45,7 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.ffn = FeedForward(d_model, ffn_dim, dropout)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, spatial_shapes, padding_mask) -> Tensor:
         """Tokens `[B, S, E]`, position `[B, S, E]`, reference `[B, S, L, 2]` -> tokens `[B, S, E]`."""
@@ -74,7 +75,7 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(d_model)
         self.ffn = FeedForward(d_model, ffn_dim, dropout)
         self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
 
     def forward(self, content, position, reference, memory, spatial_shapes, padding_mask) -> Tensor:

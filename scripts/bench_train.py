@@ -179,9 +179,9 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
 
 
 def note_gradients(clock: Clock, maps: list[torch.Tensor]) -> None:
-    """When the gradients of all maps are there, only the backbone's are left to compute."""
-    if trained := [m for m in maps if m.requires_grad]:
-        torch.autograd.graph.register_multi_grad_hook(trained, clock.timed(lambda grads: None, "maps"))
+    """When the gradient of the deepest map is there, only the backbone's are left to compute; shallower ones get more."""
+    if maps[-1].requires_grad:
+        maps[-1].register_hook(clock.timed(lambda grad: None, "maps"))
 
 
 @torch.no_grad()
