@@ -179,7 +179,7 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
 
 
 def note_gradients(clock: Clock, maps: list[torch.Tensor]) -> None:
-    """When the gradient of the deepest map is there, only the backbone's are left to compute; shallower ones get more."""
+    """Once the deepest map has its gradient, only the backbone's are left to compute; shallower maps get more."""
     if maps[-1].requires_grad:
         maps[-1].register_hook(clock.timed(lambda grad: None, "maps"))
 
