@@ -160,10 +160,8 @@ def train_until(stop: StopRequest, config: Config, world: World) -> int:
                     dump=run.dump,
                 )
                 evaluated = state.epoch + 1 == epochs or (state.epoch + 1) % cfg.eval_every == 0
-                line, improved = (
-                    f"epoch {state.epoch + 1}/{epochs}  {time.perf_counter() - begun:.0f} s",
-                    state.epoch == 0,
-                )
+                line = f"epoch {state.epoch + 1}/{epochs}  {time.perf_counter() - begun:.0f} s"
+                improved = state.epoch == 0
                 if evaluated:
                     run.save()  # stopped while it evaluates, it will begin there again
                     scored = {"eval": model, "eval_ema": ema.module} if ema else {"eval": model}

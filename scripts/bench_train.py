@@ -246,7 +246,7 @@ def measure(contenders: list[Contender], batch: Batch, repeats: int) -> None:
 def first_steps(c: Contender, batch: Batch) -> None:
     """One step for the loss, one for the memory, one for the syncs, which compiled code hides from a CPU's stand-in."""
     device, optimizer, ema = c.state.device, c.state.optimizer, c.state.ema
-    torch.manual_seed(0)  # every contender drops out the same
+    torch.manual_seed(0)  # of dropout: the losses of all differ by rounding, of the naive one by torch's own draws
     c.run(batch)
     c.loss = c.state.means.take_total(ALONE)["loss"]
     kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]

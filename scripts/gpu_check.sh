@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the operator on a machine with a GPU, tests it, looks for bad memory accesses and measures it: under ten minutes.
+# Builds the operator on a machine with a GPU, tests it, looks for bad memory accesses, measures it and training steps.
 #   scripts/gpu_check.sh [FOLDER]     results go to FOLDER (default: runs/gpu_check)
 # PYTHON names the interpreter (default: .venv/bin/python if there is one, else python3); it needs torch, and for the
 # tests pytest, hypothesis and transformers. Every step runs, whatever became of those before; the exit code is 0 if none
@@ -57,6 +57,10 @@ step bench 120 "$python" scripts/bench_op.py --device cuda --dtype float32 bfloa
 if "$python" -c 'import transformers' 2> /dev/null; then
   step model 45 "$python" scripts/bench_model.py --device cuda --repeats 10
 fi
+train=("$python" scripts/bench_train.py --device cuda --batch 8 --size 800 1066)
+step train 150 "${train[@]}" --precision fp32 bf16 fp16 --compile --naive --json "$folder/train.json"
+step train_checkpointed 60 "${train[@]}" --precision bf16 --checkpoint-activations
+step profile 60 "$python" main.py profile --config configs/base.yaml --device cuda --precision bf16
 echo
 cat "$summary"
 exit "$failed"

@@ -1,8 +1,8 @@
 """A training step as it is often written, for `scripts/bench_train.py` to compare with.
 
 Each layer is matched by itself with a transfer of its own, every query against the objects of all images; each loss is
-computed and read by itself; convolutions keep the ordinary memory layout; AdamW and clipping go parameter by parameter.
-It learns the same: the sum of its losses is that of `models.criterion`.
+computed and read by itself; convolutions keep the ordinary memory layout; dropout is torch's; AdamW and clipping go
+parameter by parameter. It learns the same: the sum of its losses is that of `models.criterion`.
 """
 
 import math
@@ -16,6 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from datasets.loader import Batch, Target
 from models.detector import DeformableDETR, Predictions
+from models.dropout import Dropout
 from util.config import LossConfig
 from util.training_state import TrainingState
 
@@ -86,10 +87,13 @@ def losses_of(
 
 
 def make_ordinary(model: DeformableDETR) -> None:
-    """Undo channels_last in the backbone's weights and inputs."""
+    """Undo channels_last in the backbone's weights and inputs, and take torch's dropout."""
     backbone = model.backbone
     backbone.body.to(memory_format=torch.contiguous_format)
     backbone.forward = lambda images: backbone.body(images.contiguous())[-backbone.num_features :]
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.forward = lambda x, own=module: F.dropout(x, own.p, own.training)
 
 
 def step(batch: Batch, prepare: Callable, criterion: Callable, state: TrainingState, clip_norm: float) -> None:

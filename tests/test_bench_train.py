@@ -15,7 +15,7 @@ from util.config import LossConfig
 
 SMALL = ["--size", "64", "96", "--batch", "1", "--repeats", "1"]
 TINY = ["--model.backbone.name", "resnet10t", "--model.d_model", "32", "--model.encoder_layers", "1"]
-TINY += ["--model.decoder_layers", "2", "--model.num_queries", "12", "--model.ffn_dim", "32"]
+TINY += ["--model.decoder_layers", "2", "--model.num_queries", "12", "--model.dropout", "0"]
 
 
 def predictions(layers: int, batch: int, queries: int, two_stage: bool) -> Predictions:
