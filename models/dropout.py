@@ -40,9 +40,9 @@ class _Drop(torch.autograd.Function):
         dropped = (bits[: x.numel()] < threshold - 2**15).view(x.shape)
         ctx.save_for_backward(dropped)
         ctx.scale = 2**16 / (2**16 - threshold)
-        return x.masked_fill(dropped, 0.0).mul_(ctx.scale)
+        return torch.where(dropped, 0.0, x).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (dropped,) = ctx.saved_tensors
-        return gradient.masked_fill(dropped, 0.0).mul_(ctx.scale), None
+        return torch.where(dropped, 0.0, gradient).mul_(ctx.scale), None

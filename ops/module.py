@@ -100,10 +100,11 @@ class MSDeformAttn(nn.Module):
     def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes) -> Tensor:
         reference = reference_points[:, :, self.level_of_point][:, :, None]  # [B, Q, 1, P, 2 or 4]
         if reference.shape[-1] == 2:  # offsets in pixels of the level: divided by (W, H), not (H, W)
-            parts = offsets.split(self.num_points, dim=3)
-            x = torch.cat([part[..., 0] / width for part, (_, width) in zip(parts, spatial_shapes)], -1)
-            y = torch.cat([part[..., 1] / height for part, (height, _) in zip(parts, spatial_shapes)], -1)
-            return reference + torch.stack([x, y], -1)
+            sizes = [
+                torch.stack([offsets.new_full((points,), side) for side in (width, height)], -1)
+                for points, (height, width) in zip(self.num_points, spatial_shapes)
+            ]
+            return reference + offsets / torch.cat(sizes)  # [P, 2]
         if reference.shape[-1] == 4:  # offsets in K-ths of half the box: the initial points reach its edge
             return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
         raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")
