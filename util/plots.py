@@ -18,7 +18,6 @@ def plot_run(folder: str | Path) -> Path:
     """
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
-    scores = [line for line in lines if line["kind"] == "eval"]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -27,14 +26,15 @@ def plot_run(folder: str | Path) -> Path:
         left.plot([t["step"] for t in training], [t["loss"] for t in training], label="loss")
         last = max((k for k in training[-1] if k.startswith("class/decoder.")), key=lambda k: int(k.rsplit(".", 1)[1]))
         layer = last.split("/")[1]
-        for name in ("class", "l1", "giou"):
-            left.plot(
-                [t["step"] for t in training], [t[f"{name}/{layer}"] for t in training], label=f"{name} of {layer}"
-            )
+        for name in (f"class/{layer}", f"l1/{layer}", f"giou/{layer}"):
+            left.plot([t["step"] for t in training], [t[name] for t in training], label=name.replace("/", " of "))
         left.set(xlabel="step", yscale="log", title="training losses")
 
-    for name in ("AP", "AP50", "AP75"):
-        right.plot([s["step"] for s in scores], [s[name] for s in scores], marker="o", markersize=3, label=name)
+    for kind, style, suffix in (("eval", "-", ""), ("eval_ema", "--", " of the EMA")):
+        scores = [line for line in lines if line["kind"] == kind]
+        for name, colour in zip(("AP", "AP50", "AP75") if scores else (), ("C0", "C1", "C2")):
+            steps, values = [s["step"] for s in scores], [s[name] for s in scores]
+            right.plot(steps, values, style, color=colour, marker="o", markersize=3, label=name + suffix)
     right.set(xlabel="step", ylim=(0, 1), title="validation")
     for axes in (left, right):
         axes.grid(alpha=0.3)
