@@ -43,7 +43,9 @@ def state_of(model: torch.nn.Module, steps: int, ema: ModelEmaV3 | None = None) 
     return TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), CPU, ema, steps)
 
 
-def run_epoch(state: TrainingState, steps: list[list[Batch]], **options) -> list[tuple[int, dict]]:
+def run_epoch(
+    state: TrainingState, steps: list[list[Batch]], stop: StopRequest | None = None, **options
+) -> list[tuple[int, dict]]:
     """Logged (step, means)."""
     logged = []
     train_one_epoch(
@@ -54,7 +56,7 @@ def run_epoch(state: TrainingState, steps: list[list[Batch]], **options) -> list
         lambda batch, size: batch,
         lambda step: None,
         ALONE,
-        StopRequest(),
+        stop or StopRequest(),
         on_log=lambda means: logged.append((state.global_step, means)),
         **options,
     )
@@ -109,17 +111,7 @@ def test_a_request_to_stop_is_heard_before_the_next_step():
 
     steps = [[batch_of([1], seed)] for seed in range(3)]
     with pytest.raises(Interrupted):
-        train_one_epoch(
-            state.model,
-            build_criterion(LossConfig()),
-            steps,
-            state,
-            lambda batch, size: batch,
-            lambda step: None,
-            ALONE,
-            stop,
-            on_step=after_step,
-        )
+        run_epoch(state, steps, stop, on_step=after_step)
     assert state.step == state.global_step == 2
 
 
