@@ -111,8 +111,9 @@ class EpochBatches(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.count, generator=generator).tolist()
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
-        if self.groups is not None:
+        if self.groups is None:
+            batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
+        else:
             batches = self._grouped(order, generator)
         part = share_of(self.batch_size, self.size, self.rank)
         for batch in batches[self.first :]:

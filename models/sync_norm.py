@@ -55,26 +55,18 @@ class SyncedBatchNormAct2d(SyncedBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
-def synchronise_batch_norms(model: nn.Module) -> int:
+def synchronise_batch_norms(model: nn.Module) -> None:
     """Let every batch norm of a model that is trained take the statistics of all processes; in place.
 
     Modules change their class and nothing else, so that whoever holds one, or its name, still does.
 
     Args:
         model: with `nn.BatchNorm2d` or timm's `BatchNormAct2d`; other norms do not depend on the batch.
-
-    Returns:
-        How many there were.
     """
     if not dist.is_initialized():
         raise RuntimeError("batch norms can only be synchronised between processes of a process group")
-    count = 0
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncedBatchNorm2d
         elif type(module) is BatchNormAct2d:
             module.__class__ = SyncedBatchNormAct2d
-        else:
-            continue
-        count += 1
-    return count

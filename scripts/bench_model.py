@@ -13,8 +13,6 @@ import os
 import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -25,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ops
 from models.load import load_detector
+from util.profile import seconds
 
 VARIANTS = {
     "base": {},
@@ -65,17 +64,6 @@ def our_detector(theirs):
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return load_detector(folder).model.eval()
-
-
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the device's queue emptied before and after."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 @torch.no_grad()

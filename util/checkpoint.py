@@ -81,7 +81,7 @@ def kept_checkpoints(folder: str | Path) -> list[Path]:
     return [fresh] * fresh.is_file() + [numbered[i] for i in sorted(numbered)]
 
 
-def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> Path:
+def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> None:
     """Write last.pth; the one before becomes last.1.pth, and so on, until `keep` are there.
 
     A kill at any moment leaves whole files: the new one is renamed last, when it is on the disk.
@@ -97,7 +97,6 @@ def save_newest(folder: str | Path, content: dict[str, Any], keep: int = 1) -> P
         kept[i].replace(last.with_name(f"last.{i + 1}.pth"))
     fresh.replace(last)
     _sync_folder(last.parent)
-    return last
 
 
 def read_newest(folder: str | Path) -> "RawCheckpoint | None":

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -126,6 +127,9 @@ def train_one_epoch(
         set_lr(state.global_step)
         before = random_state(device)  # for the dump; lives on the host, so nothing waits
         losses, sums, norm = {}, [], None
+        culprit = partial(
+            Culprit, micro_batches, sums, before, plan.num_boxes, plan.size, world.size, state.global_step + 1
+        )
         try:
             for i, batch in enumerate(micro_batches):
                 batch = prepare(batch, plan.size if same_padding else None)
@@ -146,9 +150,7 @@ def train_one_epoch(
                 raise NonFinite("losses or gradients are not finite; lower train.lr, or keep train.clip_norm above 0")
         except NonFinite as error:
             together = norm is not None and not scaler.is_enabled() and not math.isfinite(norm)
-            step = state.global_step + 1
-            culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, world.size, step, str(error))
-            dump_and_raise(culprit, world, together, dump)
+            dump_and_raise(culprit(str(error)), world, together, dump)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -163,9 +165,7 @@ def train_one_epoch(
                 means["scale"] = scaler.get_scale()
                 if means["scale"] < 1:  # every step was left out for a long time
                     reason = "fp16 gradients are not finite at any scale; take bf16 or fp32, or lower train.lr"
-                    step = state.global_step
-                    culprit = Culprit(micro_batches, sums, before, plan.num_boxes, plan.size, world.size, step, reason)
-                    dump_and_raise(culprit, world, True, dump)
+                    dump_and_raise(culprit(reason), world, True, dump)
             bar.set_postfix(loss=f"{means['loss']:.3f}")
             if on_log is not None:
                 on_log(means)

@@ -182,6 +182,18 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_images(where):
     assert dumped[0].step == 1 and dumped[0].num_boxes == 3
 
 
+def test_fp16_that_never_recovers_ends_the_run():
+    """Losses are finite, gradients never: every step is left out, and the scale only falls."""
+    model = still_norms(small_model())
+    model.heads[0].classify.bias.register_hook(lambda gradient: gradient * float("nan"))
+    state = state_of(model, 3)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    batch = batch_of([2, 1])
+    steps = [[Batch(batch.images.float(), batch.padding_mask, batch.targets)]] * 3
+    with pytest.raises(NonFinite, match=r"step 2: fp16 gradients are not finite at any scale.*images 100, 101"):
+        run_epoch(state, steps, log_every=1)
+
+
 @pytest.mark.parametrize("two_stage", [False, True])
 @pytest.mark.parametrize("auxiliary", [False, True])
 @pytest.mark.parametrize("encoder_layers", [0, 1])
