@@ -1,8 +1,10 @@
-"""Deformable DETR: train, evaluate, predict, check data and profile from one command line.
+"""Deformable DETR: train, evaluate, predict, ablate, check data and profile from one command line.
 
     python main.py train      --config configs/quickstart.yaml
     python main.py eval       --checkpoint runs/quickstart/best.pth
     python main.py predict    --checkpoint runs/quickstart/best.pth --input photos/
+    python main.py visualize  --checkpoint runs/quickstart/best.pth --input photo.jpg
+    python main.py ablate     --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3
     python main.py check-data --data.root path/to/coco
     python main.py profile    --config configs/base.yaml
 
@@ -15,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -28,9 +30,23 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import ops
+from ablation.costs import DataSize, count_cost, measure_side_by_side, typical_size, untrained_cost
+from ablation.grid import Cell, cells_of, parse_grid, variants_of
+from ablation.reduced import check_reducible, checkpoints_of, identity, reduced
+from ablation.runs import Record, locked, read_records, run_cells, shares, visible_gpus
+from ablation.sweep import Sweep
+from analysis.look import Look, check_maps
 from datasets.build import build_dataset, dataset_paths
 from datasets.check import check_dataset
-from datasets.coco import Category, foreign_categories, load_annotations, match_categories, read_json
+from datasets.coco import (
+    Category,
+    CocoDetection,
+    foreign_categories,
+    has_size,
+    load_annotations,
+    match_categories,
+    read_json,
+)
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.images import list_pictures, read_image, to_rgb, upright
@@ -45,15 +61,17 @@ from util import cli
 from util.checkpoint import kept_checkpoints, load_matching_weights, saved_config
 from util.config import (
     RANGES,
+    AblateConfig,
     CheckDataConfig,
     Config,
     EvalConfig,
     EvalDataConfig,
     PredictConfig,
     ProfileConfig,
+    VisualizeConfig,
     from_dict,
 )
-from util.distributed import World, check_gpus, is_lost_peer, join, lost_contact
+from util.distributed import ALONE, World, check_gpus, is_lost_peer, join, lost_contact
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import Interrupted, PeerLost, UserError
 from util.optim import adamw, lr_factor, set_lr
@@ -311,6 +329,137 @@ def predict(config: PredictConfig, world: World) -> int:
     return int(len(listed) < len(pictures))
 
 
+def visualize(config: VisualizeConfig, world: World) -> int:
+    """Draw where a detector looks on every picture; exits with 1 if a picture could not be read."""
+    check_maps(config.maps)
+    pictures = list_pictures(required(config.input, "input"))
+    if config.checkpoint:
+        predictor = load_predictor(config.checkpoint, config.device, config.size, config.weights)
+    else:
+        torch.manual_seed(0)  # the same untrained model every time
+        model = build_model(config.model, config.num_classes, backbone_weights="none")
+        names = [Category(i, i, str(i)) for i in range(config.num_classes)]
+        predictor = make_predictor(model, names, EvalDataConfig(), config.device, config.size)
+    output, used = make_folder(config.output, "output"), set()
+    for path in progress(pictures, "visualize"):
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        name, number = path.stem, 1
+        while name in used:
+            number += 1
+            name = f"{path.stem}_{number}"
+        used.add(name)
+        look = Look(predictor, picture, config)
+        folder = output if len(pictures) == 1 else make_folder(output / name, "output")
+        written = look.draw(folder)
+        print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
+    return int(len(used) < len(pictures))
+
+
+def ablate(config: AblateConfig, world: World) -> int:
+    """Train every variant with every seed, going on where an earlier call ended, and compare them; 1 if any failed."""
+    cells = cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), config.seeds)
+    if config.eval_only:
+        return ablate_trained(config, cells)
+    if config.checkpoint:
+        raise UserError("--checkpoint is for --eval_only; to start runs from its weights, give --model.init_from")
+    device, output = pick_device(config.train.device), Path(config.output)
+    backend = selected_backend(device)
+    train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+    data = data_size(train_set, val_set)
+    records = read_records(cells, output)
+    first = {cell.variant.name: cell for cell in reversed(cells)}
+    unfinished = {c.variant.name for c in cells if c.name not in records or records[c.name].status != "done"}
+    costs = {
+        name: untrained_cost(first[name].config, data, device, timed=name in unfinished)
+        for name in progress(dict.fromkeys(c.variant.name for c in cells), "plan")
+    }
+    sweep = Sweep(output, cells, list(config.grid), records, costs)
+    print(sweep.plan(data, config.jobs, f"{device}, operator {backend}"))
+    if config.dry_run:
+        return 0
+
+    make_folder(output, "output")
+    with locked(output) as lock, StopRequest() as stop:
+        (output / "sweep.yaml").write_text(cli.to_yaml(config))
+        records.update(read_records(cells, output))  # of another sweep that has just ended
+        sweep.refuse_impossible()
+        begun, names = time.perf_counter(), {cell.name for cell in sweep.left}
+
+        def ended(cell: Cell, record: Record) -> None:
+            print(sweep.line(cell, record, time.perf_counter() - begun, names), flush=True)
+            sweep.write()
+
+        gpus = visible_gpus() if device.type == "cuda" and device.index in (None, 0) else []
+        run_cells(sweep.left, records, output, shares(config.jobs, gpus), lock, stop, ended)
+        if stop.requested:
+            print(f"stopped; the same command goes on, in {output}", flush=True)
+            return STOPPED
+    possible = {name: first[name].config for name, cost in costs.items() if not cost.failure}
+    models = {n: build_model(c.model, data.classes, c.loss.auxiliary, "none") for n, c in possible.items()}
+    measure_side_by_side(models, costs, device, config.repeats)
+    print(sweep.summary())
+    return int(any(record.status == "failed" for record in records.values()))
+
+
+def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
+    """Evaluate checkpoints with less at inference, and compare; several checkpoints stand for seeds."""
+    check_reducible([key for cell in cells for key in cell.variant.values])
+    checkpoints = checkpoints_of(required(config.checkpoint, "checkpoint"))
+    if config.seeds > 1:
+        raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
+    device, output = pick_device(config.train.device), Path(config.output)
+    print(f"{len(cells)} variants of {len(checkpoints)} checkpoints, operator {selected_backend(device)} on {device}\n")
+    every = [replace(cell, seed=seed) for seed in range(len(checkpoints)) for cell in cells]
+    records: dict[str, Record] = {}
+    sweep = Sweep(output, every, list(config.grid), records, {}, trained=False)
+    if config.dry_run:
+        return 0
+    make_folder(output, "output")
+    models, costs = {}, sweep.costs
+    with locked(output):
+        for seed, checkpoint in enumerate(checkpoints):
+            model, categories, _ = load_model(checkpoint)
+            for cell in (replace(cell, seed=seed) for cell in cells):
+                less, data = reduced(model, cell.variant.values), cell.config.data
+                dataset, folder = build_dataset(data, "val"), make_folder(output / cell.name, "output")
+                if cell.variant.name not in models:
+                    models[cell.variant.name] = less
+                    size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)
+                    costs[cell.variant.name] = count_cost(less, size, device)
+                what = identity(checkpoint, cell.variant.values, asdict(data))
+                record = Record.read(folder)
+                if record is None or record.status != "done" or record.config != what:
+                    category_of = match_categories(categories, dataset.categories, "checkpoint")
+                    begun = time.time()
+                    loader = eval_loader(
+                        dataset, config.train.eval_batch_size or 4, data.workers, device.type == "cuda"
+                    )
+                    scores, _ = run_evaluation(less.to(device), loader, category_of, ToDevice(device), device, ALONE)
+                    record = Record("done", what, scores.figures, "", [(begun, time.time() - begun)])
+                    record.write(folder)
+                records[cell.name] = record
+                print(f"{cell.variant.name}  {checkpoint}  AP {record.figures['AP']:.3f}", flush=True)
+                sweep.write()
+    measure_side_by_side(models, costs, device, config.repeats)
+    print(sweep.summary())
+    return 0
+
+
+def data_size(train_set: CocoDetection, val_set: CocoDetection) -> DataSize:
+    """What a sweep's estimates need to know of the data."""
+    classes = 1 + max(c.label for c in train_set.categories)
+    return DataSize(classes, len(train_set), len(val_set), sum(map(len, train_set.labels)), image_sizes(val_set))
+
+
+def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:
+    """(height, width) of every image whose annotations say so."""
+    return [(image["height"], image["width"]) for image in dataset.images if has_size(image)]
+
+
 def check_data(config: CheckDataConfig, world: World) -> int:
     """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are any."""
     splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(config.data, split))}
@@ -362,7 +511,13 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
         size: shorter side in pixels; None takes the checkpoint's.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
     """
-    model, categories, data = load_model(checkpoint, weights)
+    return make_predictor(*load_model(checkpoint, weights), device, size)
+
+
+def make_predictor(
+    model: DeformableDETR, categories: list[Category], data: EvalDataConfig, device: str, size: int | None
+) -> Predictor:
+    """A model that takes PIL images; `load_predictor` says how."""
     resize, chosen = eval_transform(size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
@@ -379,7 +534,13 @@ COMMANDS: dict[str, tuple[Callable, type, str]] = {
     "train": (train, Config, "python main.py train --config configs/base.yaml --data.root path/to/coco"),
     "eval": (evaluate, EvalConfig, "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"),
     "predict": (predict, PredictConfig, 'python main.py predict --checkpoint runs/base/best.pth --input "*.jpg"'),
+    "visualize": (visualize, VisualizeConfig, "python main.py visualize --checkpoint runs/base --input photo.jpg"),
     "profile": (profile, ProfileConfig, "python main.py profile --config configs/base.yaml"),
+    "ablate": (
+        ablate,
+        AblateConfig,
+        "python main.py ablate --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3",
+    ),
     "check-data": (check_data, CheckDataConfig, "python main.py check-data --data.root path/to/coco"),
 }
 
@@ -419,10 +580,11 @@ def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
         command, kind, example = COMMANDS[argv[0]]
         if world.size > 1 and command not in (train, evaluate):
             raise UserError(f"{argv[0]} is for a single process; start it without torchrun")
-        # A preset describes training; to profile, its model is enough.
-        others = ("loss", "data", "train") if command is profile else ()
+        # A preset describes training; to profile or to look at it, its model is enough.
+        others = ("loss", "data", "train") if command in (profile, visualize) else ()
         base = checkpoint_defaults(*argv)
-        config = cli.parse(kind, argv[1:], f"main.py {argv[0]}", f"example: {example}", base, others)
+        options = with_grid(argv[1:]) if command is ablate else argv[1:]
+        config = cli.parse(kind, options, f"main.py {argv[0]}", f"example: {example}", base, others)
         cli.check_ranges(config, RANGES)
         return command(config, world), ""
     except PeerLost as error:
@@ -441,10 +603,20 @@ def run_command(argv: Sequence[str], world: World) -> tuple[int, str]:
         return 130, "interrupted"
 
 
+def with_grid(argv: Sequence[str]) -> list[str]:
+    """Every --grid KEY=VALUES on the line gathered into one option, added to those of the files before it."""
+    texts, rest = cli.take(argv, "grid")
+    if not texts:
+        return list(argv)
+    return [*rest, f"--grid={json.dumps(cli.peek_mapping(rest, 'grid') | parse_grid(texts))}"]
+
+
 def checkpoint_defaults(command: str, *argv: str) -> dict:
     """What a checkpoint named on the command line says: the whole run to resume it, its data section to evaluate."""
-    option = {"train": "train.resume", "eval": "checkpoint"}.get(command)
+    option = {"train": "train.resume", "eval": "checkpoint", "ablate": "checkpoint"}.get(command)
     path = cli.peek(argv, option) if option else None
+    if path and command == "ablate":
+        path = checkpoints_of(path)[0]
     if path == "auto" and command == "train":
         folder = cli.peek(argv, "train.output") or Config().train.output
         path = folder if kept_checkpoints(folder) else None

@@ -64,6 +64,16 @@ def evaluate_detections(
     Raises:
         UserError: a result lacks a key or names an unknown image, or none has a known category.
     """
+    return summarize(run_cocoeval(annotations, results, max_detections, image_ids))
+
+
+def run_cocoeval(
+    annotations: dict, results: list[dict], max_detections: int = 100, image_ids: Iterable[int] | None = None
+) -> COCOeval:
+    """pycocotools' evaluation of boxes, matched and accumulated; arguments and errors as `evaluate_detections`.
+
+    The annotations in it are copies, numbered from 1.
+    """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = _complete(annotations)
@@ -77,7 +87,7 @@ def evaluate_detections(
         run.params.maxDets = [min(limit, max_detections) for limit in (1, 10, max_detections)]  # it sorts them
         run.evaluate()
         run.accumulate()
-    return _summarize(run, truth)
+    return run
 
 
 def _complete(annotations: dict) -> dict:
@@ -137,8 +147,9 @@ def _as_annotations(results: list[dict], image_ids: set, category_ids: set) -> l
     return entries
 
 
-def _summarize(run: COCOeval, truth: COCO) -> Scores:
-    """Means over pycocotools' tables; its own summary has no AP for a limit other than 100."""
+def summarize(run: COCOeval) -> Scores:
+    """Means over pycocotools' accumulated tables; its own summary has no AP for a limit other than 100."""
+    truth = run.cocoGt
     precision, recall = (
         run.eval["precision"],
         run.eval["recall"],

@@ -18,6 +18,10 @@ class MSDeformAttn(nn.Module):
         num_heads: heads M.
         num_points: sampling points K for each head and level, one number for all levels or one for each.
 
+    Attributes:
+        kept_points: how many of the K points of each level a head keeps for a query, those of largest weight, which
+            then sum to one; None keeps all. For looking at trained models: the choice is not differentiable.
+
     Raises:
         ValueError: `d_model` is not a multiple of `num_heads`, or `num_points` does not fit `num_levels`.
     """
@@ -32,6 +36,7 @@ class MSDeformAttn(nn.Module):
         if len(points) != num_levels or min(points) < 0 or sum(points) < 1:
             raise ValueError(f"num_points {num_points} must give a count >= 0 for each of {num_levels} levels")
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, points
+        self.kept_points: list[int] | None = None
         total = sum(points)
 
         self.sampling_offsets = nn.Linear(d_model, num_heads * total * 2)
@@ -93,7 +98,12 @@ class MSDeformAttn(nn.Module):
         offsets = self.sampling_offsets(query).to(dtype).unflatten(-1, (self.num_heads, -1, 2))  # [B, Q, M, P, 2]
         locations = self._locations(reference_points, offsets, spatial_shapes)
 
-        out = ms_deform_attn(value, spatial_shapes, locations, weights, self.num_points)
+        points = self.num_points
+        if self.kept_points is not None:
+            points = self.kept_points
+            locations, weights = strongest_points(locations, weights, self.num_points, points)
+
+        out = ms_deform_attn(value, spatial_shapes, locations, weights, points)
         out = self.output_proj(out)
         return (out, locations, weights) if return_sampling else out
 
@@ -108,3 +118,24 @@ class MSDeformAttn(nn.Module):
         if reference.shape[-1] == 4:  # offsets in K-ths of half the box: the initial points reach its edge
             return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
         raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")
+
+
+def strongest_points(
+    locations: Tensor, weights: Tensor, num_points: Sequence[int], kept: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Of every head's points on each level, those of largest weight, strongest first.
+
+    Args:
+        locations: `[B, Q, M, P, 2]`.
+        weights: `[B, Q, M, P]`.
+        num_points: points K of each level, P in all.
+        kept: how many to keep of each level, P' in all.
+
+    Returns:
+        Locations `[B, Q, M, P', 2]` and weights `[B, Q, M, P']`, which sum to one.
+    """
+    chosen = [w.topk(k, -1) for w, k in zip(weights.split(list(num_points), -1), kept)]
+    parts = zip(locations.split(list(num_points), -2), chosen)
+    locations = torch.cat([x.gather(-2, c.indices[..., None].expand(*c.indices.shape, 2)) for x, c in parts], -2)
+    weights = torch.cat([c.values for c in chosen], -1)
+    return locations, weights / weights.sum(-1, keepdim=True)

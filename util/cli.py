@@ -43,7 +43,7 @@ def parse(
         UserError: unknown key (names the nearest), wrong type, or a file that cannot be read.
     """
     options = field_types(kind)
-    files, argv = _split_config_files(list(argv))
+    files, argv = take(argv, "config")
     merged = {k: v for k, v in _flatten(base or {}, options).items() if k in options}
     for file in files:
         values = _flatten({k: v for k, v in _read_yaml(file).items() if k not in passed_over}, options)
@@ -53,11 +53,26 @@ def parse(
             if value is None and type(None) not in typing.get_args(options[key]):
                 raise UserError(f"{file}: {key} is null, but must be {describe(options[key])}")
         merged |= values
-    argv = _complete_flags(argv, options)
+    argv = _complete_flags(_with_underscores(argv, options), options)
     parser = _parser(kind, prog, epilog)
     # Files go through the same parser as options, and before them, so that options win.
     namespace = parser.parse_args([f"--{k}={_as_argument(v)}" for k, v in merged.items()] + argv)
     return _build(kind, namespace)
+
+
+def override(config: T, values: dict[str, Any]) -> T:
+    """A copy of a configuration with some options changed, checked as on the command line.
+
+    Args:
+        config: keeps its values.
+        values: by dotted option name.
+
+    Raises:
+        UserError: unknown key (names the nearest), or wrong type.
+    """
+    return parse(
+        type(config), [f"--{key}={_as_argument(value)}" for key, value in values.items()], "", "", asdict(config)
+    )
 
 
 def peek(argv: Sequence[str], option: str) -> str | None:
@@ -67,13 +82,39 @@ def peek(argv: Sequence[str], option: str) -> str | None:
             return None if argv[i + 1] == "null" else argv[i + 1]
         if argument.startswith(f"--{option}="):
             return None if argument == f"--{option}=null" else argument.split("=", 1)[1]
-    for file in reversed(_split_config_files(list(argv))[0]):
+    for file in reversed(take(argv, "config")[0]):
         value = _read_yaml(file)
         for part in option.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
             return str(value)
     return None
+
+
+def peek_mapping(argv: Sequence[str], option: str) -> dict:
+    """The value of an option that is a mapping, of the last --config file with it; empty if there is none."""
+    for file in reversed(take(argv, "config")[0]):
+        value = _read_yaml(file).get(option)
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def take(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """All values of an option that may be given several times, and the other arguments."""
+    values, rest, i = [], [], 0
+    while i < len(argv):
+        if argv[i] == f"--{option}":
+            if i + 1 == len(argv):
+                raise UserError(f"option --{option} needs a value")
+            values.append(argv[i + 1])
+            i += 1
+        elif argv[i].startswith(f"--{option}="):
+            values.append(argv[i].split("=", 1)[1])
+        else:
+            rest.append(argv[i])
+        i += 1
+    return values, rest
 
 
 def to_yaml(config: Any) -> str:
@@ -174,6 +215,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(f"'{a}'" for a in arguments)
     if origin is list:
         return f"a list of {arguments[0].__name__}, like [1,2]"
+    if origin is dict:
+        return "a mapping, like {key: value}"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
 
 
@@ -185,22 +228,6 @@ def _nearest(name: str, options: dict[str, Any]) -> str:
         leaves = difflib.get_close_matches(leaf, [o.rsplit(".", 1)[-1] for o in options], n=1, cutoff=0.6)
         near = [o for o in options if leaves and o.rsplit(".", 1)[-1] == leaves[0]][:1]
     return f"; did you mean '{near[0]}'?" if near else "; see --help for all"
-
-
-def _split_config_files(argv: list[str]) -> tuple[list[str], list[str]]:
-    files, rest, i = [], [], 0
-    while i < len(argv):
-        if argv[i] == "--config":
-            if i + 1 == len(argv):
-                raise UserError("option --config needs a file")
-            files.append(argv[i + 1])
-            i += 1
-        elif argv[i].startswith("--config="):
-            files.append(argv[i].split("=", 1)[1])
-        else:
-            rest.append(argv[i])
-        i += 1
-    return files, rest
 
 
 def _read_yaml(file: str) -> dict:
@@ -241,6 +268,16 @@ def _as_argument(value: Any) -> str:
     if isinstance(value, datetime.date):  # YAML makes one of 2024-01-31, which was meant as text
         return str(value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _with_underscores(argv: list[str], options: dict[str, Any]) -> list[str]:
+    """`--dry-run` is `--dry_run`: both are habits."""
+    written = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        known = name.startswith("--") and name[2:].replace("-", "_") in options
+        written.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if known else argument)
+    return written
 
 
 def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:

@@ -224,6 +224,33 @@ class Config:
 
 
 @dataclass
+class AblateConfig(Config):
+    """Trains every variant of a configuration with several seeds, each in its own folder, and compares them."""
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """options to sweep, all combinations: --grid model.num_points=1,2,4 --grid model.num_heads=4,8, lists in brackets
+    (--grid "model.num_points=[4,4,4],[8,4,2]"); in a file a mapping of option to list"""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """named variants, in a file: {name: {option: value, ...}, ...}; combined with the grid, if there is one"""
+    seeds: int = 1
+    """runs of each variant, with train.seed, train.seed + 1, ..."""
+    output: str = "runs/ablate"
+    """folder of the sweep: table.md, results.csv, plots, and a run's folder for each variant and seed; call again to
+    go on"""
+    jobs: int = 1
+    """runs at once, each with a GPU or a share of the CPU cores"""
+    repeats: int = 10
+    """timed forward passes of each variant for its latency; variants take turns"""
+    dry_run: bool = False
+    """print the plan and end"""
+    eval_only: bool = False
+    """train nothing: evaluate a checkpoint with fewer sampling points (the strongest are kept), decoder layers,
+    proposals, or another image size"""
+    checkpoint: str | None = None
+    """with eval_only: checkpoint, run's folder, or quoted pattern whose several matches count as seeds"""
+
+
+@dataclass
 class EvalConfig:
     """Scores a checkpoint, or saved detections, on the validation images."""
 
@@ -264,6 +291,45 @@ class PredictConfig:
     """shorter side to resize to; null takes the checkpoint's"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+
+
+@dataclass
+class VisualizeConfig:
+    """Draws where a detector looks on pictures, how its boxes are refined, and which pixels matter."""
+
+    checkpoint: str | None = None
+    """checkpoint: ours, the original repository's .pth, or a transformers directory; null takes an untrained model"""
+    input: str | None = None
+    """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
+    weights: Literal["auto", "model", "ema"] = "auto"
+    """of the checkpoint: the moving average if there is one, or one of the two"""
+    output: str = "runs/visualize"
+    """folder for MAP.png, sampling.npz and sampling.json; of several pictures, each has a folder of its own in it"""
+    maps: list[str] = field(default_factory=lambda: ["decoder", "heads", "boxes", "encoder", "locations", "gradient"])
+    """what to draw: sampling points of the queries (decoder), of one by head and level (heads), boxes layer by layer
+    (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
+    field (gradient), and, in hundreds of forward passes, the smallest region that is enough (saliency)"""
+    threshold: float = 0.5
+    """smallest score of a query to be drawn"""
+    top_k: int = 3
+    """most queries to draw, the best ones"""
+    queries: list[int] | None = None
+    """queries to draw instead, from 0"""
+    layers: list[int] | None = None
+    """decoder layers to draw, from 0; null for all"""
+    pixel: list[int] | None = None
+    """x and y in the picture for the encoder's points; null takes the centre of the first query's box"""
+    bound: float = 0.1
+    """of saliency: how far the score, relatively, and the box's IoU may stray"""
+    cells: int = 16
+    """of saliency: cells along the longer side of the picture"""
+    size: int | None = None
+    """shorter side to resize to; null takes the checkpoint's"""
+    num_classes: int = 91
+    """classes C of the heads, where no checkpoint says"""
+    device: str = "auto"
+    """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    model: ModelConfig = field(default_factory=ModelConfig)
 
 
 @dataclass
@@ -324,5 +390,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("model.backbone.frozen_stages",), (0, math.inf)),
     "loss.focal_alpha": (0, 1),
     "train.seed": (0, 2**32 - 1),
+    "bound": (0, 1),
+    "cells": (1, 512),
     "show": (0, math.inf),
+    **dict.fromkeys(("seeds", "jobs"), (1, math.inf)),
 }

@@ -127,7 +127,7 @@ def profile_model(
     parts = {p.name: p for p in parameters_by_part(model)}
     found, bytes_per_pixel = [], 0.0
     if device.type == "cpu":  # where Linux grants what it does not have, and then ends some process for it
-        probe = _Pass(model, PROBE, 1, precision, device)
+        probe = ForwardPass(model, PROBE, 1, precision, device)
         probe()
         rise = measure_peak(probe, device, probe.resident) - nbytes(probe.resident)
         bytes_per_pixel = rise / (PROBE[0] * PROBE[1])
@@ -137,7 +137,7 @@ def profile_model(
         try:
             if device.type == "cpu":
                 require_memory(int(bytes_per_pixel * height * width * batch_size))
-            by_part = _fill(cost, _Pass(model, (height, width), batch_size, precision, device), device, repeats)
+            by_part = _fill(cost, ForwardPass(model, (height, width), batch_size, precision, device), device, repeats)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -164,7 +164,7 @@ def image_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class _Pass:
+class ForwardPass:
     """One forward pass, ready to run; the images are made at once."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int], batch_size: int, precision: str, device: torch.device):
@@ -176,11 +176,12 @@ class _Pass:
         self.resident = [*model.parameters(), *model.buffers(), *self.inputs]
 
     def __call__(self) -> None:
+        """Run it."""
         with torch.inference_mode(), autocast(self.device, self.precision):
             self.model(*self.inputs)
 
 
-def _fill(cost: SizeCost, call: _Pass, device: torch.device, repeats: int) -> dict[str, float]:
+def _fill(cost: SizeCost, call: ForwardPass, device: torch.device, repeats: int) -> dict[str, float]:
     """Every figure of a size; returns the operations by part, of one image."""
     by_part = {name: flops / cost.batch_size for name, flops in count_flops(call.model, call).items()}
     call()

@@ -1,7 +1,7 @@
 """Boxes, names and scores on a picture."""
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -9,7 +9,12 @@ _LEGIBLE = 400  # pixels of the longer side from which names fit beside boxes
 
 
 def draw_detections(
-    picture: Image.Image, boxes, labels, scores=None, names: Mapping[int, str] | None = None
+    picture: Image.Image,
+    boxes,
+    labels,
+    scores=None,
+    names: Mapping[int, str] | None = None,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Image.Image:
     """A copy of a picture with boxes drawn, the best on top; a small one is enlarged, for names to be read.
 
@@ -19,6 +24,7 @@ def draw_detections(
         labels: `[N]`.
         scores: `[N]`, best first; None draws names alone.
         names: of labels; a label without one is shown as a number.
+        colours: RGB of each box; None gives each class its own.
     """
     factor = max(1, round(_LEGIBLE / max(picture.size)))
     picture = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
@@ -29,7 +35,7 @@ def draw_detections(
     order = range(len(labels) - 1, -1, -1)
     for i in order:
         label = int(labels[i])
-        colour = class_colour(label)
+        colour = colours[i] if colours else class_colour(label)
         x0, y0, x1, y1 = (float(v) * factor for v in boxes[i])
         x0, x1 = sorted((min(max(x0, 0), picture.width - 1), min(max(x1, 0), picture.width - 1)))
         y0, y1 = sorted((min(max(y0, 0), picture.height - 1), min(max(y1, 0), picture.height - 1)))

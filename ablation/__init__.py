@@ -1,0 +1,1 @@
+"""Sweeps over configurations: plan, run, compare."""

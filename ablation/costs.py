@@ -1,0 +1,176 @@
+"""What each variant costs: size, operations, latency, memory; and how long it will train."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from models.build import build_criterion, build_model
+from models.detector import DeformableDETR
+from util.config import Config
+from util.engine import autocast
+from util.errors import UserError
+from util.profile import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
+from util.progress import progress
+
+START = 6.0  # seconds in which a process imports torch and reads annotations
+PROBED = 4  # images of the step that is timed for the estimate
+
+
+@dataclass
+class Cost:
+    """Of a variant.
+
+    Attributes:
+        trainable, parameters: how many parameters are trained, and how many there are.
+        flops: operations of a forward pass for one image, a multiply-add counted as two.
+        size: (height, width) in pixels of that image.
+        step: seconds of forward and backward pass for one image in training; None if it was not timed.
+        latency: median seconds of a forward pass for one image; None until measured.
+        peak_bytes: most memory of tensors in it.
+        failure: why there are no figures, or "".
+    """
+
+    trainable: int = 0
+    parameters: int = 0
+    flops: float | None = None
+    size: tuple[int, int] = (0, 0)
+    step: float | None = None
+    latency: float | None = None
+    peak_bytes: int | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What an estimate needs to know of the data.
+
+    Attributes:
+        classes: C.
+        train_images, val_images, train_objects: how many.
+        val_sizes: (height, width) of validation images as they are on the disk, as far as known.
+    """
+
+    classes: int
+    train_images: int
+    val_images: int
+    train_objects: int
+    val_sizes: Sequence[tuple[int, int]]
+
+
+def typical_size(sizes: Sequence[tuple[int, int]], shorter: int, longest: int) -> tuple[int, int]:
+    """(height, width) of the middle one by area, resized as in evaluation.
+
+    Args:
+        sizes: (height, width); none at all counts as 4:3.
+        shorter: the shorter side to resize to.
+        longest: what the longer side may be at most.
+    """
+    height, width = sorted(sizes, key=lambda s: s[0] * s[1])[len(sizes) // 2] if sizes else (3, 4)
+    factor = min(shorter / min(height, width), longest / max(height, width))
+    return max(1, int(height * factor)), max(1, int(width * factor))
+
+
+def count_cost(model: DeformableDETR, size: tuple[int, int], device: torch.device) -> Cost:
+    """Parameters and operations of a model for one image of `size` (height, width) in pixels."""
+    call = ForwardPass(model.to(device).eval(), size, 1, "fp32", device)
+    return Cost(
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=sum(count_flops(model, call).values()),
+        size=size,
+    )
+
+
+def untrained_cost(config: Config, data: DataSize, device: torch.device, timed: bool) -> Cost:
+    """The cost of what a configuration builds; what makes it impossible is its `failure`.
+
+    Args:
+        config: of a run.
+        data: for the classes and the image size.
+        device: where.
+        timed: also time a training step, which for a large model on a CPU takes most of a minute.
+    """
+    size = typical_size(data.val_sizes, config.data.eval_size, config.data.max_size)
+    try:
+        model = build_model(config.model, data.classes, config.loss.auxiliary, "none")
+        cost = count_cost(model, size, device)
+        cost.step = _step_seconds(config, model, data, device) if timed else None
+    except UserError as error:
+        return Cost(failure=str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return Cost(failure="out of memory")
+    return cost
+
+
+def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device: torch.device) -> float:
+    """Of an image in a small batch of noise: a rough figure, for a plan."""
+    batch = min(PROBED, config.train.batch_size, config.train.max_images_per_device or PROBED)
+    sides = sorted(config.data.train_sizes)
+    height, width = typical_size(data.val_sizes, sides[len(sides) // 2], config.data.max_size)
+    objects = max(1, round(data.train_objects / max(1, data.train_images)))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, height, width, generator=generator).to(device)
+    padding_mask = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
+    targets = [_Objects(objects, data.classes, generator, device) for _ in range(batch)]
+    criterion = build_criterion(config.loss)
+    model.train()
+
+    def step() -> None:
+        with autocast(device, "fp32" if config.train.precision == "fp64" else config.train.precision):
+            predictions = model(images, padding_mask)
+        sum(criterion(predictions, targets, batch * objects).values()).backward()
+
+    step()
+    return min(seconds(step, device) for _ in range(4)) / batch  # what else the machine does only adds
+
+
+class _Objects:
+    """Random boxes `[T, 4]` (cxcywh) and labels `[T]` of an image."""
+
+    def __init__(self, count: int, classes: int, generator: torch.Generator, device: torch.device):
+        self.boxes: Tensor = (0.2 + 0.3 * torch.rand(count, 4, generator=generator)).to(device)
+        self.labels: Tensor = torch.randint(classes, (count,), generator=generator).to(device)
+
+
+def estimate(config: Config, cost: Cost, data: DataSize) -> float | None:
+    """Seconds that a run will take when it has the machine to itself; None if nothing was timed."""
+    if cost.step is None:
+        return None
+    cfg = config.train
+    batch = min(cfg.batch_size, data.train_images)
+    images = cfg.epochs * (data.train_images // batch) * batch
+    evaluations = -(-cfg.epochs // cfg.eval_every)
+    # A forward pass is about a third of forward and backward.
+    return START + cost.step * (images + evaluations * data.val_images / 3)
+
+
+def measure_side_by_side(
+    models: Mapping[str, DeformableDETR], costs: Mapping[str, Cost], device: torch.device, repeats: int
+) -> None:
+    """Latency and peak memory of a forward pass of one image, into `costs`; variants take turns, in random order.
+
+    Args:
+        models: to measure, by variant.
+        costs: of the same; read for the image size, and filled.
+        device: where.
+        repeats: timed passes of each.
+    """
+    calls: dict[str, ForwardPass] = {}
+    for name, model in models.items():
+        calls[name] = call = ForwardPass(model.to(device).eval(), costs[name].size, 1, "fp32", device)
+        call()
+        costs[name].peak_bytes = measure_peak(call, device, call.resident)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    for _ in progress(range(repeats), "latency"):
+        shuffle(order)
+        for name in order:
+            times[name].append(seconds(calls[name], device))
+    for name, found in times.items():
+        costs[name].latency = median(found)

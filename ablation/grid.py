@@ -1,0 +1,158 @@
+"""From swept options to variants, and from variants and seeds to cells."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from util import cli
+from util.config import Config
+from util.errors import UserError
+
+LONGEST_NAME = 120  # characters of a folder's name; file systems end at 255 bytes
+# What the sweep itself decides, and what would change where a run writes.
+TAKEN = {
+    "train.output": "each run gets a folder of its own",
+    "train.resume": "unfinished runs are resumed anyway",
+    "train.seed": "give --seeds",
+    "train.fast_dev_run": "its runs have no score",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        name: tells it from the others; also the name of its folder.
+        values: what it changes, by dotted option name.
+    """
+
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a variant with a seed.
+
+    Attributes:
+        variant: what it changes.
+        seed: of the run.
+        config: the whole configuration.
+    """
+
+    variant: Variant
+    seed: int
+    config: Config
+
+    @property
+    def name(self) -> str:
+        """Variant and seed, as a path below the sweep's folder."""
+        return f"{self.variant.name}/seed{self.seed}"
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`key=value,value,...` of the command line to values by key; lists stand in brackets.
+
+    Raises:
+        UserError: no such form, a key twice, or no value.
+    """
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        if not (equals and key and values):
+            raise UserError(f"--grid is '{text}'; write an option and its values, like model.num_points=1,2,4")
+        if key in grid:
+            raise UserError(f"--grid names {key} twice; list all its values in one")
+        try:
+            grid[key] = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise UserError(
+                f"--grid {key}: '{values}' is no list of values; write {key}=1,2 or {key}=[4,2],[1,1]"
+            ) from None
+    return grid
+
+
+def variants_of(grid: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[str, Any]]) -> list[Variant]:
+    """Every combination of the grid's values, with each of the named variants if there are any.
+
+    Args:
+        grid: values by dotted option.
+        named: changed options by name.
+
+    Raises:
+        UserError: no values, values twice, or two that would share a folder.
+    """
+    for key, values in grid.items():
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise UserError(f"grid: {key} has no list of values, but {values!r}; write {key}: [1, 2, 4]")
+        if any(a == b and type(a) is type(b) for a, b in itertools.combinations(values, 2)):
+            raise UserError(f"grid: {key} lists a value twice: {list(values)}")
+    for name, changes in named.items():
+        if not isinstance(changes, Mapping):
+            raise UserError(f"variants: '{name}' must map options to values, like {{model.num_points: 1}}")
+        both = set(changes) & set(grid)
+        if both:
+            raise UserError(f"{sorted(both)[0]} is in the grid and in the variant '{name}'; leave one of them out")
+    for key in [*grid, *(key for changes in named.values() for key in changes)]:
+        if key in TAKEN:
+            raise UserError(f"{key} cannot be swept: {TAKEN[key]}")
+    leaves = short_names(list(grid))
+    variants = []
+    for name, changes in (named or {"": {}}).items():
+        for values in itertools.product(*grid.values()):
+            swept = dict(zip(grid, values))
+            parts = [_safe(str(name))] if name else []
+            parts += [f"{leaves[key]}={_safe(_text(value))}" for key, value in swept.items()]
+            variants.append(Variant(_shortened(",".join(parts) or "base"), {**changes, **swept}))
+    names = [v.name.casefold() for v in variants]  # some file systems do not tell A from a
+    doubled = next((v.name for v in variants if names.count(v.name.casefold()) > 1), None)
+    if doubled:
+        raise UserError(f"two variants would both be named '{doubled}'; give them names that differ in more than signs")
+    return variants
+
+
+def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell]:
+    """All runs: every variant with the first seed, then with the next, so that a whole table is there early.
+
+    Raises:
+        UserError: a variant changes an unknown option, or gives a value of another type.
+    """
+    configs = []
+    for variant in variants:
+        try:
+            configs.append(cli.override(base, dict(variant.values)))
+        except UserError as error:
+            raise UserError(f"variant '{variant.name}': {error}") from None
+    cells = []
+    for seed in range(base.train.seed, base.train.seed + seeds):
+        cells += [Cell(v, seed, cli.override(c, {"train.seed": seed})) for v, c in zip(variants, configs)]
+    return cells
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last word of each dotted option, where that tells it from the others; else all of it."""
+    leaves = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "-".join(map(_text, value))
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _safe(text: str) -> str:
+    """Letters, digits and a few signs that file systems and shells take as they are."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._") or "_"
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

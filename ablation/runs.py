@@ -1,0 +1,299 @@
+"""Runs of a sweep as processes: some at a time, each in its folder, and what became of them."""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablation.grid import Cell
+from util import cli
+from util.checkpoint import kept_checkpoints
+from util.config import Config
+from util.errors import UserError
+from util.runlog import make_folder
+from util.signals import STOPPED, StopRequest
+
+MAIN = Path(__file__).resolve().parents[1] / "main.py"
+POLL = 0.2  # seconds between looks at the running processes
+# Options that change where or how a run is computed, but not what comes out.
+IMMATERIAL = {
+    "data": ("workers",),
+    "train": (
+        *("output", "resume", "device", "log_every", "save_every", "keep_checkpoints", "eval_batch_size"),
+        *("max_images_per_device", "checkpoint_activations", "compile"),
+    ),
+}
+
+
+@dataclass
+class Record:
+    """What is known of a run, kept in `cell.json` in its folder.
+
+    Attributes:
+        status: `done`, `failed`, or `unfinished` (running, stopped or killed: can go on).
+        config: what it was run with.
+        figures: of its last evaluation, by name.
+        error: why it failed, or "".
+        attempts: begin (seconds since the epoch) and duration in seconds of each time it ran; the duration of one
+            that was killed is unknown at first (None).
+    """
+
+    status: str
+    config: dict[str, Any]
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    attempts: list[tuple[float, float | None]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts."""
+        return sum(duration or 0.0 for _, duration in self.attempts)
+
+    @staticmethod
+    def read(folder: Path) -> "Record | None":
+        """The record of a folder; None if there is none."""
+        file = folder / "cell.json"
+        if not file.is_file():
+            return None
+        try:
+            record = Record(**json.loads(file.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise UserError(f"'{file}' is damaged ({error}); delete it, and the run will be looked at anew") from None
+        if record.attempts and record.attempts[-1][1] is None:  # killed: it lived at least as long as it wrote
+            begun = record.attempts[-1][0]
+            wrote = max((p.stat().st_mtime for p in folder.iterdir()), default=begun)
+            record.attempts[-1] = (begun, max(0.0, wrote - begun))
+        return record
+
+    def write(self, folder: Path) -> None:
+        """Keep it, whole or not at all."""
+        temporary = folder / "cell.json.tmp"
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        temporary.replace(folder / "cell.json")
+
+
+def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
+    """The first option in which two configurations differ materially; None if in none."""
+    for section in ("model", "loss", "data", "train"):
+        for key, value in _leaves(a.get(section, {})).items():
+            if key not in IMMATERIAL.get(section, ()) and value != _leaves(b.get(section, {})).get(key, value):
+                return f"{section}.{key}"
+    return None
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def read_records(cells: Sequence[Cell], folder: Path) -> dict[str, Record]:
+    """Records of the cells that were begun, by name.
+
+    Raises:
+        UserError: one was run with another configuration, so that it cannot stand in the same table.
+    """
+    records = {}
+    for cell in cells:
+        record = Record.read(folder / cell.name)
+        if record is None:
+            continue
+        option = same_run(record.config, asdict(cell.config))
+        if option and (record.status != "failed" or kept_checkpoints(folder / cell.name)):
+            raise UserError(
+                f"'{folder / cell.name}' was run with another {option}; choose another --output, or delete that folder"
+            )
+        if not option:
+            records[cell.name] = record
+    return records
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Keep other sweeps out of a folder, also while runs of a killed one are still saving.
+
+    Yields:
+        A file descriptor; whoever inherits it holds the lock, too.
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another sweep works in '{folder}', or its runs are still stopping; wait for them"
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def shares(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """Environment of each of the runs that go on at once: a GPU in turn, if there are any, and a share of the cores.
+
+    Args:
+        jobs: runs at once.
+        gpus: as CUDA_VISIBLE_DEVICES names them; none on a machine without, or if the CPU is to be used.
+    """
+    found = []
+    for i in range(jobs):
+        share = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // jobs))}
+        if gpus:
+            share["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+        found.append(share)
+    return found
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Job:
+    """A run that is going on: its record, process, environment, and where its log began."""
+
+    cell: Cell
+    record: Record
+    process: subprocess.Popen
+    share: dict[str, str]
+    folder: Path
+    log_from: int
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    records: dict[str, Record],
+    folder: Path,
+    environments: Sequence[dict[str, str]],
+    lock: int,
+    stop: StopRequest,
+    ended: Callable[[Cell, Record], None],
+) -> None:
+    """Train cells, as many at once as there are environments; what fails does not stop the others.
+
+    When a stop is requested, runs are asked to save and end, and none is started any more.
+
+    Args:
+        cells: those to run, in order.
+        records: of cells that were begun, by name; updated.
+        folder: of the sweep.
+        environments: of each place at which a run can go on.
+        lock: descriptor that runs inherit.
+        stop: looked at all the time.
+        ended: called when a run has ended, also unfinished.
+    """
+    waiting, running, free = deque(cells), [], list(environments)
+    asked = False
+    try:
+        while running or (waiting and not stop.requested):
+            while waiting and free and not stop.requested:
+                cell = waiting.popleft()
+                running.append(_start(cell, records.get(cell.name), folder / cell.name, free.pop(0), lock))
+                records[cell.name] = running[-1].record
+            if stop.requested and not asked:
+                asked = True
+                for job in running:
+                    job.process.terminate()
+            time.sleep(POLL)
+            for job in [j for j in running if j.process.poll() is not None]:
+                running.remove(job)
+                free.append(job.share)
+                _conclude(job)
+                ended(job.cell, job.record)
+    except BaseException:  # a second Ctrl-C, or a mistake of ours: nothing may be left running
+        for job in running:
+            job.process.kill()
+            job.process.wait()
+        raise
+
+
+def _start(cell: Cell, record: Record | None, folder: Path, share: dict[str, str], lock: int) -> _Job:
+    make_folder(folder, "output")
+    record = record or Record("unfinished", {})
+    record.status, record.error, record.config = "unfinished", "", asdict(cell.config)
+    record.attempts = [*record.attempts, (time.time(), None)]
+    record.write(folder)
+    (folder / "cell.yaml").write_text(cli.to_yaml(_placed(cell.config, folder)), encoding="utf-8")
+    command = [sys.executable, str(MAIN), "train", "--config", str(folder / "cell.yaml"), "--train.resume", "auto"]
+    with (folder / "train.log").open("ab") as log:
+        log_from = log.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **share},
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C is ours to pass on, once
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+    return _Job(cell, record, process, share, folder, log_from)
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    placed = cli.override(config, {"train.output": str(folder)})
+    placed.train.resume = None
+    return placed
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec: should the sweep be killed, its runs get SIGTERM, on which they save and end."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _conclude(job: _Job) -> None:
+    record, code = job.record, job.process.returncode
+    begun = record.attempts[-1][0]
+    record.attempts[-1] = (begun, time.time() - begun)
+    record.status = {0: "done", STOPPED: "unfinished"}.get(code, "failed")
+    if code == 0:
+        record.figures = last_figures(job.folder / "metrics.jsonl")
+    elif record.status == "failed":
+        record.error = _reason(job.folder / "train.log", job.log_from, code)
+    record.write(job.folder)
+
+
+def last_figures(file: Path) -> dict[str, float]:
+    """The figures of a run's last evaluation; of the weights' average, if that is evaluated."""
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if line["kind"] in ("eval", "eval_ema")][-1]
+    return {k: v for k, v in last.items() if k not in ("kind", "step", "epoch") and isinstance(v, int | float)}
+
+
+def _reason(log: Path, begin: int, code: int) -> str:
+    """The message with which a run failed: its own sentence, else the end of its traceback."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    sentences = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
+    said = sentences[-1] if sentences else (lines[-1] if lines else "it printed nothing")
+    if code < 0:
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        return f"ended by {name}{' (memory?)' if code == -signal.SIGKILL else ''}"
+    return f"{said}" if sentences else f"exit code {code}: {said}"

@@ -1,0 +1,122 @@
+"""A sweep's folder: the plan that is printed, progress, and the table and plots that are kept up to date."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ablation.costs import Cost, DataSize, estimate
+from ablation.grid import Cell
+from ablation.plots import plot_curves, plot_scores
+from ablation.results import markdown, results_csv, rows_of
+from ablation.runs import Record
+from util.runlog import table
+
+
+class Sweep:
+    """What is known of all runs, and the files that show it.
+
+    Args:
+        folder: of the sweep.
+        cells: all runs.
+        grid: options that were swept.
+        records: of runs that were begun, by name.
+        costs: of variants, by name.
+        trained: whether runs are trained, or only evaluated.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        cells: Sequence[Cell],
+        grid: Sequence[str],
+        records: dict[str, Record],
+        costs: Mapping[str, Cost],
+        trained: bool = True,
+    ):
+        self.folder, self.cells, self.grid = folder, list(cells), list(grid)
+        self.records, self.costs, self.trained = records, costs, trained
+        self.estimates: dict[str, float] = {}
+
+    @property
+    def left(self) -> list[Cell]:
+        """Cells to run: neither finished nor impossible. Those that failed are tried again."""
+        return [c for c in self.cells if not self._is_done(c) and not self.costs[c.variant.name].failure]
+
+    def _is_done(self, cell: Cell) -> bool:
+        return cell.name in self.records and self.records[cell.name].status == "done"
+
+    def plan(self, data: DataSize, jobs: int, where: str) -> str:
+        """What will run, what each variant costs, and about how long it all takes."""
+        self.estimates = {c.name: s for c in self.cells if (s := estimate(c.config, self.costs[c.variant.name], data))}
+        rows = []
+        for name in dict.fromkeys(c.variant.name for c in self.cells):
+            cells, cost = [c for c in self.cells if c.variant.name == name], self.costs[name]
+            done = sum(map(self._is_done, cells))
+            cells_text = f"{len(cells)}" + (f", {done} done" if done else "")
+            if cost.failure:
+                rows.append([name, cells_text, "-", "-", "impossible"])
+                continue
+            minutes = self.estimates.get(cells[0].name)
+            minutes_text = f"{minutes / 60:.1f}" if minutes else "-"
+            rows.append([name, cells_text, f"{cost.trainable:,}", f"{cost.flops / 1e9:.2f}", minutes_text])
+        reasons = [f"{n} cannot be built: {c.failure}" for n, c in self.costs.items() if c.failure]
+        begun = [c for c in self.left if c.name in self.records]
+        left = f"{len(self.left)} of {len(self.cells)} runs to do" + (f" ({len(begun)} begun before)" if begun else "")
+        seconds = sum(self.estimates.get(c.name, 0.0) for c in self.left)
+        length = f"about {duration(seconds)}, by a few timed steps" if seconds else "no estimate"
+        several = f", {jobs} at once" if jobs > 1 else ""
+        lines = [table(["variant", "runs", "parameters", "GFLOPs", "min each"], rows), *reasons]
+        lines += [f"{left}{several}, on {where}: {length}; in {self.folder}", ""]
+        return "\n".join(["", *lines])
+
+    def refuse_impossible(self) -> None:
+        """Put down the runs that cannot be built, with the reason."""
+        for cell in self.cells:
+            if reason := self.costs[cell.variant.name].failure:
+                self.records[cell.name] = Record("failed", {}, error=reason)
+
+    def line(self, cell: Cell, record: Record, elapsed: float, first: set[str]) -> str:
+        """What became of a run, and about how long the rest takes, judged by those that have ended.
+
+        Args:
+            cell, record: of the run.
+            elapsed: seconds since the first of this call was started.
+            first: names of the runs that were left then.
+        """
+        ended = [n for n in first if n in self.records and self.records[n].status != "unfinished"]
+        left = [n for n in first if n not in ended]
+        number = f"[{len(ended):>{len(str(len(first)))}}/{len(first)}] {cell.name}  "
+        if record.status == "done":
+            ap = "  ".join(f"{n} {record.figures[n]:.3f}" for n in ("AP", "AP50") if n in record.figures)
+            text = f"{ap}  {duration(record.seconds)}"
+        else:
+            text = f"FAILED: {record.error}" if record.status == "failed" else "stopped; can go on"
+        past, future = (sum(self.estimates.get(n, 0.0) for n in names) for names in (ended, left))
+        rest = f"; about {duration(elapsed * future / past)} to go" if past and future else ""
+        return number + text + rest
+
+    def write(self) -> list[Path]:
+        """Table, CSV and plots of what there is by now; gives the files."""
+        rows = rows_of(self.cells, self.records, self.costs)
+        (self.folder / "table.md").write_text(markdown(rows, self.trained), encoding="utf-8")
+        (self.folder / "results.csv").write_text(results_csv(self.cells, self.records, self.costs), encoding="utf-8")
+        written = [self.folder / "table.md", self.folder / "results.csv"]
+        written.append(plot_scores(rows, self.grid, self.folder / "scores.png"))
+        if self.trained:
+            written.append(plot_curves(self.cells, self.folder, self.folder / "curves.png"))
+        return [path for path in written if path is not None]
+
+    def summary(self) -> str:
+        """The last words: the table, what failed, where the files are."""
+        files = ", ".join(path.name for path in self.write())
+        failed = sum(r.status == "failed" for r in self.records.values())
+        warning = f"{failed} of {len(self.cells)} runs failed\n" if failed else ""
+        return f"\n{(self.folder / 'table.md').read_text(encoding='utf-8')}\n{warning}{files} are in {self.folder}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            value = seconds / unit
+            return f"{value:.0f} {name}" if unit == 1 or value >= 10 else f"{value:.1f} {name}"
+    return f"{seconds / 86400:.1f} days"
