@@ -28,12 +28,20 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        name: tells it from the others; also the name of its folder.
+        name: tells it from the others.
         values: what it changes, by dotted option name.
     """
 
     name: str
     values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name, in characters that file systems and shells take as they are."""
+        safe = re.sub(r"[^A-Za-z0-9._+=,-]+", "_", self.name).strip("._,") or "_"
+        if len(safe) <= LONGEST_NAME:
+            return safe
+        return f"{safe[: LONGEST_NAME - 9]}-{hashlib.sha256(safe.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Variant and seed, as a path below the sweep's folder."""
-        return f"{self.variant.name}/seed{self.seed}"
+        return f"{self.variant.folder}/seed{self.seed}"
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -107,13 +115,13 @@ def variants_of(grid: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[s
     for name, changes in (named or {"": {}}).items():
         for values in itertools.product(*grid.values()):
             swept = dict(zip(grid, values))
-            parts = [_safe(str(name))] if name else []
-            parts += [f"{leaves[key]}={_safe(_text(value))}" for key, value in swept.items()]
-            variants.append(Variant(_shortened(",".join(parts) or "base"), {**changes, **swept}))
-    names = [v.name.casefold() for v in variants]  # some file systems do not tell A from a
-    doubled = next((v.name for v in variants if names.count(v.name.casefold()) > 1), None)
-    if doubled:
-        raise UserError(f"two variants would both be named '{doubled}'; give them names that differ in more than signs")
+            parts = [str(name)] if name else []
+            parts += [f"{leaves[key]}={_text(value)}" for key, value in swept.items()]
+            variants.append(Variant(",".join(parts) or "base", {**changes, **swept}))
+    for first, second in itertools.combinations(variants, 2):
+        # Some file systems do not tell A from a.
+        if first.folder.casefold() == second.folder.casefold():
+            raise UserError(f"'{first.name}' and '{second.name}' would share the folder {first.folder}; name them anew")
     return variants
 
 
@@ -145,14 +153,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "-".join(map(_text, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _safe(text: str) -> str:
-    """Letters, digits and a few signs that file systems and shells take as they are."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._") or "_"
-
-
-def _shortened(name: str) -> str:
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

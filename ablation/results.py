@@ -159,7 +159,8 @@ def _settings(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     names = short_names(everywhere)
     columns = (["variant"] if named else []) + [names[key] for key in everywhere if not named]
     values = [
-        [f"`{row.variant.name}`"] if named else [show(row.variant.values[key]) for key in everywhere] for row in rows
+        [row.variant.name.replace("|", "\\|")] if named else [show(row.variant.values[key]) for key in everywhere]
+        for row in rows
     ]
     return columns, values
 

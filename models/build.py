@@ -54,6 +54,7 @@ def build_model(
         self_attention_heads=config.self_attention_heads or config.num_heads,
         ffn_dim=config.ffn_dim,
         dropout=config.dropout,
+        cross_level=config.cross_level,
     )
     if config.two_stage:
         queries = ProposalGenerator(config.num_queries, config.d_model, num_classes)
@@ -85,6 +86,12 @@ def check_model(config: ModelConfig) -> None:
             )
     if config.d_model % 4:
         raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
+    in_encoder = config.encoder_points or config.num_points
+    if not config.cross_level and isinstance(in_encoder, list):
+        raise UserError(
+            f"model.cross_level is false, so levels share the encoder's weights, and K must be one number, not "
+            f"{in_encoder}; give model.encoder_points"
+        )
     for option in ("num_points", "encoder_points", "decoder_points"):
         points = getattr(config, option)
         if isinstance(points, list) and len(points) != config.num_levels:

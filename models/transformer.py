@@ -29,7 +29,18 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+    """Deformable self-attention and feed-forward, each followed by dropout, residual and LayerNorm.
+
+    Args:
+        d_model: embedding width E.
+        num_levels: feature levels L.
+        num_heads: heads M.
+        num_points: sampling points K, one number or one for each level.
+        ffn_dim: width of the feed-forward layers.
+        dropout: probability.
+        cross_level: whether a token samples all levels, or only its own, by the same weights on each (the paper's
+            ablation without multi-scale attention, table 2).
+    """
 
     def __init__(
         self,
@@ -39,9 +50,11 @@ class EncoderLayer(nn.Module):
         num_points: int | Sequence[int],
         ffn_dim: int,
         dropout: float,
+        cross_level: bool = True,
     ):
         super().__init__()
-        self.self_attn = MSDeformAttn(d_model, num_levels, num_heads, num_points)
+        self.cross_level = cross_level
+        self.self_attn = MSDeformAttn(d_model, num_levels if cross_level else 1, num_heads, num_points)
         self.norm1 = nn.LayerNorm(d_model)
         self.ffn = FeedForward(d_model, ffn_dim, dropout)
         self.norm2 = nn.LayerNorm(d_model)
@@ -49,9 +62,23 @@ class EncoderLayer(nn.Module):
 
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, spatial_shapes, padding_mask) -> Tensor:
         """Tokens `[B, S, E]`, position `[B, S, E]`, reference `[B, S, L, 2]` -> tokens `[B, S, E]`."""
-        attended = self.self_attn(tokens + position, reference, tokens, spatial_shapes, padding_mask)
+        if self.cross_level:
+            attended = self.self_attn(tokens + position, reference, tokens, spatial_shapes, padding_mask)
+        else:
+            attended = self._attend_within_levels(tokens + position, reference, tokens, spatial_shapes, padding_mask)
         tokens = self.norm1(tokens + self.dropout(attended))
         return self.norm2(tokens + self.dropout(self.ffn(tokens)))
+
+    def _attend_within_levels(self, query, reference, tokens, spatial_shapes, padding_mask) -> Tensor:
+        lengths = [height * width for height, width in spatial_shapes]
+        parts = zip(*(t.split(lengths, 1) for t in (query, reference, tokens, padding_mask)))
+        return torch.cat(
+            [
+                self.self_attn(q, r[:, :, i : i + 1], t, [spatial_shapes[i]], mask)
+                for i, (q, r, t, mask) in enumerate(parts)
+            ],
+            1,
+        )
 
 
 class DecoderLayer(nn.Module):
@@ -100,6 +127,7 @@ class DeformableTransformer(nn.Module):
         self_attention_heads: heads of the decoder's self-attention.
         ffn_dim: width of the feed-forward layers.
         dropout: probability.
+        cross_level: see `EncoderLayer`.
 
     Attributes:
         checkpointing: in training, keep only each layer's input and compute its inside again in the backward pass.
@@ -118,11 +146,12 @@ class DeformableTransformer(nn.Module):
         self_attention_heads: int = 8,
         ffn_dim: int = 1024,
         dropout: float = 0.1,
+        cross_level: bool = True,
     ):
         super().__init__()
         self.checkpointing = False
         self.encoder = nn.ModuleList(
-            EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout)
+            EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level)
             for _ in range(encoder_layers)
         )
         self.decoder = nn.ModuleList(

@@ -57,6 +57,8 @@ class ModelConfig:
     """K in the encoder; null follows num_points"""
     decoder_points: int | list[int] | None = None
     """K in the decoder; null follows num_points"""
+    cross_level: bool = True
+    """encoder tokens sample all levels; false: only their own (the paper's ablation without multi-scale attention)"""
     ffn_dim: int = 1024
     """width of the feed-forward layers"""
     dropout: float = 0.1
@@ -261,11 +263,17 @@ class EvalConfig:
     weights: Literal["auto", "model", "ema"] = "auto"
     """of the checkpoint: the moving average if there is one, or one of the two"""
     output: str = "runs/eval"
-    """folder for results.json and detections.json"""
+    """folder for results.json, detections.json and the analysis"""
     batch_size: int = 4
     """images at once"""
     top_k: int = 100
     """detections kept for each image; 300 is the other common choice"""
+    analyse: bool = False
+    """also find out where it errs: report.html, analysis.json and worst/ in the output folder"""
+    threshold: float = 0.5
+    """of the analysis: smallest score in the confusion matrix and of a confident mistake"""
+    worst: int = 8
+    """of the analysis: images to draw, the worst first"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
@@ -392,6 +400,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.seed": (0, 2**32 - 1),
     "bound": (0, 1),
     "cells": (1, 512),
-    "show": (0, math.inf),
+    **dict.fromkeys(("show", "worst"), (0, math.inf)),
     **dict.fromkeys(("seeds", "jobs"), (1, math.inf)),
 }
