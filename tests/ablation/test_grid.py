@@ -96,5 +96,5 @@ def test_sweeps_that_mean_nothing(grid, named, said):
 def test_a_misspelt_option_names_the_nearest_and_the_variant():
     with pytest.raises(UserError, match=r"variant 'num_point=1': unknown option '--model.num_point'.*model.num_points"):
         cells_of(Config(), variants_of({"model.num_point": [1]}, {}), 1)
-    with pytest.raises(UserError, match="model.num_heads is 'many', but must be a whole number"):
+    with pytest.raises(UserError, match=r"model\.num_heads is 'many', but must be a whole number"):
         cells_of(Config(), variants_of({"model.num_heads": ["many"]}, {}), 1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def sweep(folder, rates, jobs=1, stop=None, seeds=1, ended=None):
     return cells, records
 
 
-def starts(folder) -> dict[str, int]:
-    return {p.parents[1].name: len(p.read_text().splitlines()) for p in folder.glob("*/*/starts")}
+def starts(folder) -> Counter[str]:
+    """How often runs of each variant were started."""
+    return Counter(p.parents[1].name for p in folder.glob("*/*/starts") for _ in p.read_text().splitlines())
 
 
 def test_failures_are_recorded_with_their_reason_and_the_rest_go_on(stand_in):

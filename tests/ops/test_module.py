@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ops import MSDeformAttn
+from ops import MSDeformAttn, ms_deform_attn
 
 SHAPES = [(4, 6), (2, 3)]
 
@@ -81,3 +81,41 @@ def test_wrong_reference_is_refused():
     layer, query, memory = layer_and_input()
     with pytest.raises(ValueError, match="reference_points"):
         layer(query, torch.rand(2, 5, 2, 3), memory, SHAPES)
+
+
+def test_kept_points_are_the_strongest_and_sum_to_one():
+    """Against a loop over queries, heads and levels."""
+    layer, query, memory = layer_and_input(num_points=[3, 2])
+    torch.nn.init.normal_(layer.attention_weights.weight)
+    torch.nn.init.normal_(layer.sampling_offsets.weight, std=0.1)
+    reference = torch.rand(2, 5, 2, 2)
+    _, locations, weights = layer(query, reference, memory, SHAPES, return_sampling=True)
+    layer.kept_points = [2, 1]
+    out, kept_locations, kept_weights = layer(query, reference, memory, SHAPES, return_sampling=True)
+    assert kept_locations.shape == (2, 5, 4, 3, 2) and kept_weights.shape == (2, 5, 4, 3)
+    masked = torch.zeros_like(weights)
+    for b in range(2):
+        for q in range(5):
+            for m in range(4):
+                one = sorted(range(0, 3), key=lambda p: -weights[b, q, m, p])[:2]
+                one += sorted(range(3, 5), key=lambda p: -weights[b, q, m, p])[:1]
+                total = sum(weights[b, q, m, p] for p in one)
+                for i, p in enumerate(one):
+                    masked[b, q, m, p] = weights[b, q, m, p] / total
+                    assert torch.equal(kept_locations[b, q, m, i], locations[b, q, m, p])
+                    assert kept_weights[b, q, m, i].item() == pytest.approx(masked[b, q, m, p].item(), abs=1e-6)
+    value = layer.value_proj(memory).unflatten(-1, (4, -1))
+    expected = layer.output_proj(ms_deform_attn(value, SHAPES, locations, masked, [3, 2], backend="reference"))
+    assert torch.allclose(out, expected, atol=1e-6)
+
+
+def test_keeping_all_points_changes_nothing():
+    layer, query, memory = layer_and_input(num_points=3)
+    torch.nn.init.normal_(layer.attention_weights.weight)
+    reference = torch.rand(2, 5, 2, 4)
+    whole = layer(query, reference, memory, SHAPES)
+    layer.kept_points = [3, 3]
+    assert torch.allclose(layer(query, reference, memory, SHAPES), whole, atol=1e-6)
+    layer.kept_points = [0, 1]  # nothing of a level at all
+    _, locations, weights = layer(query, reference, memory, SHAPES, return_sampling=True)
+    assert locations.shape[3] == 1 and torch.allclose(weights, torch.ones_like(weights))
