@@ -35,6 +35,7 @@ from ablation.grid import Cell, cells_of, parse_grid, variants_of
 from ablation.reduced import check_reducible, checkpoints_of, identity, reduced
 from ablation.runs import Record, locked, read_records, run_cells, shares, visible_gpus
 from ablation.sweep import Sweep
+from analysis.analyse import analyse
 from analysis.look import Look, check_maps
 from datasets.build import build_dataset, dataset_paths
 from datasets.check import check_dataset
@@ -68,6 +69,7 @@ from util.config import (
     EvalDataConfig,
     PredictConfig,
     ProfileConfig,
+    ValPaths,
     VisualizeConfig,
     from_dict,
 )
@@ -239,7 +241,7 @@ def prepare_model(config: Config, model: DeformableDETR, device: torch.device, w
 
 
 def evaluate(config: EvalConfig, world: World) -> int:
-    """Score a checkpoint, or saved detections; prints and saves the 12 COCO figures and AP by class."""
+    """Score a checkpoint, or saved detections: the 12 COCO figures, AP by class and, if asked, where it errs."""
     if config.detections:
         if world.size > 1:
             raise UserError("saved detections are scored by one process; start it without torchrun")
@@ -248,9 +250,9 @@ def evaluate(config: EvalConfig, world: World) -> int:
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
         if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-        scores = evaluate_detections(
-            load_annotations(truth), read_json(config.detections, "file of detections"), config.top_k
-        )
+        annotations, results = load_annotations(truth), read_json(config.detections, "file of detections")
+        scores = evaluate_detections(annotations, results, config.top_k)
+        folder = config.data.val_images or (config.data.root and dataset_paths(ValPaths(config.data.root), "val")[0])
         output = make_folder(config.output, "output")
     else:
         check_gpus(world, config.device)
@@ -259,6 +261,7 @@ def evaluate(config: EvalConfig, world: World) -> int:
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"), config.weights)
         with world.one_a_machine_first():
             dataset = build_dataset(config.data, "val")
+        annotations, truth, folder = dataset.annotations, dataset.annotation_file, dataset.image_folder
         category_of = match_categories(categories, dataset.categories, "checkpoint")
         share = (world.rank, world.size)
         loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda", share)
@@ -274,6 +277,10 @@ def evaluate(config: EvalConfig, world: World) -> int:
         (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
     print(score_tables(scores.figures, scores.per_class))
     print(f"\nfigures are in {output / 'results.json'}")
+    if config.analyse and world.is_main:
+        kind, of = ("saved detections", config.detections) if config.detections else ("checkpoint", config.checkpoint)
+        subject, options = {kind: of, "data": str(truth)}, (config.top_k, config.threshold, config.worst)
+        print("\n" + analyse(annotations, results, output, folder, subject, *options))
     return 0
 
 
@@ -338,7 +345,7 @@ def visualize(config: VisualizeConfig, world: World) -> int:
     else:
         torch.manual_seed(0)  # the same untrained model every time
         model = build_model(config.model, config.num_classes, backbone_weights="none")
-        names = [Category(i, i, str(i)) for i in range(config.num_classes)]
+        names = [Category(i, i, f"class {i}") for i in range(config.num_classes)]
         predictor = make_predictor(model, names, EvalDataConfig(), config.device, config.size)
     output, used = make_folder(config.output, "output"), set()
     for path in progress(pictures, "visualize"):

@@ -31,9 +31,11 @@ def boxes_picture(
         names: of classes.
     """
     columns = min(_COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure, axes = panels(picture, rows, columns, "boxes of the decoder, layer by layer")
-    size, count = picture.size, len(record.decoder)
+    rows, count = -(-len(chosen) // columns), len(record.decoder)
+    figure, axes = panels(
+        picture, rows, columns, "boxes of the decoder, layer by layer (IoU with the last)", below=count + 1
+    )
+    size = picture.size
     shades = matplotlib.colormaps["viridis"].resampled(count + 1)
     colours = [to_hex(shades(i + 1)) for i in range(count)]
     for panel in axes.flat[len(chosen) :]:
@@ -45,7 +47,7 @@ def boxes_picture(
             draw_box(panel, box, size, colours[i], 1.2 + 0.8 * (i == count - 1))
         if len(start) == 4:
             draw_box(panel, start, size, "white", 1.0, linestyle="--")
-        draw_cross(panel, start[:2], size)
+        draw_cross(panel, start[:2], size, "white")
         corners = box_convert(boxes, "cxcywh", "xyxy")
         zoom(panel, torch.cat([corners[:, :2], corners[:, 2:], start[None, :2]]), size)
         overlap = box_iou(corners, corners[-1:])[:, 0].tolist()
@@ -54,6 +56,6 @@ def boxes_picture(
         lines = [f"{i}: score {score:.2f}, IoU {iou:.2f}" for i, (score, iou) in enumerate(figures)]
         panel.set_xlabel("\n".join(lines), fontsize="x-small", family="monospace")
     keys = [Line2D([], [], color=c, linewidth=2.5, label=f"layer {i}") for i, c in enumerate(colours)]
-    keys.append(cross_key("first reference"))
+    keys.append(cross_key("first reference", "white"))
     legend(figure, keys, columns=4)
     return figure

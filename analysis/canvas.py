@@ -16,15 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 # Even in lightness, from what can be seen on a darkened picture to what stands out from it.
-COLOURS = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.2, 1, 256)), "weights")
+COLOURS = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.25, 1, 256)), "weights")
 MARKERS = "osD^vP*Xhp"  # of the levels, fine to coarse
 _MARGIN = 0.06  # of the picture, shown around it: points may lie there, and read zero
 _NARROWEST = 5.6  # inches of a figure: its title and legend must fit
 _DPI = 110
+_LARGEST = 20_000  # pixels of a side; hundreds of rows are drawn smaller, where Agg would refuse
 
 
 def panels(
-    picture: Image.Image, rows: int, columns: int, title: str, brightness: float = 1.0, side: float = 3.0
+    picture: Image.Image,
+    rows: int,
+    columns: int,
+    title: str,
+    brightness: float = 1.0,
+    side: float | None = None,
+    below: int = 0,
 ) -> tuple[Figure, np.ndarray]:
     """A grid of panels that each show a picture, in its pixels.
 
@@ -33,16 +40,18 @@ def panels(
         rows, columns: of the grid.
         title: of the figure.
         brightness: of the picture, in [0, 1]. Below 1 it is greyed too: what is drawn on it has all the colour.
-        side: inches of a panel's longer side.
+        side: inches of a panel's longer side; None goes by the picture's size.
+        below: lines of text that will stand below each panel.
 
     Returns:
         The figure and its axes `[rows, columns]`.
     """
     width, height = picture.size
+    side = side or min(max(3.0, max(width, height) / 160), 4.5)
     scale = side / max(width, height)
     # Long thin pictures would leave no room for titles.
     wide, high = max(width * scale, 1.4), max(height * scale, 0.8)
-    whole = max(columns * (wide + 0.12) + 1.3, _NARROWEST), rows * (high + 0.32) + 1.0
+    whole = max(columns * (wide + 0.12) + 1.3, _NARROWEST), rows * (high + 0.32 + 0.18 * below) + 1.0
     figure = Figure(figsize=whole, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize="medium")
@@ -82,12 +91,13 @@ def draw_points(panel: Axes, points: Tensor, weights: Tensor, levels: Tensor, si
             panel.scatter(
                 *points[here][order].T,
                 c=weights[here][order],
-                s=10 + 5 * level + 16 * shade[here][order],
+                s=10 + 3 * level + 14 * shade[here][order],
                 marker=MARKERS[level % len(MARKERS)],
                 cmap=COLOURS,
                 norm=scale,
-                alpha=0.45 + 0.5 * band / 7,
-                linewidths=0,
+                alpha=0.75 + 0.2 * band / 7,
+                edgecolors="black",
+                linewidths=0.3,
                 zorder=3 + band / 10,
             )
 
@@ -161,5 +171,5 @@ def box_key(label: str, colour: str = "white") -> Line2D:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG."""
-    figure.savefig(path, dpi=_DPI)
+    """Write the figure as PNG, of at most 20,000 pixels a side."""
+    figure.savefig(path, dpi=min(_DPI, _LARGEST / max(figure.get_size_inches())))

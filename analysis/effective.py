@@ -72,7 +72,7 @@ def deposit(locations: Tensor, levels: Tensor, mass: Tensor, spatial_shapes: Seq
 
 
 def trace(
-    record: Recording, query: int, image: int = 0, layer: int = -1, residual: float = 0.5, strongest: int = 1000
+    record: Recording, query: int, image: int = 0, layer: int = -1, residual: float = 0.5, strongest: int = 500
 ) -> EffectiveLocations:
     """Follow a query's attention back to the maps that the encoder is given (the module's first lines give the rule).
 
@@ -94,17 +94,17 @@ def trace(
             active = mass.nonzero()[:, 0]
             stays, moving = residual * mass, 1 - residual
             mass = mass[active]
-        weights = attention.weights[image, active.to(attention.weights.device)].double().cpu()  # [N, M, P]
+        weights = attention.weights[image, active.to(attention.weights.device)].cpu().double()  # [N, M, P]
         spread = moving * mass[:, None, None] * weights / weights.shape[1]
-        on_maps = attention.on_maps[image, active.to(attention.weights.device)].double().cpu()  # [N, M, P, 2]
+        on_maps = attention.on_maps[image, active.to(attention.weights.device)].cpu().double()  # [N, M, P, 2]
         levels = attention.levels.cpu().expand(weights.shape).flatten()
         last = (on_maps.flatten(0, -2), levels, spread.flatten())
         mass = (stays + deposit(*last, shapes)).masked_fill(padding, 0.0)
 
-    ratios = record.valid_ratios[image].double().cpu()  # [L, 2]
+    ratios = record.valid_ratios[image].cpu().double()  # [L, 2]
     points, levels, point_mass = last[0] / ratios[last[1]], last[1], last[2]
     if record.encoder:  # what stayed is a point in the middle of its token
-        centres = record.encoder[0].references[image].double().cpu()
+        centres = record.encoder[0].references[image].cpu().double()
         of_token = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(shapes)])
         here = stays.nonzero()[:, 0]
         points, levels = torch.cat([points, centres[here]]), torch.cat([levels, of_token[here]])

@@ -17,7 +17,7 @@ TYPES = {
     "both": "wrong class, and overlaps the object too little",
     "duplicate": "on an object that a better-scored detection has found",
     "background": "on no object at all",
-    "missed": "object that nothing found, nor any of the first two errors points at",
+    "missed": "object that nothing found, and no error of the first two types is on",
 }
 CORRECT, IGNORED = "correct", "ignored"
 

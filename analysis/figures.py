@@ -41,7 +41,7 @@ def precision_recall_figure(precision: dict[str, np.ndarray], names: Sequence[st
         names: of the classes.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        figure = _wide_figure()
         panels = figure.subplots(1, 3, sharey=True)
         titles = {"AP50": "IoU 0.5", "AP75": "IoU 0.75", "AP": "mean over IoU 0.5 to 0.95"}
         recall = np.linspace(0, 1, 101)
@@ -62,7 +62,7 @@ def threshold_figure(curves: Sequence[ThresholdCurve | None], overall: Threshold
         names: of the classes.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(11, 3.8), layout="constrained")
+        figure = _wide_figure()
         left, right = figure.subplots(1, 2, sharey=True)
         for name, colour in (("precision", "#0072b2"), ("recall", "#d55e00"), ("f1", "#1c2733")):
             label = "F1" if name == "f1" else name
@@ -100,6 +100,12 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         return _svg(figure, "Confusion matrix")
+
+
+def _wide_figure() -> Figure:
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)  # else the last tick of a panel touches the next one's first
+    return figure
 
 
 def _class_lines(axes, x: np.ndarray, values: np.ndarray, names: Sequence[str]) -> None:

@@ -81,7 +81,7 @@ def gradient_picture(
             smooth = _smooth(by_output[name])
             _lay_heat(panel, smooth / smooth.max().clamp(min=torch.finfo(smooth.dtype).tiny), size, scale)
             draw_box(panel, record.predictions.boxes[-1, 0, query.query], size)
-            panel.set_title(f"of the {name}", fontsize="small")
+            panel.set_title(f"of the {name}" + ("" if smooth.any() else ": none"), fontsize="small")
         row[0].set_ylabel(describe_query(query, names), fontsize="small")
     colour_bar(figure, axes, scale, "share of the panel's largest, smoothed", _HEAT)
     legend(figure, [box_key("box")])
@@ -105,7 +105,7 @@ def saliency_picture(
         names: of classes.
     """
     title = f"the smallest region found that keeps score and box within {bound:g}"
-    figure, axes = panels(picture, 1, len(regions), title, 0.22)
+    figure, axes = panels(picture, 1, len(regions), title, 0.22, below=2)
     (width, height), full = picture.size, np.asarray(picture.convert("RGB"))
     for panel, (query, region) in zip(axes[0], regions):
         keep = np.asarray(Image.fromarray(region.keep.numpy()).resize(picture.size, Image.Resampling.NEAREST))

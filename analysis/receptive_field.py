@@ -34,7 +34,8 @@ def receptive_field(
         output: predictions to the outputs `[N]` that are asked about.
 
     Returns:
-        `[B, H, W]`, not negative; for each unit of the normalised image.
+        `[B, H, W]`, not negative; for each unit of the normalised image. On padding, which is constant though
+        convolutions see it, it is 0.
     """
     images = images.detach().clone().requires_grad_()
     field = torch.zeros_like(padding_mask, dtype=images.dtype)
@@ -43,7 +44,7 @@ def receptive_field(
         for i, value in enumerate(values):
             (gradient,) = torch.autograd.grad(value, images, retain_graph=i + 1 < len(values))
             field += gradient.abs().sum(1)
-    return field
+    return field.masked_fill(padding_mask, 0.0)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def recording(model: DeformableDETR) -> Iterator[Recording]:
             keep(attention.register_forward_pre_hook(_ask_for_sampling, with_kwargs=True))
             keep(
                 attention.register_forward_hook(
-                    lambda m, inputs, out, to=found: _take_sampling(record, m, inputs, out, to)
+                    lambda m, inputs, out, to=found, parts=[]: _take_sampling(record, m, inputs, out, to, parts)
                 )
             )
         keep(model.register_forward_hook(lambda _, __, out: _finish(record, out)))
@@ -117,12 +117,34 @@ def _ask_for_sampling(module: nn.Module, inputs: tuple, named: dict) -> tuple[tu
     return inputs, named | {"return_sampling": True}
 
 
-def _take_sampling(record: Recording, module: MSDeformAttn, inputs: tuple, out: tuple, found: list[Sampling]) -> Tensor:
+def _take_sampling(
+    record: Recording, module: MSDeformAttn, inputs: tuple, out: tuple, found: list[Sampling], parts: list[Sampling]
+) -> Tensor:
+    """Note what a call sampled; `parts` are the earlier calls of a layer that is called for each level apart."""
     out, on_maps, weights = out
-    levels, first = module.level_of_point, inputs[1][:, :, 0]  # the reference on the first level's map
-    scale = torch.cat([record.valid_ratios[:, None, 0]] * (first.shape[-1] // 2), -1)
+    counts = module.num_points if module.kept_points is None else module.kept_points
+    several = len(record.spatial_shapes)
+    within = len(counts) == 1 and several > 1
+    own = len(parts) if within else 0  # the level on which the reference is given
+    levels = torch.tensor([level for level, k in enumerate(counts) for _ in range(k)], device=weights.device)
+    if within:  # as if all levels were sampled, the others with no weight and at the same places
+        weights = torch.cat([weights if i == own else torch.zeros_like(weights) for i in range(several)], -1)
+        on_maps = torch.cat([on_maps] * several, -2)
+        levels = torch.arange(several, device=weights.device).repeat_interleave(counts[0])
+    reference = inputs[1][:, :, 0]
+    scale = torch.cat([record.valid_ratios[:, None, own]] * (reference.shape[-1] // 2), -1)
     ratios = record.valid_ratios[:, levels]
-    found.append(Sampling(on_maps.detach(), weights.detach(), levels, (first / scale).detach(), ratios))
+    sampling = Sampling(on_maps.detach(), weights.detach(), levels, (reference / scale).detach(), ratios)
+    if not within:
+        found.append(sampling)
+        return out
+    parts.append(sampling)
+    if len(parts) == several:
+        joined = {
+            name: torch.cat([getattr(p, name) for p in parts], 1) for name in ("on_maps", "weights", "references")
+        }
+        found.append(Sampling(**joined, levels=levels, ratios=ratios))
+        parts.clear()
     return out
 
 

@@ -23,7 +23,7 @@ from analysis.canvas import (
 from analysis.sampling import Recording, Sampling
 from analysis.selection import ChosenQuery, layer_scores
 
-_DARK = 0.55
+_DARK = 0.6
 
 
 def points_of(sampling: Sampling, query: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,8 +92,9 @@ def heads_picture(
     locations, weights = sampling.locations[0, query.query], sampling.weights[0, query.query]  # [M, P, 2], [M, P]
     levels, box = _levels(record), record.predictions.boxes[layer, 0, query.query]
     corners = torch.stack([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
-    title = f"query {query.query} ({names.get(query.label, query.label)} {query.score:.2f}), decoder layer {layer}, "
-    figure, axes = panels(picture, len(levels), len(weights), title + "by head and level", _DARK, side=2.0)
+    name = describe_query(query, names).replace("\n", ", ")
+    title = f"{name}, decoder layer {layer}: each head on each level, and the share of its weight there"
+    figure, axes = panels(picture, len(levels), len(weights), title, _DARK, side=2.0)
     scale = Normalize(0, float(weights.max()))
     for row, level in zip(axes, levels):
         here = sampling.levels == level

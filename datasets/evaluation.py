@@ -173,7 +173,7 @@ def summarize(run: COCOeval) -> Scores:
     per_class = {}
     for k, category in enumerate(run.params.catIds):
         objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]
-        name = truth.cats[category]["name"]
+        name = str(truth.cats[category]["name"])
         per_class[f"{name} ({category})" if name in per_class else name] = {
             "AP": mean(precision[:, :, k, 0, 2]),
             "AP50": mean(precision[0, :, k, 0, 2]),

@@ -136,7 +136,7 @@ def test_a_date_in_a_file_is_text(file):
         (["train.lr", "1"], "'train.lr' is no option; options are written --name value"),
         (["-lr", "1"], "'-lr' is no option; options are written --name value"),
         (["--train.lr"], "option --train.lr needs a value"),
-        (["--config"], "option --config needs a file"),
+        (["--config"], "option --config needs a value"),
     ],
 )
 def test_unknown_options_name_the_nearest(argv, said):
