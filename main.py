@@ -379,12 +379,16 @@ def ablate(config: AblateConfig, world: World) -> int:
     data = data_size(train_set, val_set)
     records = read_records(cells, output)
     first = {cell.variant.name: cell for cell in reversed(cells)}
+    gpus = visible_gpus() if device.type == "cuda" and device.index in (None, 0) else []
+    places, threads = shares(config.jobs, gpus), torch.get_num_threads()
+    torch.set_num_threads(int(places[0].get("OMP_NUM_THREADS", threads)))  # as the runs, whose time is estimated
     unfinished = {c.variant.name for c in cells if c.name not in records or records[c.name].status != "done"}
     costs = {
         name: untrained_cost(first[name].config, data, device, timed=name in unfinished)
         for name in progress(dict.fromkeys(c.variant.name for c in cells), "plan")
     }
     sweep = Sweep(output, cells, list(config.grid), records, costs)
+    torch.set_num_threads(threads)
     print(sweep.plan(data, config.jobs, f"{device}, operator {backend}"))
     if config.dry_run:
         return 0
@@ -394,14 +398,13 @@ def ablate(config: AblateConfig, world: World) -> int:
         (output / "sweep.yaml").write_text(cli.to_yaml(config))
         records.update(read_records(cells, output))  # of another sweep that has just ended
         sweep.refuse_impossible()
-        begun, names = time.perf_counter(), {cell.name for cell in sweep.left}
+        names = [cell.name for cell in sweep.left]
 
         def ended(cell: Cell, record: Record) -> None:
-            print(sweep.line(cell, record, time.perf_counter() - begun, names), flush=True)
+            print(sweep.line(cell, record, names, config.jobs), flush=True)
             sweep.write()
 
-        gpus = visible_gpus() if device.type == "cuda" and device.index in (None, 0) else []
-        run_cells(sweep.left, records, output, shares(config.jobs, gpus), lock, stop, ended)
+        run_cells(sweep.left, records, output, places, lock, stop, ended)
         if stop.requested:
             print(f"stopped; the same command goes on, in {output}", flush=True)
             return STOPPED

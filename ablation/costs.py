@@ -139,7 +139,7 @@ class _Objects:
 
 
 def estimate(config: Config, cost: Cost, data: DataSize) -> float | None:
-    """Seconds that a run will take when it has the machine to itself; None if nothing was timed."""
+    """Seconds that a run will take; None if nothing was timed."""
     if cost.step is None:
         return None
     cfg = config.train

@@ -61,6 +61,11 @@ class Record:
         """Of all attempts."""
         return sum(duration or 0.0 for _, duration in self.attempts)
 
+    @property
+    def elapsed(self) -> float:
+        """Of all attempts, with that of one that is going on until now."""
+        return sum(time.time() - begun if duration is None else duration for begun, duration in self.attempts)
+
     @staticmethod
     def read(folder: Path) -> "Record | None":
         """The record of a folder; None if there is none."""

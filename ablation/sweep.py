@@ -1,6 +1,6 @@
 """A sweep's folder: the plan that is printed, progress, and the table and plots that are kept up to date."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ablation.costs import Cost, DataSize, estimate
@@ -61,7 +61,7 @@ class Sweep:
         reasons = [f"{n} cannot be built: {c.failure}" for n, c in self.costs.items() if c.failure]
         begun = [c for c in self.left if c.name in self.records]
         left = f"{len(self.left)} of {len(self.cells)} runs to do" + (f" ({len(begun)} begun before)" if begun else "")
-        seconds = sum(self.estimates.get(c.name, 0.0) for c in self.left)
+        seconds = sum(self.estimates.get(c.name, 0.0) for c in self.left) / jobs
         length = f"about {duration(seconds)}, by a few timed steps" if seconds else "no estimate"
         several = f", {jobs} at once" if jobs > 1 else ""
         lines = [table(["variant", "runs", "parameters", "GFLOPs", "min each"], rows), *reasons]
@@ -74,25 +74,29 @@ class Sweep:
             if reason := self.costs[cell.variant.name].failure:
                 self.records[cell.name] = Record("failed", {}, error=reason)
 
-    def line(self, cell: Cell, record: Record, elapsed: float, first: set[str]) -> str:
+    def line(self, cell: Cell, record: Record, names: Collection[str], jobs: int) -> str:
         """What became of a run, and about how long the rest takes, judged by those that have ended.
 
         Args:
             cell, record: of the run.
-            elapsed: seconds since the first of this call was started.
-            first: names of the runs that were left then.
+            names: runs that were left when this call began.
+            jobs: runs at once.
         """
-        ended = [n for n in first if n in self.records and self.records[n].status != "unfinished"]
-        left = [n for n in first if n not in ended]
-        number = f"[{len(ended):>{len(str(len(first)))}}/{len(first)}] {cell.name}  "
+        ended = [n for n in names if n in self.records and self.records[n].status != "unfinished"]
+        done = [n for n in ended if self.records[n].status == "done"]
+        number = f"[{len(ended):>{len(str(len(names)))}}/{len(names)}] {cell.name}  "
         if record.status == "done":
             ap = "  ".join(f"{n} {record.figures[n]:.3f}" for n in ("AP", "AP50") if n in record.figures)
             text = f"{ap}  {duration(record.seconds)}"
         else:
             text = f"FAILED: {record.error}" if record.status == "failed" else "stopped; can go on"
-        past, future = (sum(self.estimates.get(n, 0.0) for n in names) for names in (ended, left))
-        rest = f"; about {duration(elapsed * future / past)} to go" if past and future else ""
-        return number + text + rest
+        expected = sum(self.estimates.get(n, 0.0) for n in done)
+        future = sum(self.estimates.get(n, 0.0) for n in names if n not in ended)
+        if not (expected and future):
+            return number + text
+        pace = sum(self.records[n].seconds for n in done) / expected
+        spent = sum(self.records[n].elapsed for n in names if n in self.records and n not in ended)
+        return f"{number}{text}; about {duration(max(0.0, pace * future - spent) / jobs)} to go"
 
     def write(self) -> list[Path]:
         """Table, CSV and plots of what there is by now; gives the files."""

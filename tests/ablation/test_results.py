@@ -162,3 +162,16 @@ def test_the_plan_counts_what_is_left(tmp_path):
 def test_durations():
     texts = [duration(s) for s in (5, 89, 300, 5000, 3 * 3600, 3 * 86400)]
     assert texts == ["5 s", "89 s", "5.0 min", "83 min", "3.0 h", "3.0 days"]
+
+
+def test_the_time_that_is_left_is_judged_by_what_has_ended(tmp_path, monkeypatch):
+    """Two at once; one has ended, in twice its estimate; another has been going on for 100 s."""
+    cells, records = sweep_of({"model.num_points": [1, 2, 4, 8]}, [0.3], 1)
+    sweep = Sweep(tmp_path, cells, ["model.num_points"], records, {})
+    sweep.estimates = {c.name: 45.0 for c in cells}  # the first took 60 + 30 s
+    monkeypatch.setattr("ablation.runs.time.time", lambda: 1100.0)
+    records[cells[1].name] = Record("unfinished", {}, attempts=[(0.0, 20.0), (1020.0, None)])
+    line = sweep.line(cells[0], records[cells[0].name], [c.name for c in cells], 2)
+    assert line == "[1/4] num_points=1/seed42  AP 0.300  AP50 0.500  1.5 min; about 85 s to go"  # (3 * 90 - 100) / 2
+    failed = Record("failed", {}, error="no memory")
+    assert "FAILED: no memory" in sweep.line(cells[1], failed, [c.name for c in cells], 2)

@@ -143,7 +143,7 @@ def test_attention_within_levels_is_recorded_as_if_the_other_levels_weighed_noth
         assert sampling.levels.tolist() == [0, 0, 1, 1]
         begin = 0
         for level, length in enumerate(lengths):
-            (query, reference, memory, shapes, mask), out = plain[2 * layer + level]
+            (query, reference, memory, shapes, mask), _ = plain[2 * layer + level]
             _, on_maps, weights = module(query, reference, memory, shapes, mask, return_sampling=True)
             part = slice(begin, begin + length)
             begin += length
