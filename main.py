@@ -316,6 +316,7 @@ def predict(config: PredictConfig, world: World) -> int:
     if any(path.resolve().parent == output.resolve() for path in pictures):
         raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
     listed: dict[str, dict] = {}
+    names: set[str] = set()
     for path in progress(pictures, "predict"):
         try:
             picture = read_image(path)
@@ -323,10 +324,7 @@ def predict(config: PredictConfig, world: World) -> int:
             print(f"left out: {error}", file=sys.stderr)
             continue
         found = predictor(picture, config.threshold, config.top_k)
-        drawn, number = f"{path.stem}.png", 1
-        while drawn in listed:  # pictures of one name: of several folders, or with several suffixes
-            number += 1
-            drawn = f"{path.stem}_{number}.png"
+        drawn = unused_name(path.stem, names) + ".png"
         predictor.draw(picture, found).save(output / drawn)
         size = {"width": picture.width, "height": picture.height}
         listed[drawn] = {"file": str(path), **size, "detections": predictor.describe(found)}
@@ -354,16 +352,21 @@ def visualize(config: VisualizeConfig, world: World) -> int:
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        name, number = path.stem, 1
-        while name in used:
-            number += 1
-            name = f"{path.stem}_{number}"
-        used.add(name)
-        look = Look(predictor, picture, config)
+        look, name = Look(predictor, picture, config), unused_name(path.stem, used)
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
     return int(len(used) < len(pictures))
+
+
+def unused_name(stem: str, used: set[str]) -> str:
+    """A name for what is drawn of a picture, added to `used`: of several folders, pictures may share one."""
+    name, number = stem, 1
+    while name in used:
+        number += 1
+        name = f"{stem}_{number}"
+    used.add(name)
+    return name
 
 
 def ablate(config: AblateConfig, world: World) -> int:
