@@ -65,6 +65,7 @@ from util.config import (
     AblateConfig,
     CheckDataConfig,
     Config,
+    DataPaths,
     EvalConfig,
     EvalDataConfig,
     PredictConfig,
@@ -378,16 +379,15 @@ def ablate(config: AblateConfig, world: World) -> int:
         raise UserError("--checkpoint is for --eval_only; to start runs from its weights, give --model.init_from")
     device, output = pick_device(config.train.device), Path(config.output)
     backend = selected_backend(device)
-    train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
-    data = data_size(train_set, val_set)
     records = read_records(cells, output)
-    first = {cell.variant.name: cell for cell in reversed(cells)}
+    first = {cell.variant.name: cell.config for cell in reversed(cells)}
+    data = data_sizes(first)
     gpus = visible_gpus() if device.type == "cuda" and device.index in (None, 0) else []
     places, threads = shares(config.jobs, gpus), torch.get_num_threads()
     torch.set_num_threads(int(places[0].get("OMP_NUM_THREADS", threads)))  # as the runs, whose time is estimated
     unfinished = {c.variant.name for c in cells if c.name not in records or records[c.name].status != "done"}
     costs = {
-        name: untrained_cost(first[name].config, data, device, timed=name in unfinished)
+        name: untrained_cost(first[name], data[name], device, timed=name in unfinished)
         for name in progress(dict.fromkeys(c.variant.name for c in cells), "plan")
     }
     sweep = Sweep(output, cells, list(config.grid), records, costs)
@@ -411,8 +411,8 @@ def ablate(config: AblateConfig, world: World) -> int:
         if stop.requested:
             print(f"stopped; the same command goes on, in {output}", flush=True)
             return STOPPED
-    possible = {name: first[name].config for name, cost in costs.items() if not cost.failure}
-    models = {n: build_model(c.model, data.classes, c.loss.auxiliary, "none") for n, c in possible.items()}
+    possible = {name: first[name] for name, cost in costs.items() if not cost.failure}
+    models = {n: build_model(c.model, data[n].classes, c.loss.auxiliary, "none") for n, c in possible.items()}
     measure_side_by_side(models, costs, device, config.repeats)
     print(sweep.summary())
     return int(any(record.status == "failed" for record in records.values()))
@@ -462,10 +462,18 @@ def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
     return 0
 
 
-def data_size(train_set: CocoDetection, val_set: CocoDetection) -> DataSize:
-    """What a sweep's estimates need to know of the data."""
-    classes = 1 + max(c.label for c in train_set.categories)
-    return DataSize(classes, len(train_set), len(val_set), sum(map(len, train_set.labels)), image_sizes(val_set))
+def data_sizes(configs: dict[str, Config]) -> dict[str, DataSize]:
+    """What a sweep's estimates need to know of the data of each variant; each data set is read once."""
+    known: dict[str, DataSize] = {}
+    found = {}
+    for name, config in configs.items():
+        key = repr([asdict(from_dict(DataPaths, asdict(config.data))), config.data.category_ids])
+        if key not in known:
+            train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+            classes, objects = 1 + max(c.label for c in train_set.categories), sum(map(len, train_set.labels))
+            known[key] = DataSize(classes, len(train_set), len(val_set), objects, image_sizes(val_set))
+        found[name] = known[key]
+    return found
 
 
 def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:

@@ -44,9 +44,16 @@ class Sweep:
     def _is_done(self, cell: Cell) -> bool:
         return cell.name in self.records and self.records[cell.name].status == "done"
 
-    def plan(self, data: DataSize, jobs: int, where: str) -> str:
-        """What will run, what each variant costs, and about how long it all takes."""
-        self.estimates = {c.name: s for c in self.cells if (s := estimate(c.config, self.costs[c.variant.name], data))}
+    def plan(self, data: Mapping[str, DataSize], jobs: int, where: str) -> str:
+        """What will run, what each variant costs, and about how long it all takes.
+
+        Args:
+            data: of each variant.
+            jobs: runs at once.
+            where: device and operator, to be named.
+        """
+        seconds = {c.name: estimate(c.config, self.costs[c.variant.name], data[c.variant.name]) for c in self.cells}
+        self.estimates = {name: s for name, s in seconds.items() if s}
         rows = []
         for name in dict.fromkeys(c.variant.name for c in self.cells):
             cells, cost = [c for c in self.cells if c.variant.name == name], self.costs[name]
@@ -61,8 +68,8 @@ class Sweep:
         reasons = [f"{n} cannot be built: {c.failure}" for n, c in self.costs.items() if c.failure]
         begun = [c for c in self.left if c.name in self.records]
         left = f"{len(self.left)} of {len(self.cells)} runs to do" + (f" ({len(begun)} begun before)" if begun else "")
-        seconds = sum(self.estimates.get(c.name, 0.0) for c in self.left) / jobs
-        length = f"about {duration(seconds)}, by a few timed steps" if seconds else "no estimate"
+        total = sum(self.estimates.get(c.name, 0.0) for c in self.left) / jobs
+        length = f"about {duration(total)}, by a few timed steps" if total else "no estimate"
         several = f", {jobs} at once" if jobs > 1 else ""
         lines = [table(["variant", "runs", "parameters", "GFLOPs", "min each"], rows), *reasons]
         lines += [f"{left}{several}, on {where}: {length}; in {self.folder}", ""]

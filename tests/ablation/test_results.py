@@ -153,7 +153,7 @@ def test_the_plan_counts_what_is_left(tmp_path):
     costs = {c.variant.name: Cost(1000, 1000, 1e9, (64, 64), 0.5) for c in cells}
     costs["num_points=4"] = Cost(failure="K is too much")
     sweep = Sweep(tmp_path, cells, ["model.num_points"], records, costs)
-    plan = sweep.plan(DataSize(3, 40, 10, 80, []), 2, "cpu")
+    plan = sweep.plan(dict.fromkeys(costs, DataSize(3, 40, 10, 80, [])), 2, "cpu")
     assert [c.name for c in sweep.left] == ["num_points=2/seed42", "num_points=2/seed43"]
     assert "2 of 6 runs to do (1 begun before), 2 at once" in plan and "2, 2 done" in plan
     assert "num_points=4 cannot be built: K is too much" in plan and "impossible" in plan
