@@ -33,7 +33,7 @@ import ops
 from ablation.costs import DataSize, count_cost, measure_side_by_side, typical_size, untrained_cost
 from ablation.grid import Cell, cells_of, parse_grid, variants_of
 from ablation.reduced import check_reducible, checkpoints_of, identity, reduced
-from ablation.runs import Record, locked, read_records, run_cells, shares, visible_gpus
+from ablation.runs import Record, check_folder, locked, read_records, run_cells, shares, visible_gpus
 from ablation.sweep import Sweep
 from analysis.analyse import analyse
 from analysis.look import Look, check_maps
@@ -68,6 +68,8 @@ from util.config import (
     DataPaths,
     EvalConfig,
     EvalDataConfig,
+    LossConfig,
+    ModelConfig,
     PredictConfig,
     ProfileConfig,
     ValPaths,
@@ -378,6 +380,7 @@ def ablate(config: AblateConfig, world: World) -> int:
     if config.checkpoint:
         raise UserError("--checkpoint is for --eval_only; to start runs from its weights, give --model.init_from")
     device, output = pick_device(config.train.device), Path(config.output)
+    check_folder(output, eval_only=False)
     backend = selected_backend(device)
     records = read_records(cells, output)
     first = {cell.variant.name: cell.config for cell in reversed(cells)}
@@ -392,6 +395,8 @@ def ablate(config: AblateConfig, world: World) -> int:
     }
     sweep = Sweep(output, cells, list(config.grid), records, costs)
     torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the runs need it
     print(sweep.plan(data, config.jobs, f"{device}, operator {backend}"))
     if config.dry_run:
         return 0
@@ -405,7 +410,10 @@ def ablate(config: AblateConfig, world: World) -> int:
 
         def ended(cell: Cell, record: Record) -> None:
             print(sweep.line(cell, record, names, config.jobs), flush=True)
-            sweep.write()
+            try:
+                sweep.write()
+            except OSError as error:  # a full disk must not end the runs that are going on
+                print(f"table and plots of '{output}' are not up to date: {error}", file=sys.stderr)
 
         run_cells(sweep.left, records, output, places, lock, stop, ended)
         if stop.requested:
@@ -419,12 +427,18 @@ def ablate(config: AblateConfig, world: World) -> int:
 
 
 def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
-    """Evaluate checkpoints with less at inference, and compare; several checkpoints stand for seeds."""
+    """Evaluate checkpoints with less at inference, and compare; several stand for seeds, on the data of the first."""
     check_reducible([key for cell in cells for key in cell.variant.values])
     checkpoints = checkpoints_of(required(config.checkpoint, "checkpoint"))
+    if (config.model, config.loss) != (ModelConfig(), LossConfig()):
+        raise UserError(
+            "with eval_only the checkpoint brings its model: give --grid model.num_points=4,2, say, and no other "
+            "options of model or loss"
+        )
     if config.seeds > 1:
         raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
     device, output = pick_device(config.train.device), Path(config.output)
+    check_folder(output, eval_only=True)
     print(f"{len(cells)} variants of {len(checkpoints)} checkpoints, operator {selected_backend(device)} on {device}\n")
     every = [replace(cell, seed=seed) for seed in range(len(checkpoints)) for cell in cells]
     records: dict[str, Record] = {}
@@ -434,6 +448,7 @@ def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
     make_folder(output, "output")
     models, costs = {}, sweep.costs
     with locked(output):
+        (output / "sweep.yaml").write_text(cli.to_yaml(config))
         for seed, checkpoint in enumerate(checkpoints):
             model, categories, _ = load_model(checkpoint)
             for cell in (replace(cell, seed=seed) for cell in cells):
@@ -629,7 +644,8 @@ def with_grid(argv: Sequence[str]) -> list[str]:
     texts, rest = cli.take(argv, "grid")
     if not texts:
         return list(argv)
-    return [*rest, f"--grid={json.dumps(cli.peek_mapping(rest, 'grid') | parse_grid(texts))}"]
+    grid = cli.peek_mapping(rest, "grid") | parse_grid(texts)
+    return [*rest, f"--grid={json.dumps(grid, default=str)}"]  # YAML makes dates of what was meant as text
 
 
 def checkpoint_defaults(command: str, *argv: str) -> dict:

@@ -112,6 +112,8 @@ def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device:
     """Of an image in a small batch of noise: a rough figure, for a plan."""
     batch = min(PROBED, config.train.batch_size, config.train.max_images_per_device or PROBED)
     sides = sorted(config.data.train_sizes)
+    if not sides:
+        raise UserError("data.train_sizes is empty; it needs at least one size")
     height, width = typical_size(data.val_sizes, sides[len(sides) // 2], config.data.max_size)
     objects = max(1, round(data.train_objects / max(1, data.train_images)))
     generator = torch.Generator().manual_seed(0)

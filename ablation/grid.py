@@ -4,22 +4,23 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import yaml
 
 from util import cli
-from util.config import Config
+from util.config import RANGES, Config
 from util.errors import UserError
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems end at 255 bytes
 # What the sweep itself decides, and what would change where a run writes.
 TAKEN = {
-    "train.output": "each run gets a folder of its own",
+    "train.output": "each run gets a folder of its own below --output",
     "train.resume": "unfinished runs are resumed anyway",
     "train.seed": "give --seeds",
-    "train.fast_dev_run": "its runs have no score",
+    "train.fast_dev_run": "its runs leave no score",
 }
 
 
@@ -129,17 +130,28 @@ def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell
     """All runs: every variant with the first seed, then with the next, so that a whole table is there early.
 
     Raises:
-        UserError: a variant changes an unknown option, or gives a value of another type.
+        UserError: a variant changes an unknown option, gives a value of another type or out of range, or two come to
+            the same; or the base configuration sets what the sweep decides.
     """
-    configs = []
+    for option in ("resume", "fast_dev_run"):
+        if getattr(base.train, option):
+            raise UserError(f"train.{option} cannot be used in a sweep: {TAKEN[f'train.{option}']}")
+    typed: list[tuple[Variant, Config]] = []
     for variant in variants:
         try:
-            configs.append(cli.override(base, dict(variant.values)))
+            config = cli.override(base, dict(variant.values))
+            cli.check_ranges(config, RANGES)
         except UserError as error:
             raise UserError(f"variant '{variant.name}': {error}") from None
+        same = next((v.name for v, c in typed if c == config), None)
+        if same is not None:
+            raise UserError(f"the variants '{same}' and '{variant.name}' come to the same configuration; leave one out")
+        # As the configuration has them: 1e-4 is text in YAML.
+        values = {key: attrgetter(key)(config) for key in variant.values}
+        typed.append((Variant(variant.name, values), config))
     cells = []
     for seed in range(base.train.seed, base.train.seed + seeds):
-        cells += [Cell(v, seed, cli.override(c, {"train.seed": seed})) for v, c in zip(variants, configs)]
+        cells += [Cell(v, seed, replace(c, train=replace(c.train, seed=seed))) for v, c in typed]
     return cells
 
 

@@ -1,6 +1,6 @@
 """Plots of a sweep: AP against one option, heat maps over two, bars of named variants, curves of every run."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ablation.grid import Cell, short_names
 from ablation.results import Row, show
+from ablation.runs import read_log
 
 MOST_PANELS = 12
 NAMED_CURVES = 20  # more names than this cover the curves
@@ -64,7 +65,7 @@ def _curve(rows: Sequence[Row], key: str, score: str) -> Figure:
     """Numbers lie where they are on the axis, anything else one beside the other."""
     found = [row for row in rows if score in row.figures]
     values = [row.variant.values[key] for row in found]
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numeric = _all_numbers(values)
     xs = values if numeric else list(range(len(values)))
     if numeric:
         found, xs = zip(*sorted(zip(found, xs), key=lambda pair: pair[1]))
@@ -130,7 +131,11 @@ def _distinct(values) -> list[Any]:
     for value in values:
         if value not in found:
             found.append(value)
-    return found
+    return sorted(found) if _all_numbers(found) else found
+
+
+def _all_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _bars(rows: Sequence[Row], score: str) -> Figure:
@@ -141,9 +146,10 @@ def _bars(rows: Sequence[Row], score: str) -> Figure:
     spread = [100 * (row.figures[score].deviation or 0.0) for row in found]
     axes.barh(range(len(found)), means, xerr=spread, capsize=3, color="C0", alpha=0.75)
     for i, row in enumerate(found):
-        axes.text(0.3, i, row.figures[score].text(100), va="center", fontsize=8, color="white")
+        axes.text(means[i] + spread[i], i, "  " + row.figures[score].text(100), va="center", fontsize=8)
     axes.set_yticks(range(len(found)), [row.variant.name for row in found], fontsize=8)
     axes.invert_yaxis()
+    axes.margins(x=0.2)  # for the figures beside the bars
     axes.set(xlabel=score, title=_runs(found, score))
     axes.grid(alpha=0.3, axis="x")
     return figure
@@ -159,8 +165,7 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
     """
     logs: dict[str, list[list[dict]]] = {}
     for cell in cells:
-        path = folder / cell.name / "metrics.jsonl"
-        lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+        lines = read_log(folder / cell.name / "metrics.jsonl")
         if lines:
             logs.setdefault(cell.variant.name, []).append(lines)
     if not logs:
@@ -172,7 +177,9 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
         evaluated = "eval_ema" if any(line["kind"] == "eval_ema" for line in runs[0]) else "eval"
         for axes, kind, figure_name, factor in ((left, "train", "loss", 1), (right, evaluated, "AP", 100)):
             lines = [[line for line in run if line["kind"] == kind] for run in runs]
-            curves = [([x["step"] for x in run], [factor * x[figure_name] for x in run]) for run in lines if run]
+            curves = [
+                ([x["step"] for x in run], [factor * _number(x[figure_name]) for x in run]) for run in lines if run
+            ]
             _curves(axes, curves, colour, name)
     left.set(xlabel="step", yscale="log", title="training loss")
     right.set(xlabel="step", ylim=(0, None), title="validation AP")
@@ -193,6 +200,11 @@ def _curves(axes: Axes, curves: Sequence[tuple[list, list]], colour, name: str) 
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
     mean = np.mean([values[:shared] for _, values in curves], axis=0)
     axes.plot(curves[0][0][:shared], mean, color=colour, linewidth=1.8, label=name)
+
+
+def _number(value: float | None) -> float:
+    """Logs write null for a mean that is not finite; a curve has a gap there."""
+    return math.nan if value is None else value
 
 
 def _colours(count: int) -> list:

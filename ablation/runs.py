@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from ablation.grid import Cell
 from util import cli
@@ -27,13 +28,14 @@ from util.signals import STOPPED, StopRequest
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 POLL = 0.2  # seconds between looks at the running processes
+PATIENCE = 60  # seconds that runs get to save when the sweep itself fails
 # Options that change where or how a run is computed, but not what comes out.
-IMMATERIAL = {
-    "data": ("workers",),
-    "train": (
+IMMATERIAL = {"data.workers"} | {
+    f"train.{option}"
+    for option in (
         *("output", "resume", "device", "log_every", "save_every", "keep_checkpoints", "eval_batch_size"),
-        *("max_images_per_device", "checkpoint_activations", "compile"),
-    ),
+        *("checkpoint_activations", "compile"),
+    )
 }
 
 
@@ -68,7 +70,11 @@ class Record:
 
     @staticmethod
     def read(folder: Path) -> "Record | None":
-        """The record of a folder; None if there is none."""
+        """The record of a folder; None if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
         file = folder / "cell.json"
         if not file.is_file():
             return None
@@ -90,12 +96,17 @@ class Record:
 
 
 def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
-    """The first option in which two configurations differ materially; None if in none."""
-    for section in ("model", "loss", "data", "train"):
-        for key, value in _leaves(a.get(section, {})).items():
-            if key not in IMMATERIAL.get(section, ()) and value != _leaves(b.get(section, {})).get(key, value):
-                return f"{section}.{key}"
-    return None
+    """The first option in which two configurations differ materially; None if in none.
+
+    What one of them lacks, because it was written by another version, counts as the default.
+    """
+    defaults = _leaves(asdict(Config()))
+    first, second = defaults | _leaves(a), defaults | _leaves(b)
+    immaterial = set(IMMATERIAL)
+    if first["train.padding"] == "batch" and first["model.backbone.norm"] == "frozen":
+        immaterial.add("train.max_images_per_device")  # then accumulation is exact
+    differing = (k for k in first | second if k not in immaterial and first.get(k) != second.get(k))
+    return next(differing, None)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -124,6 +135,20 @@ def read_records(cells: Sequence[Cell], folder: Path) -> dict[str, Record]:
         if not option:
             records[cell.name] = record
     return records
+
+
+def check_folder(folder: Path, eval_only: bool) -> None:
+    """Refuse a folder whose sweep is of the other kind, for their tables would mix: trained runs, or evaluations.
+
+    Raises:
+        UserError: names the folder and its kind.
+    """
+    file = folder / "sweep.yaml"
+    if file.is_file():
+        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(held, dict) and bool(held.get("eval_only")) != eval_only:
+            kind = "trained runs" if eval_only else "evaluations (eval_only)"
+            raise UserError(f"'{folder}' holds a sweep of {kind}; choose another --output")
 
 
 @contextlib.contextmanager
@@ -215,8 +240,13 @@ def run_cells(
         while running or (waiting and not stop.requested):
             while waiting and free and not stop.requested:
                 cell = waiting.popleft()
-                running.append(_start(cell, records.get(cell.name), folder / cell.name, free.pop(0), lock))
-                records[cell.name] = running[-1].record
+                records[cell.name] = record = records.get(cell.name) or Record("unfinished", {})
+                try:
+                    running.append(_start(cell, record, folder / cell.name, free[0], lock))
+                    free.pop(0)
+                except (OSError, UserError) as error:  # a full disk, a file in the way
+                    record.status, record.error = "failed", str(error)
+                    ended(cell, record)
             if stop.requested and not asked:
                 asked = True
                 for job in running:
@@ -229,14 +259,18 @@ def run_cells(
                 ended(job.cell, job.record)
     except BaseException:  # a second Ctrl-C, or a mistake of ours: nothing may be left running
         for job in running:
-            job.process.kill()
-            job.process.wait()
+            job.process.terminate()
+        for job in running:
+            try:
+                job.process.wait(PATIENCE)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                job.process.kill()
+                job.process.wait()
         raise
 
 
-def _start(cell: Cell, record: Record | None, folder: Path, share: dict[str, str], lock: int) -> _Job:
+def _start(cell: Cell, record: Record, folder: Path, share: dict[str, str], lock: int) -> _Job:
     make_folder(folder, "output")
-    record = record or Record("unfinished", {})
     record.status, record.error, record.config = "unfinished", "", asdict(cell.config)
     record.attempts = [*record.attempts, (time.time(), None)]
     record.write(folder)
@@ -276,19 +310,32 @@ def _conclude(job: _Job) -> None:
     record, code = job.record, job.process.returncode
     begun = record.attempts[-1][0]
     record.attempts[-1] = (begun, time.time() - begun)
-    record.status = {0: "done", STOPPED: "unfinished"}.get(code, "failed")
+    # SIGTERM ends a run that has not got as far as to heed it.
+    record.status = {0: "done", STOPPED: "unfinished", -signal.SIGTERM: "unfinished"}.get(code, "failed")
     if code == 0:
         record.figures = last_figures(job.folder / "metrics.jsonl")
+        if "AP" not in record.figures:
+            record.status, record.error = "failed", f"it ended without a score in {job.folder / 'metrics.jsonl'}"
     elif record.status == "failed":
         record.error = _reason(job.folder / "train.log", job.log_from, code)
-    record.write(job.folder)
+    with contextlib.suppress(OSError):  # a full disk: it will be looked at anew when the sweep goes on
+        record.write(job.folder)
 
 
 def last_figures(file: Path) -> dict[str, float]:
-    """The figures of a run's last evaluation; of the weights' average, if that is evaluated."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    last = [line for line in lines if line["kind"] in ("eval", "eval_ema")][-1]
+    """The figures of a run's last evaluation; of the weights' average, if that is evaluated. Empty if there is none."""
+    evaluated = [line for line in read_log(file) if line["kind"] in ("eval", "eval_ema")]
+    last = evaluated[-1] if evaluated else {}
     return {k: v for k, v in last.items() if k not in ("kind", "step", "epoch") and isinstance(v, int | float)}
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; of one that is being written, the last may be half there and is left out."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def _reason(log: Path, begin: int, code: int) -> str:

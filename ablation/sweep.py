@@ -21,6 +21,10 @@ class Sweep:
         records: of runs that were begun, by name.
         costs: of variants, by name.
         trained: whether runs are trained, or only evaluated.
+
+    Attributes:
+        estimates: seconds that runs are expected to take, by name; filled by `plan`.
+        ended: names of the runs that have ended, well or not, as `line` was told.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Sweep:
         self.folder, self.cells, self.grid = folder, list(cells), list(grid)
         self.records, self.costs, self.trained = records, costs, trained
         self.estimates: dict[str, float] = {}
+        self.ended: list[str] = []
 
     @property
     def left(self) -> list[Cell]:
@@ -78,18 +83,20 @@ class Sweep:
     def refuse_impossible(self) -> None:
         """Put down the runs that cannot be built, with the reason."""
         for cell in self.cells:
-            if reason := self.costs[cell.variant.name].failure:
+            if (reason := self.costs[cell.variant.name].failure) and not self._is_done(cell):
                 self.records[cell.name] = Record("failed", {}, error=reason)
 
     def line(self, cell: Cell, record: Record, names: Collection[str], jobs: int) -> str:
-        """What became of a run, and about how long the rest takes, judged by those that have ended.
+        """What became of a run that has just ended, and about how long the rest takes, judged by those before it.
 
         Args:
             cell, record: of the run.
             names: runs that were left when this call began.
             jobs: runs at once.
         """
-        ended = [n for n in names if n in self.records and self.records[n].status != "unfinished"]
+        if record.status != "unfinished":
+            self.ended.append(cell.name)
+        ended = self.ended
         done = [n for n in ended if self.records[n].status == "done"]
         number = f"[{len(ended):>{len(str(len(names)))}}/{len(names)}] {cell.name}  "
         if record.status == "done":

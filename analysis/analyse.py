@@ -52,6 +52,8 @@ def analyse(
         "boxes found": f"{sum(len(s.scores) for s in diagnosis.scenes):,}",
     }
     pictures, note = _draw(diagnosis, image_folder)
+    for old in (output / "worst").glob("[0-9]*.png"):  # of an earlier report
+        old.unlink()
     for number, picture in enumerate(pictures, 1):
         if picture:
             picture.save(make_folder(output / "worst", "output") / f"{number:02}.png")

@@ -40,6 +40,8 @@ def choose_queries(
     Raises:
         UserError: a query that the model does not have.
     """
+    if queries is not None and not queries:
+        raise UserError("queries is an empty list; name some, like [3,17], or leave the option out")
     scores, labels = predictions.logits[-1, 0].float().sigmoid().max(-1)  # [Q] each
     count = len(scores)
     if queries is None:
@@ -58,6 +60,8 @@ def choose_layers(count: int, layers: Sequence[int] | None) -> list[int]:
     Raises:
         UserError: a layer that the decoder does not have.
     """
+    if layers is not None and not layers:
+        raise UserError("layers is an empty list; name some, like [0,5], or leave the option out")
     for layer in layers or ():
         if not 0 <= layer < count:
             raise UserError(f"layers: there is no decoder layer {layer}; this model has layers 0 to {count - 1}")

@@ -33,8 +33,14 @@ def reduce_model(
     """
     model = copy.deepcopy(model)
     transformer = model.transformer
-    _keep_points(transformer.encoder, encoder_points or num_points, "encoder" if encoder_points else "num")
-    _keep_points(transformer.decoder, decoder_points or num_points, "decoder" if decoder_points else "num")
+    for part, own, layers in (
+        ("encoder", encoder_points, transformer.encoder),
+        ("decoder", decoder_points, transformer.decoder),
+    ):
+        if own is not None:
+            _keep_points(layers, own, part)
+        elif num_points is not None:
+            _keep_points(layers, num_points, "num")
     if decoder_layers is not None:
         if not 1 <= decoder_layers <= len(transformer.decoder):
             raise UserError(
@@ -55,9 +61,7 @@ def reduce_model(
     return model
 
 
-def _keep_points(layers: nn.ModuleList, points: int | Sequence[int] | None, option: str) -> None:
-    if points is None:
-        return
+def _keep_points(layers: nn.ModuleList, points: int | Sequence[int], option: str) -> None:
     for attention in (m for m in layers.modules() if isinstance(m, MSDeformAttn)):
         trained = attention.num_points
         kept = [min(points, k) for k in trained] if isinstance(points, int) else list(points)

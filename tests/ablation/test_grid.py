@@ -98,3 +98,31 @@ def test_a_misspelt_option_names_the_nearest_and_the_variant():
         cells_of(Config(), variants_of({"model.num_point": [1]}, {}), 1)
     with pytest.raises(UserError, match=r"model\.num_heads is 'many', but must be a whole number"):
         cells_of(Config(), variants_of({"model.num_heads": ["many"]}, {}), 1)
+
+
+@pytest.mark.parametrize(
+    "grid, said",
+    [
+        ({"train.eval_every": [0]}, "variant 'eval_every=0': train.eval_every is 0; it must be at least 1"),
+        ({"data.eval_size": [0, 64]}, "data.eval_size is 0"),
+        ({"train.lr": ["1e-4", 0.0001]}, "'lr=1e-4' and 'lr=0.0001' come to the same configuration"),
+    ],
+)
+def test_values_that_cannot_be_or_are_there_twice(grid, said):
+    with pytest.raises(UserError, match=said):
+        cells_of(Config(), variants_of(grid, {}), 1)
+
+
+def test_values_are_as_the_configuration_has_them():
+    """YAML takes 1e-4 for text; a plot would not find it on its axis."""
+    cells = cells_of(Config(), variants_of(parse_grid(["train.lr=1e-4,2e-4,1"]), {}), 1)
+    assert [c.variant.values["train.lr"] for c in cells] == [1e-4, 2e-4, 1.0]
+    assert [c.variant.name for c in cells] == ["lr=1e-4", "lr=2e-4", "lr=1"]
+
+
+@pytest.mark.parametrize("option", ["fast_dev_run", "resume"])
+def test_a_base_that_would_spoil_every_run_is_refused(option):
+    config = Config()
+    setattr(config.train, option, "auto" if option == "resume" else True)
+    with pytest.raises(UserError, match=rf"train.{option} cannot be used in a sweep"):
+        cells_of(config, variants_of({}, {}), 1)

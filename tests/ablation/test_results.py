@@ -126,6 +126,7 @@ def test_curves_of_runs_that_have_got_unequally_far(tmp_path):
         folder = tmp_path / cell.name
         folder.mkdir(parents=True)
         lines = [{"kind": "train", "step": 10 * s, "loss": 5.0 / s} for s in range(1, 4 + i)]
+        lines[1]["loss"] = None  # as logs have what is not finite
         lines += [{"kind": "eval", "step": 20, "AP": 0.1 * i, "epoch": 1}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with Image.open(plot_curves(cells, tmp_path, tmp_path / "c.png")) as picture:
@@ -159,6 +160,27 @@ def test_the_plan_counts_what_is_left(tmp_path):
     assert "num_points=4 cannot be built: K is too much" in plan and "impossible" in plan
 
 
+def test_a_finished_run_stays_finished_when_its_variant_can_no_longer_be_built(tmp_path):
+    cells, records = sweep_of({"model.num_points": [1]}, [0.3], 2)
+    sweep = Sweep(tmp_path, cells, [], records, {"num_points=1": Cost(failure="out of memory")})
+    sweep.refuse_impossible()
+    assert [records[c.name].status for c in cells] == ["done", "failed"] and sweep.left == []
+
+
+def test_heat_maps_sort_numbers(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    shown = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: shown.append(self))
+    grid = {"model.num_points": [4, 1, 2], "model.num_heads": [8, 4]}
+    plot_scores(rows_of(*sweep_of(grid, [0.1 * i for i in range(6)], 1), {}), list(grid), tmp_path / "s.png")
+    axes = shown[0].axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["1", "2", "4"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["4", "8"]
+    at = {tuple(map(int, t.get_position())): t.get_text() for t in axes.texts}
+    assert at[1, 2] == "0.0" and at[0, 0] == "30.0"  # (K 4, M 8) is the first, (K 1, M 4) the fourth
+
+
 def test_durations():
     texts = [duration(s) for s in (5, 89, 300, 5000, 3 * 3600, 3 * 86400)]
     assert texts == ["5 s", "89 s", "5.0 min", "83 min", "3.0 h", "3.0 days"]
@@ -171,6 +193,7 @@ def test_the_time_that_is_left_is_judged_by_what_has_ended(tmp_path, monkeypatch
     sweep.estimates = {c.name: 45.0 for c in cells}  # the first took 60 + 30 s
     monkeypatch.setattr("ablation.runs.time.time", lambda: 1100.0)
     records[cells[1].name] = Record("unfinished", {}, attempts=[(0.0, 20.0), (1020.0, None)])
+    records[cells[2].name] = Record("failed", {}, error="of an earlier call")
     line = sweep.line(cells[0], records[cells[0].name], [c.name for c in cells], 2)
     assert line == "[1/4] num_points=1/seed42  AP 0.300  AP50 0.500  1.5 min; about 85 s to go"  # (3 * 90 - 100) / 2
     failed = Record("failed", {}, error="no memory")

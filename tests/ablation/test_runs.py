@@ -38,7 +38,11 @@ STAND_IN = """
         signal.signal(signal.SIGTERM, stop)
         (folder / "ready").write_text("")
         time.sleep(60)
-    time.sleep(0.3 if lr < 1 else 0)
+    if lr == 6:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)  # as if told to stop before it heeds signals
+    if lr == 7:
+        sys.exit(0)  # without a score
+    time.sleep(1.5 if lr < 0.2 else 0)  # long enough to overlap on a busy machine
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch, ap in enumerate((0.1, lr)):
             print(json.dumps({"kind": "eval", "step": epoch, "epoch": epoch, "AP": ap, "per_class": {}}), file=file)
@@ -87,6 +91,21 @@ def test_failures_are_recorded_with_their_reason_and_the_rest_go_on(stand_in):
         Config(), variants_of({"train.lr": [2]}, {}), 1)[0].config)))  # fmt: skip
 
 
+def test_a_run_that_is_stopped_at_once_has_not_failed_and_one_without_a_score_has(stand_in):
+    _, records = sweep(stand_in, [6, 7])
+    assert records["lr=6/seed42"].status == "unfinished" and not records["lr=6/seed42"].error
+    assert records["lr=7/seed42"].status == "failed" and "without a score" in records["lr=7/seed42"].error
+
+
+def test_a_folder_that_cannot_be_made_fails_that_run_alone(stand_in):
+    stand_in.mkdir()
+    (stand_in / "lr=0.5").write_text("in the way")
+    ended = []
+    _, records = sweep(stand_in, [0.5, 0.25], ended=lambda cell, record: ended.append((cell.name, record.status)))
+    assert ended == [("lr=0.5/seed42", "failed"), ("lr=0.25/seed42", "done")]
+    assert "a file is in the way" in records["lr=0.5/seed42"].error
+
+
 def test_finished_runs_are_not_repeated_and_failed_ones_are(stand_in):
     sweep(stand_in, [0.5, 2])
     sweep(stand_in, [0.5, 2, 0.25])  # a value more
@@ -98,7 +117,7 @@ def test_finished_runs_are_not_repeated_and_failed_ones_are(stand_in):
 def test_jobs_run_at_once_each_with_its_share(stand_in, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runs, "_cores", lambda: 6)
-    sweep(stand_in, [0.1, 0.2, 0.3, 0.4], jobs=2)
+    sweep(stand_in, [0.11, 0.12, 0.13, 0.14], jobs=2)
     lines = [p.read_text().split() for p in stand_in.glob("*/*/starts")]
     assert {line[1] for line in lines} == {"3"} and all("auto']" in line[-1] for line in lines)
     begun = [float(line[0]) for line in lines]
@@ -135,9 +154,10 @@ def test_an_error_of_the_sweep_leaves_nothing_running(stand_in):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(stand_in, [1, 5], jobs=2, ended=ended)
+        sweep(stand_in, [0.9, 5], jobs=2, ended=ended)
     with locked(stand_in):  # which a run that lives on would hold
         pass
+    assert (stand_in / "lr=5" / "seed42" / "half").exists()  # it could save
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
@@ -198,6 +218,30 @@ def test_same_run_looks_into_sections():
     assert same_run(one, two) is None
     two["model"]["backbone"]["name"] = "resnet18"
     assert same_run(one, two) == "model.backbone.name"
+
+
+def test_accumulation_matters_where_it_is_not_exact():
+    one, two = asdict(Config()), asdict(Config())
+    two["train"]["max_images_per_device"] = 2
+    assert same_run(one, two) is None
+    one["train"]["padding"] = two["train"]["padding"] = "micro_batch"
+    assert same_run(one, two) == "train.max_images_per_device"
+
+
+def test_options_that_came_later_count_as_their_defaults():
+    one, two = asdict(Config()), asdict(Config())
+    del one["model"]["cross_level"]
+    assert same_run(one, two) is None
+    two["model"]["cross_level"] = False
+    assert same_run(one, two) == same_run(two, one) == "model.cross_level"
+
+
+def test_a_log_may_be_half_written(tmp_path):
+    (tmp_path / "m.jsonl").write_text(
+        '{"kind": "train", "step": 1}\n{"kind": "eval", "AP": 0.5, "step": 2}\n{"kind": "ev'
+    )
+    assert runs.last_figures(tmp_path / "m.jsonl") == {"AP": 0.5}
+    assert runs.last_figures(tmp_path / "none.jsonl") == {}
 
 
 def test_a_damaged_record_is_named(stand_in):

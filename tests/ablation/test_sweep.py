@@ -105,7 +105,8 @@ def test_a_checkpoint_with_less_at_inference(swept, base, tmp_path, capsys):
     assert float(lines[0]["AP"]) == whole["AP"] and float(lines[0]["AR_100"]) == whole["AR_100"]
     flops = [float(x["flops"]) for x in lines]
     assert flops[0] > flops[1] > flops[3] and flops[0] > flops[2] > flops[3]
-    capsys.readouterr()
+    assert run("ablate", *base[1], "--grid", "model.num_points=2,1", "--output", tmp_path / "less") == 2
+    assert "another --output" in capsys.readouterr().err
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "less").glob("*/*/cell.json")}
     assert run(*argv, "--train.device", "cpu") == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "less").glob("*/*/cell.json")} == before
@@ -118,6 +119,8 @@ def test_a_checkpoint_with_less_at_inference(swept, base, tmp_path, capsys):
         (["--grid", "model.num_points"], "write an option and its values"),
         (["--checkpoint", "x.pth"], "no checkpoint, folder or pattern 'x.pth'"),
         (["--eval-only"], "--checkpoint is missing"),
+        (["--train.fast_dev_run"], "train.fast_dev_run cannot be used in a sweep"),
+        (["--grid", "model.num_points=2024-01-01"], "model.num_points is '2024-01-01', but must be"),
         (["--jobs", "0"], "jobs is 0; it must be at least 1"),
         (["--variants", "3"], "variants is '3', but must be a mapping"),
     ],
@@ -133,6 +136,8 @@ def test_bad_sweeps_are_one_sentence(base, argv, said, capsys):
     "grid, said",
     [
         ("model.d_model=16", "model.d_model cannot change without training"),
+        ("model.encoder_points=0", "model.encoder_points is 0"),
+        ("model.decoder_points=0", "model.decoder_points is 0"),
         ("model.num_points=3", "model.num_points is 3; the checkpoint was trained with 2"),
         ("model.decoder_layers=0", "model.decoder_layers is 0; the checkpoint has 2"),
         ("model.num_queries=5", "learned queries have no order"),
@@ -144,3 +149,14 @@ def test_less_than_a_checkpoint_can_do(swept, tmp_path, grid, said, capsys):
     checkpoint = output / "num_points=2,num_heads=4" / "seed42" / "best.pth"
     argv = ("--eval-only", "--checkpoint", checkpoint, "--grid", grid, "--output", tmp_path / "x")
     assert run("ablate", *argv) == 2 and said in capsys.readouterr().err
+
+
+def test_eval_only_takes_no_other_options_of_the_model_and_no_folder_of_trained_runs(swept, tmp_path, capsys):
+    _, _, output = swept
+    argv = ("ablate", "--eval-only", "--checkpoint", output / "num_points=2,num_heads=4" / "seed42")
+    assert run(*argv, "--model.num_points", 1, "--output", tmp_path / "x") == 2
+    assert "no other options of model or loss" in capsys.readouterr().err
+    before = (output / "table.md").read_bytes()
+    assert run(*argv, "--grid", "model.num_points=1", "--output", output) == 2
+    assert "holds a sweep of trained runs; choose another --output" in capsys.readouterr().err
+    assert (output / "table.md").read_bytes() == before
