@@ -439,7 +439,10 @@ def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
         raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
     device, output = pick_device(config.train.device), Path(config.output)
     check_folder(output, eval_only=True)
-    print(f"{len(cells)} variants of {len(checkpoints)} checkpoints, operator {selected_backend(device)} on {device}\n")
+    several = "s" if len(checkpoints) > 1 else ""
+    print(
+        f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {selected_backend(device)} on {device}\n"
+    )
     every = [replace(cell, seed=seed) for seed in range(len(checkpoints)) for cell in cells]
     records: dict[str, Record] = {}
     sweep = Sweep(output, every, list(config.grid), records, {}, trained=False)

@@ -3,12 +3,17 @@
 import csv
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 
+from ablation.grid import cells_of, variants_of
 from datasets.shapes import generate
 from main import main
-from tests.test_main import SMALL
+from models.build import check_model
+from tests.test_main import ROOT, SMALL
+from util import cli
+from util.config import AblateConfig, Config, from_dict
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +165,15 @@ def test_eval_only_takes_no_other_options_of_the_model_and_no_folder_of_trained_
     assert run(*argv, "--grid", "model.num_points=1", "--output", output) == 2
     assert "holds a sweep of trained runs; choose another --output" in capsys.readouterr().err
     assert (output / "table.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "ablations").glob("*.yaml")), ids=lambda f: f.stem)
+def test_presets_of_ablations_are_possible_and_say_what_they_do(file):
+    lines = file.read_text().splitlines()
+    assert [line.split()[1] for line in lines[:4]] == ["Trains:", "Costs:", "Reaches:", "Run:"]
+    for base in ("base", "quickstart"):
+        argv = ["--config", str(ROOT / "configs" / f"{base}.yaml"), "--config", str(file)]
+        config = cli.parse(AblateConfig, argv, "main.py ablate")
+        assert config.grid or config.variants
+        for cell in cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), 1):
+            check_model(cell.config.model)
