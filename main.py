@@ -402,20 +402,24 @@ def ablate(config: AblateConfig, world: World) -> int:
         return 0
 
     make_folder(output, "output")
-    with locked(output) as lock, StopRequest() as stop:
+    with locked(output) as lock, StopRequest() as stop, progress(None, "sweep") as bar:
         (output / "sweep.yaml").write_text(cli.to_yaml(config))
         records.update(read_records(cells, output))  # of another sweep that has just ended
         sweep.refuse_impossible()
         names = [cell.name for cell in sweep.left]
 
         def ended(cell: Cell, record: Record) -> None:
-            print(sweep.line(cell, record, names, config.jobs), flush=True)
+            bar.write(sweep.line(cell, record, names, config.jobs))
+            bar.update(record.status != "unfinished")
             try:
                 sweep.write()
             except OSError as error:  # a full disk must not end the runs that are going on
                 print(f"table and plots of '{output}' are not up to date: {error}", file=sys.stderr)
 
-        run_cells(sweep.left, records, output, places, lock, stop, ended)
+        bar.reset(len(names))
+        run_cells(
+            sweep.left, records, output, places, lock, stop, ended, lambda now: bar.set_postfix_str(", ".join(now))
+        )
         if stop.requested:
             print(f"stopped; the same command goes on, in {output}", flush=True)
             return STOPPED
@@ -439,10 +443,8 @@ def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
         raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
     device, output = pick_device(config.train.device), Path(config.output)
     check_folder(output, eval_only=True)
-    several = "s" if len(checkpoints) > 1 else ""
-    print(
-        f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {selected_backend(device)} on {device}\n"
-    )
+    several, backend = "s" if len(checkpoints) > 1 else "", selected_backend(device)
+    print(f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {backend} on {device}\n")
     every = [replace(cell, seed=seed) for seed in range(len(checkpoints)) for cell in cells]
     records: dict[str, Record] = {}
     sweep = Sweep(output, every, list(config.grid), records, {}, trained=False)

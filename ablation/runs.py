@@ -220,6 +220,7 @@ def run_cells(
     lock: int,
     stop: StopRequest,
     ended: Callable[[Cell, Record], None],
+    going_on: Callable[[list[str]], None] | None = None,
 ) -> None:
     """Train cells, as many at once as there are environments; what fails does not stop the others.
 
@@ -233,6 +234,7 @@ def run_cells(
         lock: descriptor that runs inherit.
         stop: looked at all the time.
         ended: called when a run has ended, also unfinished.
+        going_on: called all the time with the names of the runs that go on.
     """
     waiting, running, free = deque(cells), [], list(environments)
     asked = False
@@ -251,6 +253,8 @@ def run_cells(
                 asked = True
                 for job in running:
                     job.process.terminate()
+            if going_on is not None:
+                going_on([job.cell.name for job in running])
             time.sleep(POLL)
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
