@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -30,10 +30,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import ops
-from ablation.costs import DataSize, count_cost, measure_side_by_side, typical_size, untrained_cost
+from ablation.costs import data_sizes, measure_side_by_side, untrained_cost
 from ablation.grid import Cell, cells_of, parse_grid, variants_of
-from ablation.reduced import check_reducible, checkpoints_of, identity, reduced
-from ablation.runs import Record, check_folder, locked, read_records, run_cells, shares, visible_gpus
+from ablation.records import Record, check_folder, read_records
+from ablation.reduced import ablate_trained, checkpoints_of
+from ablation.runs import locked, run_cells, shares, visible_gpus
 from ablation.sweep import Sweep
 from analysis.analyse import analyse
 from analysis.look import Look, check_maps
@@ -43,7 +44,6 @@ from datasets.coco import (
     Category,
     CocoDetection,
     foreign_categories,
-    has_size,
     load_annotations,
     match_categories,
     read_json,
@@ -65,18 +65,15 @@ from util.config import (
     AblateConfig,
     CheckDataConfig,
     Config,
-    DataPaths,
     EvalConfig,
     EvalDataConfig,
-    LossConfig,
-    ModelConfig,
     PredictConfig,
     ProfileConfig,
     ValPaths,
     VisualizeConfig,
     from_dict,
 )
-from util.distributed import ALONE, World, check_gpus, is_lost_peer, join, lost_contact
+from util.distributed import World, check_gpus, is_lost_peer, join, lost_contact
 from util.engine import detect, pick_device, train_one_epoch
 from util.errors import Interrupted, PeerLost, UserError
 from util.optim import adamw, lr_factor, set_lr
@@ -375,13 +372,23 @@ def unused_name(stem: str, used: set[str]) -> str:
 def ablate(config: AblateConfig, world: World) -> int:
     """Train every variant with every seed, going on where an earlier call ended, and compare them; 1 if any failed."""
     cells = cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), config.seeds)
+    device, output = pick_device(config.train.device), Path(config.output)
+    backend = selected_backend(device)
     if config.eval_only:
-        return ablate_trained(config, cells)
+        required(config.checkpoint, "checkpoint")
+
+        def score(model: DeformableDETR, categories: list[Category], dataset: CocoDetection) -> dict[str, float]:
+            category_of = match_categories(categories, dataset.categories, "checkpoint")
+            batch, workers = config.train.eval_batch_size or 4, config.data.workers
+            loader = eval_loader(dataset, batch, workers, device.type == "cuda")
+            scores, _ = run_evaluation(model.to(device), loader, category_of, ToDevice(device), device, world)
+            return scores.figures
+
+        print(ablate_trained(config, cells, device, backend, load_model, score))
+        return 0
     if config.checkpoint:
         raise UserError("--checkpoint is for --eval_only; to start runs from its weights, give --model.init_from")
-    device, output = pick_device(config.train.device), Path(config.output)
     check_folder(output, eval_only=False)
-    backend = selected_backend(device)
     records = read_records(cells, output)
     first = {cell.variant.name: cell.config for cell in reversed(cells)}
     data = data_sizes(first)
@@ -410,6 +417,7 @@ def ablate(config: AblateConfig, world: World) -> int:
 
         def ended(cell: Cell, record: Record) -> None:
             bar.write(sweep.line(cell, record, names, config.jobs))
+            sys.stdout.flush()  # into a file, too, at once
             bar.update(record.status != "unfinished")
             try:
                 sweep.write()
@@ -428,77 +436,6 @@ def ablate(config: AblateConfig, world: World) -> int:
     measure_side_by_side(models, costs, device, config.repeats)
     print(sweep.summary())
     return int(any(record.status == "failed" for record in records.values()))
-
-
-def ablate_trained(config: AblateConfig, cells: list[Cell]) -> int:
-    """Evaluate checkpoints with less at inference, and compare; several stand for seeds, on the data of the first."""
-    check_reducible([key for cell in cells for key in cell.variant.values])
-    checkpoints = checkpoints_of(required(config.checkpoint, "checkpoint"))
-    if (config.model, config.loss) != (ModelConfig(), LossConfig()):
-        raise UserError(
-            "with eval_only the checkpoint brings its model: give --grid model.num_points=4,2, say, and no other "
-            "options of model or loss"
-        )
-    if config.seeds > 1:
-        raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
-    device, output = pick_device(config.train.device), Path(config.output)
-    check_folder(output, eval_only=True)
-    several, backend = "s" if len(checkpoints) > 1 else "", selected_backend(device)
-    print(f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {backend} on {device}\n")
-    every = [replace(cell, seed=seed) for seed in range(len(checkpoints)) for cell in cells]
-    records: dict[str, Record] = {}
-    sweep = Sweep(output, every, list(config.grid), records, {}, trained=False)
-    if config.dry_run:
-        return 0
-    make_folder(output, "output")
-    models, costs = {}, sweep.costs
-    with locked(output):
-        (output / "sweep.yaml").write_text(cli.to_yaml(config))
-        for seed, checkpoint in enumerate(checkpoints):
-            model, categories, _ = load_model(checkpoint)
-            for cell in (replace(cell, seed=seed) for cell in cells):
-                less, data = reduced(model, cell.variant.values), cell.config.data
-                dataset, folder = build_dataset(data, "val"), make_folder(output / cell.name, "output")
-                if cell.variant.name not in models:
-                    models[cell.variant.name] = less
-                    size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)
-                    costs[cell.variant.name] = count_cost(less, size, device)
-                what = identity(checkpoint, cell.variant.values, asdict(data))
-                record = Record.read(folder)
-                if record is None or record.status != "done" or record.config != what:
-                    category_of = match_categories(categories, dataset.categories, "checkpoint")
-                    begun = time.time()
-                    loader = eval_loader(
-                        dataset, config.train.eval_batch_size or 4, data.workers, device.type == "cuda"
-                    )
-                    scores, _ = run_evaluation(less.to(device), loader, category_of, ToDevice(device), device, ALONE)
-                    record = Record("done", what, scores.figures, "", [(begun, time.time() - begun)])
-                    record.write(folder)
-                records[cell.name] = record
-                print(f"{cell.variant.name}  {checkpoint}  AP {record.figures['AP']:.3f}", flush=True)
-                sweep.write()
-    measure_side_by_side(models, costs, device, config.repeats)
-    print(sweep.summary())
-    return 0
-
-
-def data_sizes(configs: dict[str, Config]) -> dict[str, DataSize]:
-    """What a sweep's estimates need to know of the data of each variant; each data set is read once."""
-    known: dict[str, DataSize] = {}
-    found = {}
-    for name, config in configs.items():
-        key = repr([asdict(from_dict(DataPaths, asdict(config.data))), config.data.category_ids])
-        if key not in known:
-            train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
-            classes, objects = 1 + max(c.label for c in train_set.categories), sum(map(len, train_set.labels))
-            known[key] = DataSize(classes, len(train_set), len(val_set), objects, image_sizes(val_set))
-        found[name] = known[key]
-    return found
-
-
-def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:
-    """(height, width) of every image whose annotations say so."""
-    return [(image["height"], image["width"]) for image in dataset.images if has_size(image)]
 
 
 def check_data(config: CheckDataConfig, world: World) -> int:

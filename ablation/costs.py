@@ -2,15 +2,17 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from datasets.build import build_dataset
+from datasets.coco import CocoDetection, has_size
 from models.build import build_criterion, build_model
 from models.detector import DeformableDETR
-from util.config import Config
+from util.config import Config, DataPaths, from_dict
 from util.engine import autocast
 from util.errors import UserError
 from util.profile import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
@@ -59,6 +61,25 @@ class DataSize:
     val_images: int
     train_objects: int
     val_sizes: Sequence[tuple[int, int]]
+
+
+def data_sizes(configs: Mapping[str, Config]) -> dict[str, DataSize]:
+    """What is to be known of the data of each variant; each data set is read once."""
+    known: dict[str, DataSize] = {}
+    found = {}
+    for name, config in configs.items():
+        key = repr([asdict(from_dict(DataPaths, asdict(config.data))), config.data.category_ids])
+        if key not in known:
+            train_set, val_set = build_dataset(config.data, "train"), build_dataset(config.data, "val")
+            classes, objects = 1 + max(c.label for c in train_set.categories), sum(map(len, train_set.labels))
+            known[key] = DataSize(classes, len(train_set), len(val_set), objects, image_sizes(val_set))
+        found[name] = known[key]
+    return found
+
+
+def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:
+    """(height, width) of every image whose annotations say so."""
+    return [(image["height"], image["width"]) for image in dataset.images if has_size(image)]
 
 
 def typical_size(sizes: Sequence[tuple[int, int]], shorter: int, longest: int) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ablation.grid import Cell, short_names
+from ablation.records import read_log
 from ablation.results import Row, show
-from ablation.runs import read_log
 
 MOST_PANELS = 12
 NAMED_CURVES = 20  # more names than this cover the curves

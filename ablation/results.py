@@ -10,7 +10,7 @@ from typing import Any
 
 from ablation.costs import Cost
 from ablation.grid import Cell, Variant, short_names
-from ablation.runs import Record
+from ablation.records import Record
 
 SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 ABSENT = -1  # as pycocotools has it: nothing to score

@@ -6,8 +6,8 @@ from pathlib import Path
 from ablation.costs import Cost, DataSize, estimate
 from ablation.grid import Cell
 from ablation.plots import plot_curves, plot_scores
+from ablation.records import Record
 from ablation.results import markdown, results_csv, rows_of
-from ablation.runs import Record
 from util.runlog import table
 
 

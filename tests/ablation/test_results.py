@@ -11,8 +11,8 @@ from PIL import Image
 from ablation.costs import Cost, DataSize, estimate, typical_size
 from ablation.grid import cells_of, variants_of
 from ablation.plots import plot_curves, plot_scores
+from ablation.records import Record
 from ablation.results import Spread, markdown, results_csv, rows_of
-from ablation.runs import Record
 from ablation.sweep import Sweep, duration
 from util.config import Config
 
@@ -191,7 +191,7 @@ def test_the_time_that_is_left_is_judged_by_what_has_ended(tmp_path, monkeypatch
     cells, records = sweep_of({"model.num_points": [1, 2, 4, 8]}, [0.3], 1)
     sweep = Sweep(tmp_path, cells, ["model.num_points"], records, {})
     sweep.estimates = {c.name: 45.0 for c in cells}  # the first took 60 + 30 s
-    monkeypatch.setattr("ablation.runs.time.time", lambda: 1100.0)
+    monkeypatch.setattr("ablation.records.time.time", lambda: 1100.0)
     records[cells[1].name] = Record("unfinished", {}, attempts=[(0.0, 20.0), (1020.0, None)])
     records[cells[2].name] = Record("failed", {}, error="of an earlier call")
     line = sweep.line(cells[0], records[cells[0].name], [c.name for c in cells], 2)

@@ -15,7 +15,8 @@ import pytest
 
 from ablation import runs
 from ablation.grid import cells_of, variants_of
-from ablation.runs import Record, locked, read_records, run_cells, same_run, shares
+from ablation.records import Record, last_figures, read_records, same_run
+from ablation.runs import locked, run_cells, shares
 from util.config import Config
 from util.errors import UserError
 
@@ -240,8 +241,8 @@ def test_a_log_may_be_half_written(tmp_path):
     (tmp_path / "m.jsonl").write_text(
         '{"kind": "train", "step": 1}\n{"kind": "eval", "AP": 0.5, "step": 2}\n{"kind": "ev'
     )
-    assert runs.last_figures(tmp_path / "m.jsonl") == {"AP": 0.5}
-    assert runs.last_figures(tmp_path / "none.jsonl") == {}
+    assert last_figures(tmp_path / "m.jsonl") == {"AP": 0.5}
+    assert last_figures(tmp_path / "none.jsonl") == {}
 
 
 def test_a_damaged_record_is_named(stand_in):
