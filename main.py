@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -317,12 +317,7 @@ def predict(config: PredictConfig, world: World) -> int:
         raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
     listed: dict[str, dict] = {}
     names: set[str] = set()
-    for path in progress(pictures, "predict"):
-        try:
-            picture = read_image(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    for path, picture in read_each(pictures, "predict"):
         found = predictor(picture, config.threshold, config.top_k)
         drawn = unused_name(path.stem, names) + ".png"
         predictor.draw(picture, found).save(output / drawn)
@@ -346,17 +341,23 @@ def visualize(config: VisualizeConfig, world: World) -> int:
         names = [Category(i, i, f"class {i}") for i in range(config.num_classes)]
         predictor = make_predictor(model, names, EvalDataConfig(), config.device, config.size)
     output, used = make_folder(config.output, "output"), set()
-    for path in progress(pictures, "visualize"):
-        try:
-            picture = read_image(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            continue
+    for path, picture in read_each(pictures, "visualize"):
         look, name = Look(predictor, picture, config), unused_name(path.stem, used)
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
     return int(len(used) < len(pictures))
+
+
+def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, Image.Image]]:
+    """Every picture that can be read, with its path; says of the others why they are left out."""
+    for path in progress(paths, description):
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            yield path, picture
 
 
 def unused_name(stem: str, used: set[str]) -> str:

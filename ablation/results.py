@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -194,7 +193,7 @@ def results_csv(cells: Sequence[Cell], records: Mapping[str, Record], costs: Map
         cost = costs.get(cell.variant.name, Cost())
         swept = [show(cell.variant.values[key]) if key in cell.variant.values else "" for key in keys]
         figures = ["" if (v := record.figures.get(n, ABSENT)) == ABSENT else v for n in names]
-        minutes = round(record.seconds / 60, 3) if math.isfinite(record.seconds) else ""
+        minutes = round(record.seconds / 60, 3)
         writer.writerow(
             [
                 *(cell.variant.name, *swept, cell.seed, record.status, *figures, minutes),

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -173,9 +173,7 @@ def _start(cell: Cell, record: Record, folder: Path, share: dict[str, str], lock
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    placed = cli.override(config, {"train.output": str(folder)})
-    placed.train.resume = None
-    return placed
+    return replace(config, train=replace(config.train, output=str(folder), resume=None))
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
