@@ -3,7 +3,7 @@
     python -m datasets.shapes --output data/shapes
 
 Written in COCO 2017 layout, the same for the same seed. Images differ in size, shapes in size over a factor of
-three; shapes are turned a little, overlap, and their boxes bound what is visible of them.
+three (`--spread`); shapes are turned a little (`--turn`), overlap, and their boxes bound what is visible of them.
 """
 
 import argparse
@@ -24,7 +24,15 @@ _LEAST_VISIBLE = 0.75  # of a shape that others overlap
 _SUPERSAMPLING = 3  # shapes are drawn this much larger and reduced, for smooth edges
 
 
-def generate(output: str | Path, train: int = 1000, val: int = 150, size: int = 96, seed: int = 0) -> Path:
+def generate(
+    output: str | Path,
+    train: int = 1000,
+    val: int = 150,
+    size: int = 96,
+    seed: int = 0,
+    turn: float = 0.35,
+    spread: float = 3.0,
+) -> Path:
     """Write the data set, unless the same one is there already.
 
     Args:
@@ -32,15 +40,19 @@ def generate(output: str | Path, train: int = 1000, val: int = 150, size: int = 
         train, val: images of each split.
         size: mean side of the images in pixels; sides vary by a quarter.
         seed: of everything random.
+        turn: most that a shape is turned, either way, in radians.
+        spread: ratio of the largest shape's radius to the smallest one's, around the same mean.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder holds something that was not generated.
+        UserError: the folder holds something that was not generated, or shapes cannot spread so.
     """
+    if not (0 <= turn <= math.pi and 1 <= spread <= 10):
+        raise UserError(f"shapes: turn is {turn} and spread {spread}; they must be in [0, pi] and in [1, 10]")
     output = Path(output)
-    settings = {"train": train, "val": val, "size": size, "seed": seed, "version": 7}
+    settings = {"train": train, "val": val, "size": size, "seed": seed, "turn": turn, "spread": spread, "version": 8}
     stamp = output / "shapes.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == settings:
         return output
@@ -68,7 +80,7 @@ def _write(folder: Path, settings: dict) -> None:
         images, annotations = [], []
         for i in tqdm(range(settings[split]), desc=f"shapes {split}", disable=None, leave=False):
             rng = np.random.default_rng([settings["seed"], stream, i])
-            picture, labels, boxes = draw_scene(rng, settings["size"])
+            picture, labels, boxes = draw_scene(rng, settings["size"], settings["turn"], settings["spread"])
             name = f"{i:06d}.png"
             picture.save(folder / f"{split}2017" / name)
             images.append({"id": i + 1, "file_name": name, "width": picture.width, "height": picture.height})
@@ -93,8 +105,10 @@ def _write(folder: Path, settings: dict) -> None:
     (folder / "shapes.json").write_text(json.dumps(settings))
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[int], list[list[int]]]:
-    """One image: the picture, class indices, and the visible boxes xyxy in pixels."""
+def draw_scene(
+    rng: np.random.Generator, size: int, turn: float = 0.35, spread: float = 3.0
+) -> tuple[Image.Image, list[int], list[list[int]]]:
+    """One image: the picture, class indices, and the visible boxes xyxy in pixels; arguments as of `generate`."""
     width, height = (int(v) for v in rng.integers(round(size * 0.75), round(size * 1.25) + 1, 2))
     picture = np.asarray(_background(rng, width, height), dtype=np.float32)
     owner = np.full((height, width), -1)  # which shape is on top
@@ -102,7 +116,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[i
     areas: list[int] = []
     for _ in range(int(rng.integers(1, 5))):
         label = int(rng.integers(len(NAMES)))
-        coverage = _shape(rng, label, width, height, size)
+        coverage = _shape(rng, label, width, height, size, turn, spread)
         covered = coverage > 0.5
         visible = [((owner == i) & ~covered).sum() / area for i, area in enumerate(areas)]
         if covered.sum() < 25 or min(visible, default=1.0) < _LEAST_VISIBLE:
@@ -140,9 +154,12 @@ def _colour(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
             return colour
 
 
-def _shape(rng: np.random.Generator, label: int, width: int, height: int, size: int) -> np.ndarray:
+def _shape(
+    rng: np.random.Generator, label: int, width: int, height: int, size: int, turn: float, spread: float
+) -> np.ndarray:
     """Coverage `[H, W]` in [0, 1] of one shape somewhere in the image."""
-    radius = size * 0.12 * math.exp(rng.uniform(0, math.log(3)))  # 12% to 36% of the side
+    # 12% to 36% of the side if the spread is 3; the geometric mean stays.
+    radius = size * 0.12 * math.sqrt(3 / spread) * math.exp(rng.uniform(0, math.log(spread)))
     x, y = rng.uniform(radius * 0.6, width - radius * 0.6), rng.uniform(radius * 0.6, height - radius * 0.6)
     canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
@@ -151,8 +168,9 @@ def _shape(rng: np.random.Generator, label: int, width: int, height: int, size: 
         pen.ellipse([c * _SUPERSAMPLING for c in corners], fill=255)
     else:
         sides = 4 if NAMES[label] == "square" else 3
-        turn = math.pi / sides + math.pi / 2 + rng.uniform(-0.35, 0.35)  # upright, give or take 20 degrees
-        angles = [turn + 2 * math.pi * k / sides for k in range(sides)]
+        upright = math.pi / sides + math.pi / 2
+        first = upright + rng.uniform(-turn, turn)
+        angles = [first + 2 * math.pi * k / sides for k in range(sides)]
         pen.polygon(
             [
                 ((x + radius * math.cos(a)) * _SUPERSAMPLING, (y + radius * math.sin(a)) * _SUPERSAMPLING)
@@ -170,6 +188,12 @@ def _main() -> None:
     parser.add_argument("--val", type=int, default=150, help="validation images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=96, help="mean side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument(
+        "--turn", type=float, default=0.35, help="most that a shape is turned, in radians (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spread", type=float, default=3.0, help="radius of the largest to the smallest (default: %(default)s)"
+    )
     options = parser.parse_args()
     try:
         print(f"shapes are in {generate(**vars(options))}")

@@ -11,6 +11,8 @@ from util.errors import UserError
 def load_backbone_weights(body: nn.Module, path: str) -> None:
     """Load a local file into a timm feature extractor; every parameter and statistic must be in it.
 
+    What predicts the offsets of deformable convolutions (`*.sampling_offsets.*`) may be missing, and stays as it is.
+
     Raises:
         UserError: no such file, not a file of tensors, or keys or shapes that do not fit.
     """
@@ -32,6 +34,8 @@ def load_backbone_weights(body: nn.Module, path: str) -> None:
 
     by_plain_name = {plain(str(key)): tensor for key, tensor in found.items()}
     wanted = {key: tensor for key, tensor in body.state_dict().items() if not key.endswith("num_batches_tracked")}
+    optional = [key for key in wanted if ".sampling_offsets." in key and plain(key) not in by_plain_name]
+    wanted = {key: tensor for key, tensor in wanted.items() if key not in optional}
     missing = [key for key in wanted if plain(key) not in by_plain_name]
     misfit = [key for key in wanted if key not in missing and by_plain_name[plain(key)].shape != wanted[key].shape]
     if missing or misfit:

@@ -38,6 +38,10 @@ def build_model(
         norm=config.backbone.norm,
         frozen_stages=config.backbone.frozen_stages,
         output_stride=config.backbone.output_stride,
+        dcn=config.backbone.dcn,
+        dcn_stages=config.backbone.dcn_stages,
+        dcn_offset_groups=config.backbone.dcn_offset_groups,
+        dcn_initial_modulation=config.backbone.dcn_initial_modulation,
     )
     if weights not in ("timm", "none"):
         load_backbone_weights(backbone.body, weights)

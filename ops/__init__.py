@@ -4,7 +4,17 @@ Importing this package compiles nothing and touches no device; it opens the libr
 """
 
 from ops.compat import MSDeformAttnFunction
+from ops.deform_conv import DeformConv2d, ModulatedDeformConv2d, deform_conv2d
 from ops.functional import backend_info, ms_deform_attn, selected_backend
 from ops.module import MSDeformAttn
 
-__all__ = ["MSDeformAttn", "MSDeformAttnFunction", "backend_info", "ms_deform_attn", "selected_backend"]
+__all__ = [
+    "DeformConv2d",
+    "MSDeformAttn",
+    "MSDeformAttnFunction",
+    "ModulatedDeformConv2d",
+    "backend_info",
+    "deform_conv2d",
+    "ms_deform_attn",
+    "selected_backend",
+]

@@ -26,6 +26,14 @@ class BackboneConfig:
     """feature stages without gradient, shallow first (2 of a ResNet: stem and layer1); use 0 from scratch"""
     output_stride: int | None = None
     """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
+    dcn: Literal["none", "v1", "v2"] = "none"
+    """deformable convolutions in place of the 3x3 ones of a ResNet or ResNeXt; v2 modulates them"""
+    dcn_stages: list[int] = field(default_factory=lambda: [3, 4, 5])
+    """stages that get them, from 2 (the first after the stem) to 5"""
+    dcn_offset_groups: int = 1
+    """groups of channels that move apart"""
+    dcn_initial_modulation: float = 0.5
+    """modulation that v2 starts with: 0.5 is the paper's; nearer to 1 changes less of what pretrained weights compute"""
 
 
 @dataclass
@@ -175,7 +183,7 @@ class TrainConfig:
     lr_backbone: float = 2e-5
     """learning rate of the backbone"""
     lr_offset_factor: float = 0.1
-    """factor on lr for sampling offsets and reference points"""
+    """factor on lr (and lr_backbone) for sampling offsets and reference points"""
     weight_decay: float = 1e-4
     """decoupled weight decay"""
     clip_norm: float = 0.1
@@ -253,6 +261,23 @@ class AblateConfig(Config):
 
 
 @dataclass
+class TTAConfig:
+    """Test-time augmentation: several views of each image, and what is found in them merged"""
+
+    flip: bool = False
+    """also look at the image mirrored left and right"""
+    sizes: list[int] = field(default_factory=list)
+    """shorter sides to look at, like [480,576,672]; empty for the usual one alone"""
+    merge: Literal["top_k", "nms", "soft_nms", "wbf"] = "wbf"
+    """top_k: the best of all views, doubles included; nms: of overlapping boxes the best; soft_nms: the others with
+    lowered scores; wbf: their weighted mean"""
+    iou: float = 0.55
+    """of nms and wbf: overlap above which two boxes are one object"""
+    sigma: float = 0.5
+    """of soft_nms: larger ones lower the scores of overlapping boxes less"""
+
+
+@dataclass
 class EvalConfig:
     """Scores a checkpoint, or saved detections, on the validation images."""
 
@@ -277,6 +302,7 @@ class EvalConfig:
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    tta: TTAConfig = field(default_factory=TTAConfig)
 
 
 @dataclass
@@ -299,6 +325,7 @@ class PredictConfig:
     """shorter side to resize to; null takes the checkpoint's"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    tta: TTAConfig = field(default_factory=TTAConfig)
 
 
 @dataclass
@@ -395,11 +422,16 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.horizontal_flip", "data.vertical_flip"), (0, 1)),
     **dict.fromkeys(("loss.class_weight", "loss.l1_weight", "loss.giou_weight", "loss.focal_gamma"), (0, math.inf)),
     **dict.fromkeys(("loss.class_cost", "loss.l1_cost", "loss.giou_cost", "threshold"), (0, math.inf)),
-    **dict.fromkeys(("model.backbone.frozen_stages",), (0, math.inf)),
+    "model.backbone.frozen_stages": (0, math.inf),
+    "model.backbone.dcn_offset_groups": (1, math.inf),
+    "model.backbone.dcn_initial_modulation": (0.001, 0.999),
     "loss.focal_alpha": (0, 1),
     "train.seed": (0, 2**32 - 1),
     "bound": (0, 1),
     "cells": (1, 512),
+    "tta.sizes": (1, math.inf),
+    "tta.iou": (0, 1),
+    "tta.sigma": (0.01, math.inf),
     **dict.fromkeys(("show", "worst"), (0, math.inf)),
     **dict.fromkeys(("seeds", "jobs"), (1, math.inf)),
 }

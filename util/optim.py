@@ -10,25 +10,23 @@ OFFSET_NAMES = ("sampling_offsets", "reference_points")
 
 
 def adamw(model: nn.Module, lr: float, lr_backbone: float, lr_offset_factor: float, weight_decay: float) -> AdamW:
-    """AdamW over three groups: backbone, sampling offsets and reference points, all else.
+    """AdamW over groups: backbone, sampling offsets and reference points, all else; and the backbone's own offsets.
 
     Each group keeps its undiminished rate as `base_lr`; see `set_lr`.
     """
-    groups = {"backbone": [], "offsets": [], "rest": []}
+    groups = {"backbone": [], "backbone_offsets": [], "offsets": [], "rest": []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        offsets = any(part in name for part in OFFSET_NAMES)
         if name.startswith("backbone."):
-            groups["backbone"].append(parameter)
-        elif any(part in name for part in OFFSET_NAMES):
-            groups["offsets"].append(parameter)
+            groups["backbone_offsets" if offsets else "backbone"].append(parameter)
         else:
-            groups["rest"].append(parameter)
-    fused = groups["rest"][0].device.type in (
-        "cpu",
-        "cuda",
-    )  # one kernel for all parameters, and no sync for the scaler
+            groups["offsets" if offsets else "rest"].append(parameter)
+    # One kernel for all parameters, and no sync for the scaler.
+    fused = groups["rest"][0].device.type in ("cpu", "cuda")
     rates = {"backbone": lr_backbone, "offsets": lr * lr_offset_factor, "rest": lr}
+    rates["backbone_offsets"] = lr_backbone * lr_offset_factor
     return AdamW(
         [{"params": groups[n], "lr": rates[n], "base_lr": rates[n], "name": n} for n in groups if groups[n]],
         lr=lr,

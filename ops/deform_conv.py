@@ -1,0 +1,263 @@
+"""Deformable convolution, v1 and v2 (arXiv 1703.06211, 1811.11168)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
+
+from ops.functional import ms_deform_attn, selected_backend
+
+BACKENDS = ("sampling", "torchvision")
+
+
+def deform_conv2d(
+    x: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    modulation: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A convolution whose kernel points each look somewhere else (1703.06211, equation 2; 1811.11168, equation 1).
+
+    Kernel point k reads `x(p + p_k + offset_k) * modulation_k`, bilinearly and zero outside, by the one sampling rule
+    of this package. Without offsets and modulation it is `F.conv2d`; without modulation it is v1.
+
+    Two implementations compute the same. `torchvision` is `torchvision.ops.deform_conv2d`. `sampling` takes the samples
+    by `ms_deform_attn`, with offset groups as heads and kernel points as queries, and multiplies them by the weights.
+    On CPUs, where torchvision's samples on one thread, that is many times faster; it takes half precision and can be
+    differentiated twice, but keeps the samples `[B, h*w*k_h*k_w, C]` for the backward pass, where torchvision takes
+    them again.
+
+    Args:
+        x: `[B, C, H, W]`.
+        offsets: `[B, 2*G*k_h*k_w, h, w]` in pixels of x: for each of G offset groups and each kernel point (row by
+            row) first y, then x, as torchvision has it.
+        weight: `[O, C/groups, k_h, k_w]`.
+        bias: `[O]`.
+        stride, padding, dilation: as of `F.conv2d`; (vertical, horizontal) if they differ.
+        modulation: `[B, G*k_h*k_w, h, w]`; None is one everywhere.
+        backend: one of `BACKENDS`; None takes `sampling` where the compiled operator of CPUs runs, else `torchvision`.
+
+    Returns:
+        `[B, O, h, w]`, in the dtype of x, or of autocast where that is on.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or an unknown backend.
+    """
+    stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation))
+    _check(x, offsets, weight, stride, padding, dilation, modulation)
+    if backend is None:
+        compiled = x.device.type == "cpu" and selected_backend("cpu") == "cpu"
+        backend = "sampling" if compiled else "torchvision"
+    if backend == "torchvision":
+        return _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation)
+    if backend == "sampling":
+        return _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation)
+    raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
+
+
+def _check(x, offsets, weight, stride, padding, dilation, modulation) -> None:
+    if x.dim() != 4 or weight.dim() != 4:
+        raise ValueError(f"x must be [B, C, H, W] and weight [O, C/groups, k_h, k_w], got {x.shape}, {weight.shape}")
+    points = weight.shape[2] * weight.shape[3]
+    if x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
+        raise ValueError(f"weight {list(weight.shape)} does not fit the {x.shape[1]} channels of x")
+    size = [
+        (side + 2 * p - d * (k - 1) - 1) // s + 1
+        for side, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride)
+    ]
+    if offsets.dim() != 4 or [offsets.shape[0], *offsets.shape[2:]] != [x.shape[0], *size]:
+        raise ValueError(f"offsets must be [{x.shape[0]}, 2*G*{points}, {size[0]}, {size[1]}], got {offsets.shape}")
+    groups = offsets.shape[1] // (2 * points)
+    if offsets.shape[1] % (2 * points) or not groups or x.shape[1] % groups:
+        raise ValueError(
+            f"offsets have {offsets.shape[1]} channels; they must be 2 * {points} for each of G offset groups, and G "
+            f"divide the {x.shape[1]} channels of x"
+        )
+    expected = (x.shape[0], groups * points, *size)
+    if modulation is not None and modulation.shape != expected:
+        raise ValueError(f"modulation must be {list(expected)} to fit the offsets, got {list(modulation.shape)}")
+
+
+def _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
+    # Half a pixel matters, and torchvision has no half precision on CPUs.
+    compute = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        arguments = [None if t is None else t.to(compute) for t in (x, offsets, weight, bias, modulation)]
+        x_, offsets, weight, bias, modulation = arguments
+        return torchvision_deform_conv2d(x_, offsets, weight, bias, stride, padding, dilation, modulation).to(x.dtype)
+
+
+def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
+    batch, channels, height, width = x.shape
+    out_channels, in_group, k_h, k_w = weight.shape
+    points, (h, w) = k_h * k_w, offsets.shape[2:]
+    groups, offset_groups = channels // in_group, offsets.shape[1] // (2 * points)
+    compute = torch.promote_types(x.dtype, torch.float32)
+
+    def positions(axis: int) -> tuple[Tensor, Tensor]:  # of the kernel's first point, and of all from there
+        counts = (offsets.shape[2 + axis], weight.shape[2 + axis])
+        first, further = (torch.arange(count, device=x.device, dtype=compute) for count in counts)
+        return first * stride[axis] - padding[axis], further * dilation[axis]
+
+    (top, down), (left, right) = positions(0), positions(1)
+    rows = top[:, None, None] + down.repeat_interleave(k_w)  # [h, 1, k]
+    columns = left[:, None] + right.repeat(k_h)  # [w, k]
+    # Kernel points are queries, offset groups heads: [B, h, w, k, G] each.
+    dy, dx = offsets.to(compute).unflatten(1, (offset_groups, points, 2)).permute(0, 4, 5, 2, 1, 3).unbind(-1)
+    locations = torch.stack([(columns[..., None] + dx + 0.5) / width, (rows[..., None] + dy + 0.5) / height], -1)
+    locations = locations.reshape(batch, h * w * points, offset_groups, 1, 2)
+    if modulation is None:
+        weights = locations.new_ones(1).expand(locations.shape[:-1])
+    else:
+        weights = modulation.to(compute).unflatten(1, (offset_groups, points)).permute(0, 3, 4, 2, 1)
+        weights = weights.reshape(locations.shape[:-1])
+    value = x.permute(0, 2, 3, 1).reshape(batch, height * width, offset_groups, channels // offset_groups)
+    samples = ms_deform_attn(value, [(height, width)], locations, weights, [1])  # [B, h*w*k, C]
+    if groups == 1:
+        out = samples.reshape(batch, h * w, points * channels) @ weight.permute(2, 3, 1, 0).flatten(0, 2)
+    else:
+        samples = samples.view(batch * h * w, points, groups, in_group).permute(2, 0, 1, 3).flatten(2)
+        kernels = (
+            weight.unflatten(0, (groups, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3)
+        )  # [groups, k*C/groups, O/groups]
+        out = (samples @ kernels).permute(1, 0, 2)
+    out = out.reshape(batch, h, w, out_channels)
+    if bias is not None:
+        out = out + bias.to(out.dtype)
+    return out.permute(0, 3, 1, 2)
+
+
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _(x_shape, weight_shape, offset_shape, *args, out_shape=None, **kwargs) -> int:
+    # Four corners of each sample of each channel, then the convolution's products.
+    positions = offset_shape[0] * math.prod(offset_shape[2:])
+    return positions * (8 * x_shape[1] * math.prod(weight_shape[2:]) + 2 * math.prod(weight_shape))
+
+
+class DeformConv2d(nn.Conv2d):
+    """Deformable convolution (arXiv 1703.06211, section 2.1): a convolution beside it predicts the offsets.
+
+    The offsets' convolution, `sampling_offsets`, has the same kernel, stride and dilation, 2*k*k channels for each
+    offset group, and starts at zero, so that the layer starts as the ordinary convolution with its weights. Weights
+    are those of an `nn.Conv2d`, under the same names.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
+        offset_groups: G groups of input channels that move apart; divides `in_channels`.
+
+    Attributes:
+        backend: see `deform_conv2d`.
+
+    Raises:
+        ValueError: `offset_groups` does not divide `in_channels`.
+    """
+
+    maps_per_point = 2  # channels of sampling_offsets for each kernel point and offset group
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        offset_groups: int = 1,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        if offset_groups < 1 or in_channels % offset_groups:
+            raise ValueError(f"offset_groups {offset_groups} does not divide in_channels {in_channels}")
+        self.offset_groups, self.points = offset_groups, math.prod(self.kernel_size)
+        self.backend: str | None = None
+        self.sampling_offsets = nn.Conv2d(
+            in_channels,
+            self.maps_per_point * offset_groups * self.points,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.sampling_offsets.bias)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, offset_groups: int = 1, **options) -> "DeformConv2d":
+        """A layer in place of an ordinary convolution, with its weights (the same tensors), training as it does.
+
+        Args:
+            conv: with zero padding.
+            offset_groups: see the class.
+            options: of the class, beside those of a convolution.
+
+        Raises:
+            ValueError: the convolution pads with something else, or `offset_groups` does not fit.
+        """
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"only zero padding by a number of pixels can be deformed, not {conv}")
+        new = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            offset_groups,
+            **options,
+        ).to(conv.weight)
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
+
+    def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of x `[B, C, H, W]`: offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation, which v1 has not."""
+        return self.sampling_offsets(x), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` -> `[B, O, h, w]`."""
+        offsets, modulation = self.offsets_and_modulation(x)
+        return deform_conv2d(
+            x, offsets, self.weight, self.bias, self.stride, self.padding, self.dilation, modulation, self.backend
+        )
+
+    def extra_repr(self) -> str:
+        """As of `nn.Conv2d`."""
+        return f"{super().extra_repr()}, offset_groups={self.offset_groups}"
+
+
+class ModulatedDeformConv2d(DeformConv2d):
+    """Modulated deformable convolution (arXiv 1811.11168, section 3.1): each sample is also scaled, by 0 to 1.
+
+    `sampling_offsets` has 3*k*k channels for each offset group: those of the offsets, then as many as there are kernel
+    points, whose sigmoid is the modulation.
+
+    Args:
+        initial_modulation: where all modulations start, in (0, 1). 0.5 is the paper's, and halves what the weights
+            alone would give; near 1 a layer starts as the ordinary convolution, with hardly a gradient to modulate by.
+        args, options: of `DeformConv2d`.
+    """
+
+    maps_per_point = 3
+
+    def __init__(self, *args, initial_modulation: float = 0.5, **options):
+        super().__init__(*args, **options)
+        if not 0 < initial_modulation < 1:
+            raise ValueError(f"initial_modulation is {initial_modulation}; it must be between 0 and 1")
+        logit = math.log(initial_modulation / (1 - initial_modulation))
+        nn.init.constant_(self.sampling_offsets.bias[2 * self.offset_groups * self.points :], logit)
+
+    def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of x `[B, C, H, W]`: offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation `[B, G*k*k, h, w]`."""
+        offsets, logits = self.sampling_offsets(x).split_with_sizes(
+            [2 * self.offset_groups * self.points, self.offset_groups * self.points], 1
+        )
+        return offsets, logits.sigmoid()
