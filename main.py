@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
@@ -53,9 +54,11 @@ from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.images import list_pictures, read_image, to_rgb, upright
 from datasets.loader import Batch, eval_loader, pad_images, train_loader
 from datasets.transforms import eval_transform, to_image
-from models.build import build_criterion, build_model
+from models.build import build_criterion, build_mimic, build_model
 from models.detector import DeformableDETR
 from models.load import load_detector
+from models.merge import merge_views
+from models.mimic import FeatureMimic, WithMimicking
 from models.postprocess import postprocess
 from models.sync_norm import synchronise_batch_norms
 from util import cli
@@ -69,6 +72,7 @@ from util.config import (
     EvalDataConfig,
     PredictConfig,
     ProfileConfig,
+    TTAConfig,
     ValPaths,
     VisualizeConfig,
     from_dict,
@@ -84,6 +88,7 @@ from util.run import Run, checkpoint_to_resume
 from util.runlog import make_folder, score_tables, train_header
 from util.signals import STOPPED, StopRequest
 from util.training_state import TrainingState
+from util.tta import EverySize, MultiView, ViewBatch, sizes_of, views_of
 
 
 def train(config: Config, world: World) -> int:
@@ -108,10 +113,12 @@ def train_until(stop: StopRequest, config: Config, world: World) -> int:
         brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
         num_classes = 1 + max(c.label for c in dataset.categories)
         model = build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+        branch = build_mimic(config.loss, config.model, model)
     category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
 
     dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
-    model.to(device, dtype)
+    for part in (model, branch) if branch else (model,):
+        part.to(device, dtype)
     share, pin, workers = (world.rank, world.size), device.type == "cuda", config.data.workers
     per_process = images_per_process(config, len(dataset), world)
     micro = min(cfg.max_images_per_device or per_process, per_process)
@@ -121,14 +128,14 @@ def train_until(stop: StopRequest, config: Config, world: World) -> int:
     val_loader = eval_loader(val_dataset, eval_batch, workers, pin, share, limit)
     epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
 
-    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay)
+    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     if source:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
     order = [len(dataset), loader.batch_sampler.batch_size, cfg.seed, int(config.data.group_by_aspect)]
-    state = TrainingState(model, optimizer, scaler, device, ema, num_steps, order)
+    state = TrainingState(model, optimizer, scaler, device, ema, num_steps, order, branch=branch)
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
     same_folder = False
@@ -149,7 +156,7 @@ def train_until(stop: StopRequest, config: Config, world: World) -> int:
     print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
     run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
-    wrapped = prepare_model(config, model, device, world)
+    wrapped = prepare_model(config, model, branch, device, world)
     criterion, prepare = build_criterion(config.loss), ToDevice(device, dtype)
     started, scores = time.perf_counter(), None
 
@@ -173,6 +180,7 @@ def train_until(stop: StopRequest, config: Config, world: World) -> int:
                     clip_norm=cfg.clip_norm,
                     precision=cfg.precision,
                     same_padding=cfg.padding == "batch",
+                    with_targets=branch is not None,
                     log_every=cfg.log_every,
                     description=f"epoch {state.epoch + 1}/{epochs}",
                     on_log=lambda means: run.write("train", lr=optimizer.param_groups[-1]["lr"], **means),
@@ -224,29 +232,35 @@ def images_per_process(config: Config, images: int, world: World) -> int:
     return -(-batch // world.size)
 
 
-def prepare_model(config: Config, model: DeformableDETR, device: torch.device, world: World) -> torch.nn.Module:
-    """The model as it trains: options of memory and speed, and gradients exchanged between processes."""
+def prepare_model(
+    config: Config, model: DeformableDETR, branch: FeatureMimic | None, device: torch.device, world: World
+) -> torch.nn.Module:
+    """The model as it trains: options of memory and speed, what teaches it, gradients exchanged between processes."""
     model.transformer.checkpointing = config.train.checkpoint_activations
     if world.size > 1 and config.model.backbone.norm == "trainable":
         synchronise_batch_norms(model)
     if config.train.compile:
         model.compile_parts()
+    trained = WithMimicking(model, branch) if branch else model
     if world.size == 1:
-        return model
+        return trained
     devices = [device] if device.type == "cuda" else None
     # Buffers are the same everywhere already; torch renamed the option that says so.
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     still = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True, **still)
+    return DistributedDataParallel(trained, devices, gradient_as_bucket_view=True, **still)
 
 
 def evaluate(config: EvalConfig, world: World) -> int:
     """Score a checkpoint, or saved detections: the 12 COCO figures, AP by class and, if asked, where it errs."""
+    tta = None
     if config.detections:
         if world.size > 1:
             raise UserError("saved detections are scored by one process; start it without torchrun")
         if config.checkpoint:
             raise UserError("give either --checkpoint or --detections, not both")
+        if config.tta.flip or config.tta.sizes:
+            raise UserError("saved detections have no views; --tta.flip and --tta.sizes need a --checkpoint")
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
         if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
@@ -258,28 +272,43 @@ def evaluate(config: EvalConfig, world: World) -> int:
         check_gpus(world, config.device)
         device = pick_device(config.device, world.local_rank)
         backend = selected_backend(device)
+        views = views_of(config.tta, config.data.eval_size, config.data.max_size)
+        sizes = sizes_of(views)
         model, categories, _ = load_model(required(config.checkpoint, "checkpoint"), config.weights)
         with world.one_a_machine_first():
             dataset = build_dataset(config.data, "val")
         annotations, truth, folder = dataset.annotations, dataset.annotation_file, dataset.image_folder
         category_of = match_categories(categories, dataset.categories, "checkpoint")
         share = (world.rank, world.size)
-        loader = eval_loader(dataset, config.batch_size, config.data.workers, device.type == "cuda", share)
+        workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
+        for size in sizes:
+            sized = copy(dataset)
+            sized.transform = eval_transform(*size)
+            loaders.append(eval_loader(sized, config.batch_size, workers, device.type == "cuda", share))
         output = make_folder(config.output, "output")
         several = f", {world.size} processes" if world.size > 1 else ""
         print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+        model, loader, prepare, pick = model.to(device), loaders[0], ToDevice(device), postprocess
+        if len(views) > 1:
+            model = tta = MultiView(model, views, prepare, pick, merge_views, config.tta)
+            loader, prepare, pick = EverySize(loaders), tta.prepare, tta.postprocess
+            print(f"{tta.describe()}\n")
         scores, results = run_evaluation(
-            model.to(device), loader, category_of, ToDevice(device), device, world, config.top_k
+            model, loader, category_of, prepare, device, world, config.top_k, postprocess=pick
         )
         if world.is_main:
             (output / "detections.json").write_text(json.dumps(results))
     if world.is_main:
-        (output / "results.json").write_text(json.dumps(asdict(scores), indent=1))
+        more = {"tta": tta.to_dict()} if tta else {}
+        (output / "results.json").write_text(json.dumps(asdict(scores) | more, indent=1))
     print(score_tables(scores.figures, scores.per_class))
+    if tta:
+        print(f"\n{tta.cost_line()}")
     print(f"\nfigures are in {output / 'results.json'}")
     if config.analyse and world.is_main:
         kind, of = ("saved detections", config.detections) if config.detections else ("checkpoint", config.checkpoint)
         subject, options = {kind: of, "data": str(truth)}, (config.top_k, config.threshold, config.worst)
+        subject |= {"views": tta.describe()} if tta else {}
         print("\n" + analyse(annotations, results, output, folder, subject, *options))
     return 0
 
@@ -294,6 +323,7 @@ def run_evaluation(
     top_k: int = 100,
     precision: str = "fp32",
     stop: StopRequest | None = None,
+    postprocess: Callable = postprocess,
 ) -> tuple[Scores, list[dict]]:
     """Detect in every batch of every process and score what was found; also returns it in COCO result format.
 
@@ -311,7 +341,8 @@ def run_evaluation(
 def predict(config: PredictConfig, world: World) -> int:
     """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
     pictures = list_pictures(required(config.input, "input"))
-    predictor = load_predictor(required(config.checkpoint, "checkpoint"), config.device, config.size, config.weights)
+    checkpoint = required(config.checkpoint, "checkpoint")
+    predictor = load_predictor(checkpoint, config.device, config.size, config.weights, config.tta)
     output = make_folder(config.output, "output")
     if any(path.resolve().parent == output.resolve() for path in pictures):
         raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
@@ -326,6 +357,8 @@ def predict(config: PredictConfig, world: World) -> int:
     (output / "predictions.json").write_text(json.dumps([{"drawn": k, **v} for k, v in listed.items()], indent=1))
     boxes = sum(len(entry["detections"]) for entry in listed.values())
     print(f"{boxes} boxes on {len(listed)} pictures; the drawn pictures and predictions.json are in {output}")
+    if listed and isinstance(predictor.model, MultiView):
+        print(predictor.model.cost_line())
     return int(len(listed) < len(pictures))
 
 
@@ -481,7 +514,13 @@ def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, 
     return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
 
 
-def load_predictor(checkpoint: str, device: str = "auto", size: int | None = None, weights: str = "auto") -> Predictor:
+def load_predictor(
+    checkpoint: str,
+    device: str = "auto",
+    size: int | None = None,
+    weights: str = "auto",
+    tta: TTAConfig | None = None,
+) -> Predictor:
     """A detector that takes PIL images, from any known checkpoint, at the image size it was evaluated with.
 
     Args:
@@ -489,24 +528,36 @@ def load_predictor(checkpoint: str, device: str = "auto", size: int | None = Non
         device: `auto` takes a GPU if there is one.
         size: shorter side in pixels; None takes the checkpoint's.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
+        tta: views of each picture, whose detections are merged; None looks once.
     """
-    return make_predictor(*load_model(checkpoint, weights), device, size)
+    return make_predictor(*load_model(checkpoint, weights), device, size, tta)
 
 
 def make_predictor(
-    model: DeformableDETR, categories: list[Category], data: EvalDataConfig, device: str, size: int | None
+    model: DeformableDETR,
+    categories: list[Category],
+    data: EvalDataConfig,
+    device: str,
+    size: int | None,
+    tta: TTAConfig | None = None,
 ) -> Predictor:
     """A model that takes PIL images; `load_predictor` says how."""
-    resize, chosen = eval_transform(size or data.eval_size, data.max_size), pick_device(device)
+    tta = tta or TTAConfig()
+    views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
-    to_device = ToDevice(chosen)
+    resizes, to_device = [eval_transform(*s) for s in sizes_of(views)], ToDevice(chosen)
+    model, pick = model.to(chosen), postprocess
+    if len(views) > 1:
+        model = MultiView(model, views, to_device, pick, merge_views, tta)
+        pick = model.postprocess
 
-    def batch_of(pictures: Sequence[Image.Image]) -> Batch:
-        images, padding_mask = pad_images([resize(to_image(p)) for p in pictures])
-        return to_device(Batch(images, padding_mask, []))
+    def batch_of(pictures: Sequence[Image.Image]) -> Batch | ViewBatch:
+        images = [to_image(p) for p in pictures]
+        batches = [Batch(*pad_images([resize(i) for i in images]), []) for resize in resizes]
+        return model.prepare(batches) if len(views) > 1 else to_device(batches[0])
 
-    return Predictor(model.to(chosen), lambda p: to_rgb(upright(p)), batch_of, postprocess, names)
+    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
 
 
 COMMANDS: dict[str, tuple[Callable, type, str]] = {

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from datasets.build import build_dataset
 from datasets.coco import CocoDetection, has_size
-from models.build import build_criterion, build_model
+from models.build import build_criterion, build_mimic, build_model
 from models.detector import DeformableDETR
+from models.mimic import WithMimicking
 from util.config import Config, DataPaths, from_dict
 from util.engine import autocast
 from util.errors import UserError
@@ -142,11 +143,13 @@ def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device:
     padding_mask = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
     targets = [_Objects(objects, data.classes, generator, device) for _ in range(batch)]
     criterion = build_criterion(config.loss)
-    model.train()
+    branch = build_mimic(config.loss, config.model, model)
+    trained = WithMimicking(model, branch).to(device) if branch else model
+    trained.train()
 
     def step() -> None:
         with autocast(device, "fp32" if config.train.precision == "fp64" else config.train.precision):
-            predictions = model(images, padding_mask)
+            predictions = trained(images, padding_mask, *([targets] if branch else []))
         sum(criterion(predictions, targets, batch * objects).values()).backward()
 
     step()

@@ -6,6 +6,7 @@ from models.criterion import Criterion
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
 from models.matcher import HungarianMatcher
+from models.mimic import FeatureMimic
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
@@ -124,4 +125,23 @@ def build_criterion(config: LossConfig) -> Criterion:
         config.focal_alpha,
         config.focal_gamma,
         config.auxiliary,
+        config.mimic_weight,
+    )
+
+
+def build_mimic(loss: LossConfig, model: ModelConfig, detector: DeformableDETR) -> FeatureMimic | None:
+    """The branch of feature mimicking for a detector, or None if the `loss` section asks for none.
+
+    Raises:
+        UserError: the backbone has no deformable convolutions, which it would teach.
+    """
+    if not loss.mimic_weight:
+        return None
+    if model.backbone.dcn == "none":
+        raise UserError(
+            "loss.mimic_weight teaches deformable backbones where to look; add --model.backbone.dcn v2, or leave it 0"
+        )
+    backbone = detector.backbone
+    return FeatureMimic(
+        backbone.channels[-1], backbone.strides[-1], detector.num_classes, loss.mimic_regions, loss.mimic_size
     )

@@ -30,6 +30,7 @@ class Criterion:
         class_weight, l1_weight, giou_weight: weights of the three losses.
         alpha, gamma: of the focal loss.
         auxiliary: penalise every decoder layer; otherwise only the last one (and the proposals).
+        mimic_weight: weight of the losses of feature mimicking, where predictions have them.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class Criterion:
         alpha: float = 0.25,
         gamma: float = 2.0,
         auxiliary: bool = True,
+        mimic_weight: float = 0.1,
     ):
         self.matcher = matcher
         self.class_weight, self.l1_weight, self.giou_weight = class_weight, l1_weight, giou_weight
         self.alpha, self.gamma = alpha, gamma
-        self.auxiliary = auxiliary
+        self.auxiliary, self.mimic_weight = auxiliary, mimic_weight
 
     def __call__(
         self, predictions: Predictions, targets: Sequence[Target], num_boxes: float | None = None
@@ -78,6 +80,9 @@ class Criterion:
             for name, by_layer in by_name.items():
                 for layer, loss in zip(group.names, by_layer / num_boxes):
                     losses[f"{name}/{layer}"] = loss
+        # Divided by the objects, not by the regions of a process: the sum must not depend on how a batch is spread.
+        for name, total in (predictions.mimicry or {}).items():
+            losses[name] = self.mimic_weight * total / num_boxes
         return losses
 
     def _losses(self, group: LayerPredictions, targets: Sequence[Target], matches: Matches) -> dict[str, Tensor]:

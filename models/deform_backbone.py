@@ -31,21 +31,20 @@ def deform_stages(
     Raises:
         UserError: not a ResNet, or no such stage, or channels that the offset groups do not divide.
     """
-    names = body.feature_info.module_name()
-    unknown = [stage for stage in stages if not 2 <= stage <= len(names)]
-    if unknown or not stages:
+    if not any(isinstance(m, (BasicBlock, Bottleneck)) for m in body.modules()):
+        raise UserError(
+            "model.backbone.dcn replaces the 3x3 convolutions of a ResNet or ResNeXt; this backbone has no blocks of "
+            "that kind, take another model.backbone.name, or --model.backbone.dcn none"
+        )
+    names = [name.replace(".", "_") for name in body.feature_info.module_name()]
+    if not stages or not set(stages) <= set(range(2, len(names) + 1)):
         raise UserError(
             f"model.backbone.dcn_stages is {list(stages)}; it must list some of {list(range(2, len(names) + 1))}"
         )
     for stage in sorted(set(stages)):
-        prefix = names[stage - 1].replace(".", "_")  # as timm names it when it extracts features
-        within = [m for name, m in body.named_modules() if name.replace(".", "_").startswith(prefix)]
+        # As timm names it when it extracts features: with underscores for dots.
+        within = [m for name, m in body.named_modules() if name.replace(".", "_").startswith(names[stage - 1])]
         blocks = [m for m in within if isinstance(m, (BasicBlock, Bottleneck))]
-        if not blocks:
-            raise UserError(
-                "model.backbone.dcn replaces the 3x3 convolutions of a ResNet or ResNeXt; this backbone has no blocks "
-                "of that kind, take another model.backbone.name, or --model.backbone.dcn none"
-            )
         for block in blocks:
             for name, layer in list(block.named_children()):
                 if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):

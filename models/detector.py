@@ -37,11 +37,13 @@ class Predictions:
         logits: `[N_dec, B, Q, C]`, one sigmoid a class.
         boxes: `[N_dec, B, Q, 4]`, cxcywh in [0, 1] of the unpadded image.
         proposals: of a two-stage detector.
+        mimicry: losses of feature mimicking in training, summed over regions, by name; see `models.mimic`.
     """
 
     logits: Tensor
     boxes: Tensor
     proposals: Proposals | None = None
+    mimicry: dict[str, Tensor] | None = None
 
 
 class DeformableDETR(nn.Module):
@@ -113,8 +115,24 @@ class DeformableDETR(nn.Module):
         Returns:
             Predictions of every decoder layer, and of the proposals if there are two stages.
         """
-        images, padding_mask = pad_to_multiple(images, padding_mask, self.backbone.size_multiple)
-        maps = self.neck(self.backbone(images))
+        images, padding_mask = self.fit(images, padding_mask)
+        return self.detect(self.backbone(images), padding_mask)
+
+    def fit(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, 3, H, W]` and padding_mask `[B, H, W]` as the backbone takes them: padded further, if need be."""
+        return pad_to_multiple(images, padding_mask, self.backbone.size_multiple)
+
+    def detect(self, features: list[Tensor], padding_mask: Tensor) -> Predictions:
+        """Detect in the backbone's maps.
+
+        Args:
+            features: `[B, C_i, H_i, W_i]`, shallow first.
+            padding_mask: `[B, H, W]` of the images, True on padding.
+
+        Returns:
+            Predictions of every decoder layer, and of the proposals if there are two stages.
+        """
+        maps = self.neck(features)
         masks = [_resize_mask(padding_mask, m.shape[-2:]) for m in maps]
         spatial_shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         dtype = self.position.level_embed.dtype
@@ -130,7 +148,7 @@ class DeformableDETR(nn.Module):
             queries, logits, boxes = self.queries(memory, mask, spatial_shapes, valid_ratios)
             proposals = Proposals(logits, boxes)
         else:
-            queries = self.queries(images.shape[0])
+            queries = self.queries(len(padding_mask))
         logits, boxes = self.transformer.decode(
             queries, memory, mask, spatial_shapes, valid_ratios, self.heads, detach_references=self.auxiliary_losses
         )

@@ -12,6 +12,9 @@ Figures are medians over rounds. On CUDA the parts are timed by CUDA's events.
 ours is checked first; if they are not, the exit code is 1. It reads every loss once to log it; class error, cardinality
 and unscaled copies, which the original reads too, are left out.
 
+With feature mimicking (-- --model.backbone.dcn v2 --loss.mimic_weight 0.1) its branch and the crops' way through the
+backbone are a part of their own.
+
 Peak memory is that of tensors within a step: weights, gradients, moments, activations. Host syncs: `util/syncs.py`.
 """
 
@@ -44,8 +47,9 @@ from datasets.coco import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import Batch, collate, train_loader
 from datasets.transforms import eval_transform
-from models.build import build_criterion, build_model
+from models.build import build_criterion, build_mimic, build_model
 from models.detector import DeformableDETR
+from models.mimic import WithMimicking
 from ops import selected_backend
 from scripts import naive_step
 from scripts.bench_model import forced_backend
@@ -62,7 +66,7 @@ from util.training_state import TrainingState
 
 CLASSES, OBJECTS, ENDLESS = 91, 7, 10**9
 PARTS = ("transfer, normalise", "backbone", "neck", "encoder", "queries", "decoder, heads", "masks, positions")
-PARTS += ("matching", "losses", "backward to the maps", "backward of the backbone", "clip, check", "optimizer", "EMA")
+PARTS += ("mimicking", "matching", "losses", "backward to the maps", "backward of the backbone", "clip, check", "optimizer", "EMA")
 
 
 class Clock:
@@ -108,7 +112,9 @@ class Clock:
         ms = {name: sum(between(*span) for span in found) for name, found in spans.items()}
         computed, unscaled = spans["criterion"][0][1], spans["unscale"][0][0]
         reached = spans["maps"][0][0] if "maps" in spans else unscaled
-        ms["masks, positions"] = ms["forward"] - sum(ms[name] for name in PARTS[1:6])
+        if "mimicking" in ms:
+            ms["backbone"] = between(*spans["backbone"][0])  # the second time it sees the crops
+        ms["masks, positions"] = ms["forward"] - sum(ms[name] for name in (*PARTS[1:6], "mimicking") if name in ms)
         ms["losses"] = ms["criterion"] - ms["matching"]
         ms["backward to the maps"] = between(computed, reached)
         ms["backward of the backbone"] = between(reached, unscaled)
@@ -145,7 +151,9 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
     """Set up a way to train a copy of the model: `ours`, `ours, compiled` or `naive`."""
     cfg, model, naive = config.train, copy.deepcopy(model).to(device), kind == "naive"
     model.transformer.checkpointing = cfg.checkpoint_activations and not naive
-    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay)
+    branch = build_mimic(config.loss, config.model, model)
+    trained = WithMimicking(model, branch.to(device)) if branch else model
+    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     if naive:
         naive_step.make_ordinary(model)
         groups = [{k: g[k] for k in ("params", "lr", "weight_decay")} for g in optimizer.param_groups]
@@ -154,8 +162,10 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
         model.compile_parts()
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
-    state, clock = TrainingState(model, optimizer, scaler, device, ema, ENDLESS), Clock(device)
-    for owner, part in ((model, "forward"), (model.neck, "neck"), (model.queries, "queries")):
+    state, clock = TrainingState(model, optimizer, scaler, device, ema, ENDLESS, branch=branch), Clock(device)
+    if branch:
+        clock.wrap(branch, "forward", "mimicking")
+    for owner, part in ((trained, "forward"), (model.neck, "neck"), (model.queries, "queries")):
         clock.wrap(owner, "forward", part)
     clock.wrap(model.backbone, "forward", "backbone", lambda maps: note_gradients(clock, maps))
     methods = [(model.transformer, "encode", "encoder"), (model.transformer, "decode", "decoder, heads")]
@@ -173,7 +183,8 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
             if naive:
                 naive_step.step(batch, prepare, naive_losses, state, cfg.clip_norm)
             else:
-                train_one_epoch(model, losses_of, [[batch]], state, prepare, *rest, log_every=ENDLESS)
+                options = {"with_targets": branch is not None, "log_every": ENDLESS}
+                train_one_epoch(trained, losses_of, [[batch]], state, prepare, *rest, **options)
 
     return Contender(f"{kind}, {precision}, {backend}", run, state, clock)
 
@@ -309,6 +320,8 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Config, torch
             raise UserError("--precision fp16 is for CUDA")
     except (UserError, RuntimeError) as error:
         parser.error(str(error))
+    if args.naive and config.loss.mimic_weight:
+        parser.error("--naive has no feature mimicking; leave out loss.mimic_weight")
     config.train.ema_decay = (config.train.ema_decay or 0.9997) if args.ema else 0.0
     config.train.checkpoint_activations = args.checkpoint_activations
     return args, config, device

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets.device import ToDevice
 from datasets.loader import Batch, Target
-from models.build import build_criterion, build_model
+from models.build import build_criterion, build_mimic, build_model
+from models.mimic import WithMimicking
 from util.checkpoint import load_weights, read_checkpoint
 from util.config import LossConfig, ModelConfig, from_dict
 from util.engine import AUTOCAST, autocast, pick_device
@@ -69,8 +70,13 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     dtype = torch.float64 if precision == "fp64" else torch.float32
     num_classes = 1 + max(c["label"] for c in raw.content["categories"])
     loss_config = from_dict(LossConfig, config["loss"])
-    model = build_model(from_dict(ModelConfig, config["model"]), num_classes, loss_config.auxiliary, "none")
+    model_config = from_dict(ModelConfig, config["model"])
+    model = build_model(model_config, num_classes, loss_config.auxiliary, "none")
     load_weights(model, raw.content["model"], file)
+    branch = build_mimic(loss_config, model_config, model)
+    if branch:
+        load_weights(branch, raw.content["branch"], file)
+        model = WithMimicking(model, branch)
     model.to(device, dtype).train()
     criterion, prepare = build_criterion(loss_config), ToDevice(device, dtype)
     scale = raw.content["scaler"].get("scale", 1.0) if precision == "fp16" else 1.0
@@ -85,7 +91,7 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
         print(f"micro-batch {i}, images {', '.join(str(t.image_id) for t in batch.targets)}")
         try:
             with autocast(device, precision):
-                predictions = model(batch.images, batch.padding_mask)
+                predictions = model(batch.images, batch.padding_mask, *([batch.targets] if branch else []))
             losses = criterion(predictions, batch.targets, culprit["num_boxes"])
         except NonFinite as error:
             print(f"  {error}")

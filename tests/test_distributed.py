@@ -87,6 +87,17 @@ def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_s
         assert outcomes[name][2] == outcomes["one"][2], name
 
 
+def test_feature_mimicking_does_not_depend_on_how_a_batch_is_spread(preset, data, tmp_path):
+    """Also where a process or a micro-batch has no object to crop."""
+    ways = {name: WAYS[name] for name in ("one", "micro-batches", "three")}
+    more = {"train.precision": "fp64", "train.epochs": 1, "train.eval_every": 1}
+    more |= {"model.backbone.dcn": "v2", "loss.mimic_weight": 0.1, "loss.mimic_size": 32}
+    outcomes = train_every_way(preset, data, tmp_path, ways, **more)
+    for name in ways:
+        of_losses, of_weights = largest_difference(outcomes, name)
+        assert of_losses < 1e-9 and of_weights < 1e-9, name
+
+
 def test_in_single_precision_only_rounding_differs(preset, data, tmp_path):
     """The first step's loss to rounding; later ones diverge, for Adam divides small gradients by themselves."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}

@@ -33,7 +33,7 @@ class BackboneConfig:
     dcn_offset_groups: int = 1
     """groups of channels that move apart"""
     dcn_initial_modulation: float = 0.5
-    """modulation that v2 starts with: 0.5 is the paper's; nearer to 1 changes less of what pretrained weights compute"""
+    """modulation that v2 starts with: 0.5 is the paper's; near 1 changes little of what pretrained weights compute"""
 
 
 @dataclass
@@ -103,6 +103,12 @@ class LossConfig:
     """focusing exponent of the focal loss"""
     auxiliary: bool = True
     """penalise every decoder layer; if not, only the last, whose gradient then reaches the earlier box heads too"""
+    mimic_weight: float = 0.0
+    """feature mimicking, for backbones with dcn: weight of its losses in training; 0.1 is the paper's, 0 is none"""
+    mimic_regions: int = 32
+    """objects of an image that are also seen cropped; of more, so many are drawn"""
+    mimic_size: int = 224
+    """side in pixels that crops are resized to"""
 
 
 @dataclass
@@ -268,11 +274,11 @@ class TTAConfig:
     """also look at the image mirrored left and right"""
     sizes: list[int] = field(default_factory=list)
     """shorter sides to look at, like [480,576,672]; empty for the usual one alone"""
-    merge: Literal["top_k", "nms", "soft_nms", "wbf"] = "wbf"
-    """top_k: the best of all views, doubles included; nms: of overlapping boxes the best; soft_nms: the others with
-    lowered scores; wbf: their weighted mean"""
+    merge: Literal["top_k", "nms", "soft_nms", "wbf", "wbf_set"] = "wbf_set"
+    """top_k: the best of all views, doubles included; nms: of overlapping boxes the best; soft_nms: also the others,
+    with lowered scores; wbf: their weighted mean; wbf_set: the same, but of each view one box at most"""
     iou: float = 0.55
-    """of nms and wbf: overlap above which two boxes are one object"""
+    """of nms, wbf and wbf_set: overlap above which two boxes are one object"""
     sigma: float = 0.5
     """of soft_nms: larger ones lower the scores of overlapping boxes less"""
 
@@ -426,6 +432,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.backbone.dcn_offset_groups": (1, math.inf),
     "model.backbone.dcn_initial_modulation": (0.001, 0.999),
     "loss.focal_alpha": (0, 1),
+    "loss.mimic_weight": (0, math.inf),
+    "loss.mimic_regions": (1, math.inf),
+    "loss.mimic_size": (32, 2048),
     "train.seed": (0, 2**32 - 1),
     "bound": (0, 1),
     "cells": (1, 512),

@@ -83,6 +83,7 @@ def train_one_epoch(
     clip_norm: float = 0.1,
     precision: str = "fp32",
     same_padding: bool = True,
+    with_targets: bool = False,
     log_every: int = 50,
     description: str = "train",
     on_log: Callable[[dict[str, float]], None] | None = None,
@@ -106,6 +107,7 @@ def train_one_epoch(
         clip_norm: largest gradient norm; 0 does not clip.
         precision: `bf16` and `fp16` run the model under autocast.
         same_padding: pad every micro-batch to the size of the whole batch's largest image, not of its own.
+        with_targets: hand the model the targets, too.
         log_every: steps between logs, which is how often losses are brought to the host.
         description: of the progress bar.
         on_log: called with mean losses.
@@ -136,8 +138,9 @@ def train_one_epoch(
                 # Gradients of the earlier micro-batches stay here until those of the last are exchanged.
                 alone = isinstance(model, DistributedDataParallel) and i < len(micro_batches) - 1
                 with model.no_sync() if alone else nullcontext():
+                    more = (batch.targets,) if with_targets else ()
                     with autocast(device, precision):
-                        predictions = model(batch.images, batch.padding_mask)
+                        predictions = model(batch.images, batch.padding_mask, *more)
                     losses = criterion(predictions, batch.targets, plan.num_boxes)  # sync: the matcher's transfer
                     # DistributedDataParallel averages over processes, but a batch's losses add up.
                     scaler.scale(sum(losses.values()) * world.size).backward()

@@ -9,13 +9,29 @@ from torch.optim import AdamW
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
 
 
-def adamw(model: nn.Module, lr: float, lr_backbone: float, lr_offset_factor: float, weight_decay: float) -> AdamW:
+def adamw(
+    model: nn.Module,
+    lr: float,
+    lr_backbone: float,
+    lr_offset_factor: float,
+    weight_decay: float,
+    branch: nn.Module | None = None,
+) -> AdamW:
     """AdamW over groups: backbone, sampling offsets and reference points, all else; and the backbone's own offsets.
 
-    Each group keeps its undiminished rate as `base_lr`; see `set_lr`.
+    Each group keeps its undiminished rate as `base_lr`; see `set_lr`. What is in a group is decided by names alone.
+
+    Args:
+        model: a detector.
+        lr: of all but the backbone.
+        lr_backbone: of the backbone.
+        lr_offset_factor: on both, for offsets and reference points.
+        weight_decay: of all.
+        branch: trained beside it.
     """
     groups = {"backbone": [], "backbone_offsets": [], "offsets": [], "rest": []}
-    for name, parameter in model.named_parameters():
+    named = [*model.named_parameters(), *(branch.named_parameters() if branch is not None else [])]
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         offsets = any(part in name for part in OFFSET_NAMES)

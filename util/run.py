@@ -99,6 +99,7 @@ class Run:
         path = self.folder / f"nonfinite_step{culprit.step}_rank{self.world.rank}.pth"
         content = {
             "model": self.state.model.state_dict(),
+            "branch": self.state.branch.state_dict() if self.state.branch is not None else None,
             "scaler": self.state.scaler.state_dict(),
             "config": asdict(self.config),
             "categories": [asdict(category) for category in self.categories],

@@ -93,12 +93,14 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     batch = min(cfg.batch_size, len(dataset))
     per_process = -(-batch // world.size)
     micro = min(cfg.max_images_per_device or per_process, per_process)
+    backbone = config.model.backbone
+    deformed = f" with DCN {backbone.dcn} in stages {backbone.dcn_stages}" if backbone.dcn != "none" else ""
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
         "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
-        "model": f"{config.model.backbone.name}, {trainable:,} trainable parameters, {frozen:,} frozen",
+        "model": f"{backbone.name}{deformed}, {trainable:,} trainable parameters, {frozen:,} frozen",
         "batch": f"{batch} images a step"
         + (f", {per_process} in each of {world.size} processes" if world.size > 1 else "")
         + (f", micro-batches of {micro}" if micro < per_process else "")
@@ -109,10 +111,10 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         "device": f"{state.device}, operator {backend}, {cfg.precision}, seed {cfg.seed}"
         + (", activations checkpointed" if cfg.checkpoint_activations else "")
         + (", compiled" if cfg.compile else "")
-        + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else ""),
+        + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else "")
+        + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
         "output": cfg.output,
     }
-    backbone = config.model.backbone
     if backbone.weights == "none" and backbone.norm == "frozen" and not (state.global_step or config.model.init_from):
         lines["note"] = (
             "a random backbone hardly learns with frozen norms: "

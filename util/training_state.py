@@ -74,6 +74,7 @@ class TrainingState:
         optimizer, scaler: of it; a disabled scaler does nothing.
         device: where they are.
         ema: moving average of the weights, if there is one.
+        branch: what is trained beside the model, for training alone, if there is anything.
         steps_per_epoch: steps in an epoch.
         order: numbers that the order of images follows from, beside the epoch.
         epoch: epochs that are complete, evaluation included.
@@ -95,9 +96,11 @@ class TrainingState:
     best: float = -1.0
     log_bytes: int = 0
     means: LossMeans = field(default_factory=LossMeans)
+    branch: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [self.model] if self.branch is None else [self.model, self.branch]
+        self.parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
 
     @property
     def global_step(self) -> int:
@@ -113,6 +116,7 @@ class TrainingState:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "branch": self.branch.state_dict() if self.branch is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -150,7 +154,14 @@ class TrainingState:
             raise UserError(
                 f"train.resume: '{raw.path}' holds no training state; --model.init_from takes its weights alone"
             )
+        if (content.get("branch") is None) != (self.branch is None):
+            raise UserError(
+                f"train.resume: '{raw.path}' was trained {'with' if self.branch is None else 'without'} feature "
+                "mimicking; resume it so (loss.mimic_weight 0 or not), or take its weights alone, --model.init_from"
+            )
         load_weights(self.model, content["model"], raw.path)
+        if self.branch is not None:
+            load_weights(self.branch, content["branch"], raw.path)
         _load_optimizer(self.optimizer, content["optimizer"], raw.path)
         if self.ema is not None:
             if content.get("ema") is None:

@@ -1,0 +1,227 @@
+"""Effective sampling locations of a backbone: where its stacked convolutions read, and how much each place matters.
+
+A unit of a feature map reads the image through every convolution below it. Each kernel point of each of them reads
+its input at one location, and the location's strength is |d response / d location|: how fast the unit's response would
+change if that one sample were taken a little further on (arXiv 1811.11168, sections 2.1 and 2.2; the pictures of
+1703.06211, figures 6 and 7, are the same points without strengths).
+
+The response is the norm of the unit's feature vector. One backward pass then serves all channels, each counts by how
+active it is, and nothing depends on their order, on a class or on a head.
+
+No location has to be moved. A sample enters the convolution's output linearly, so by the chain rule the derivative is
+the gradient at the output times the kernel's weights, summed over channels with the slope of the bilinear surface at
+the location. That surface has a kink at each pixel's centre, which is where ordinary convolutions read; the slope there
+is the mean of those on both sides, which is what central differences measure and what neither side is favoured by.
+Elsewhere both are the same. Later layers count as they are: offsets and modulation that they predict react too.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from ops import DeformConv2d
+from util.errors import UserError
+
+STAGES = (2, 3, 4, 5)  # of blocks, counted as papers do: conv2_x to conv5_x
+
+
+@dataclass
+class ConvLocations:
+    """What a unit of a backbone reads, in fp64 on the CPU.
+
+    Attributes:
+        unit: (x, y) in [0, 1] of the image, the centre of the unit's cell.
+        points: `[N, 2]`, (x, y) in [0, 1] of the image; beyond it lies what is read in the zeros around a map.
+        strength: `[N]`, |d response / d location| for each pixel of the image that the network is given; above 0.
+        stages: `[N]`, stage of the convolution that reads, 2 to 5.
+        layers: `[N]`, the convolution's index in `names`.
+        names: of the convolutions, in the order in which they run.
+    """
+
+    unit: tuple[float, float]
+    points: Tensor
+    strength: Tensor
+    stages: Tensor
+    layers: Tensor
+    names: list[str]
+
+    def where(self, chosen: Tensor) -> "ConvLocations":
+        """Some of the locations, by indices or by a mask `[N]`."""
+        parts = {name: getattr(self, name)[chosen] for name in ("points", "strength", "stages", "layers")}
+        return replace(self, **parts)
+
+    def of_stage(self, stage: int) -> "ConvLocations":
+        """Those of one stage."""
+        return self.where(self.stages == stage)
+
+    def strongest(self, count: int) -> "ConvLocations":
+        """At most `count`, strongest first."""
+        return self.where(self.strength.topk(min(count, len(self.strength))).indices)
+
+    def share_inside(self, box: Sequence[float]) -> float:
+        """The share of all strength that lies in a box (cxcywh in [0, 1] of the image); nan if there is none."""
+        centre, size = torch.tensor(box, dtype=torch.float64).split(2)
+        inside = ((self.points - centre).abs() <= size / 2).all(-1)
+        return float(self.strength[inside].sum() / self.strength.sum())
+
+    def radius(self, share: float, size: tuple[int, int]) -> float:
+        """How far from the unit this share of all strength lies, in pixels of a picture; nan if there is none.
+
+        Args:
+            share: in (0, 1]; 0.5 is the median.
+            size: (width, height) of the picture.
+        """
+        if not len(self.strength):
+            return float("nan")
+        scale = torch.tensor(size, dtype=torch.float64)
+        distance, order = ((self.points - torch.tensor(self.unit, dtype=torch.float64)) * scale).norm(dim=-1).sort()
+        reached = self.strength[order].cumsum(0)
+        # The last sum can lie a rounding error below the share of itself.
+        return float(distance[int((reached < share * reached[-1]).sum().clamp(max=len(order) - 1))])
+
+
+def convolutions(backbone: Backbone, stages: Sequence[int] = STAGES) -> list[tuple[str, int, nn.Conv2d]]:
+    """Name, stage and layer of every 3x3 convolution in the blocks of some stages of a ResNet or ResNeXt.
+
+    They are the ones that `models.deform_backbone.deform_stages` makes deformable, whether it did or not; of other
+    networks there are none.
+    """
+    prefixes = {s: n.replace(".", "_") for s, n in enumerate(backbone.body.feature_info.module_name(), 1) if s in stages}
+    found = []
+    for name, block in backbone.body.named_modules():
+        for stage, prefix in prefixes.items():
+            if isinstance(block, (BasicBlock, Bottleneck)) and name.replace(".", "_").startswith(prefix):
+                layers = [(child, m) for child, m in block.named_children() if isinstance(m, nn.Conv2d)]
+                found += [(f"{name}.{child}", stage, m) for child, m in layers if m.kernel_size == (3, 3)]
+    return found
+
+
+def conv_sampling(
+    backbone: Backbone, images: Tensor, point: tuple[float, float], level: int = -1, stages: Sequence[int] = STAGES
+) -> ConvLocations:
+    """Locations that a unit reads through the 3x3 convolutions of its backbone, and their strengths.
+
+    Costs one forward and one backward pass. The backbone, its gradients and its statistics stay as they were.
+
+    Args:
+        backbone: of a ResNet's blocks, regular or deformable, in evaluation mode.
+        images: `[1, 3, H, W]`, normalised, without padding.
+        point: (x, y) in [0, 1] of the image; the unit is the one whose cell holds it.
+        level: of the unit, an index into the maps that the backbone returns; -1 is the deepest.
+        stages: whose convolutions to follow, 2 to 5. Those above the unit do not move it, and have no locations.
+
+    Raises:
+        UserError: another kind of backbone, no such level or stage, or only stages above the unit.
+        ValueError: several images, or a backbone in training mode, whose norms would change.
+    """
+    if len(images) != 1 or backbone.training:
+        raise ValueError(f"images {list(images.shape)} must be one, and the backbone in evaluation mode")
+    if not convolutions(backbone):
+        raise UserError("only a ResNet's or ResNeXt's convolutions can be followed; this backbone has no such blocks")
+    if not stages or not set(stages) <= set(STAGES):
+        raise UserError(f"stages is {list(stages)}; it must list some of {list(STAGES)}")
+    if not -backbone.num_features <= level < backbone.num_features:
+        raise UserError(f"there is no level {level}; this backbone returns levels 0 to {backbone.num_features - 1}")
+    layers = convolutions(backbone, stages)
+    images = images.detach().clone().requires_grad_()  # frozen stages have a gradient only through their input
+    read: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as hooks, torch.enable_grad():
+        for _, _, layer in layers:
+            hooks.callback(layer.register_forward_hook(_keep_in(read)).remove)
+        features = backbone(images)[level]
+        (height, width), (x, y) = features.shape[-2:], point
+        column, row = min(max(int(x * width), 0), width - 1), min(max(int(y * height), 0), height - 1)
+        response = torch.linalg.vector_norm(features[0, :, row, column])
+        gradients = torch.autograd.grad(response, [read[layer][1] for *_, layer in layers], allow_unused=True)
+    below = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    if not below:
+        raise UserError(f"the convolutions of stages {list(stages)} lie above level {level} and do not move it")
+    found = [_locations(layers[i][2], read[layers[i][2]][0], gradients[i], images.shape[-2:]) for i in below]
+    counts = torch.tensor([len(strength) for _, strength in found])
+    return ConvLocations(
+        ((column + 0.5) / width, (row + 0.5) / height),
+        torch.cat([points for points, _ in found]),
+        torch.cat([strength for _, strength in found]),
+        torch.tensor([layers[i][1] for i in below]).repeat_interleave(counts),
+        torch.tensor(below).repeat_interleave(counts),
+        [name for name, *_ in layers],
+    )
+
+
+def _keep_in(read: dict[nn.Module, tuple[Tensor, Tensor]]) -> Callable:
+    def hook(layer: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
+        read[layer] = (inputs[0].detach(), out)
+
+    return hook
+
+
+@torch.no_grad()
+def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Points `[N, 2]` in [0, 1] of the image and strengths `[N]` of a convolution.
+
+    Args:
+        layer: regular or deformable.
+        x: `[1, C, H, W]`, its input.
+        gradient: `[1, O, h, w]` of the response by its output; where it is zero, nothing is read.
+        image_size: (height, width).
+    """
+    rows, columns = gradient[0].abs().amax(0).nonzero().unbind(-1)  # [n] positions that count
+    gradient = gradient[0, :, rows, columns].T.unflatten(1, (layer.groups, -1))  # [n, groups, O/groups]
+    first = torch.stack([rows, columns], -1) * _pair(layer.stride, x) - _pair(layer.padding, x)
+    if isinstance(layer, DeformConv2d):
+        offsets, modulation = layer.offsets_and_modulation(x)
+        offsets = offsets[0, :, rows, columns].T.unflatten(1, (layer.offset_groups, -1, 2))  # [n, G, k, 2]
+        if modulation is not None:
+            modulation = modulation[0, :, rows, columns].T.unflatten(1, (layer.offset_groups, -1))  # [n, G, k]
+    else:
+        offsets, modulation = x.new_zeros(1, 1, 9, 2), None
+    size = torch.tensor(x.shape[-2:]).to(x)
+    per_pixel = size / torch.tensor(image_size).to(x)  # pixels of the map for each of the image
+    points, strength = [], []
+    for k, step in enumerate(product(range(3), range(3))):  # one by one, for nine times less memory
+        pixels = (first + torch.tensor(step).to(x) * _pair(layer.dilation, x))[:, None] + offsets[:, :, k]  # [n, G, 2]
+        weights = layer.weight[:, :, *step].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
+        by_sample = torch.einsum("ngo,goc->ngc", gradient, weights).flatten(1).unflatten(1, (pixels.shape[1], -1))
+        if modulation is not None:
+            by_sample = by_sample * modulation[:, :, k, None]
+        by_axis = [(by_sample * _slope(x, pixels, axis)).sum(-1) for axis in (0, 1)]  # [n, G] each
+        strength.append((torch.stack(by_axis, -1) * per_pixel).norm(dim=-1).flatten())
+        points.append(((pixels + 0.5) / size).flip(-1).flatten(0, 1))
+    strengths = torch.cat(strength).double().cpu()
+    return torch.cat(points).double().cpu()[strengths > 0], strengths[strengths > 0]
+
+
+def _slope(x: Tensor, pixels: Tensor, axis: int) -> Tensor:
+    """Slope of the bilinear surface along an axis, on a kink the mean of both sides.
+
+    Args:
+        x: `[1, C, H, W]`, zero outside.
+        pixels: `[n, G, 2]`, (y, x) of each of G groups of channels.
+        axis: 0 for y, 1 for x.
+
+    Returns:
+        `[n, G, C/G]` by pixel of x.
+    """
+    before, after = pixels.clone(), pixels.clone()
+    before[..., axis] = before[..., axis].ceil() - 1
+    after[..., axis] = after[..., axis].floor() + 1
+    rise = _read(x, after) - _read(x, before)
+    return rise / (after - before)[..., axis, None]  # two pixels apart on a kink, else one
+
+
+def _read(x: Tensor, pixels: Tensor) -> Tensor:
+    """Bilinear samples `[n, G, C/G]` of x `[1, C, H, W]` at `[n, G, 2]`, (y, x)."""
+    grid = ((2 * pixels + 1) / torch.tensor(x.shape[-2:]).to(x) - 1).flip(-1).transpose(0, 1)[:, :, None]  # [G, n, 1, 2]
+    samples = F.grid_sample(x[0].unflatten(0, (pixels.shape[1], -1)), grid, align_corners=False)
+    return samples[..., 0].permute(2, 0, 1)
+
+
+def _pair(value: tuple[int, int], like: Tensor) -> Tensor:
+    return torch.tensor(value).to(like)

@@ -1,0 +1,89 @@
+"""Single-scale deformable attention as a layer on a feature map, for use outside of a transformer."""
+
+import torch
+from torch import Tensor, nn
+
+from ops.module import MSDeformAttn
+
+
+class DeformAttn2d(nn.Module):
+    """Deformable attention between maps (arXiv 2010.04159, section 4.1, equation 2).
+
+    Every pixel is a query: it looks at K points of the value map for each of M heads, around its own place, at offsets
+    and with weights that a linear layer takes from its features. Positions are not added; where they matter, add an
+    encoding to `x`. With one head it is a single weighted sum of K samples.
+
+    Args:
+        channels: of the map, a multiple of `num_heads`.
+        num_heads: heads M.
+        num_points: sampling points K of each head.
+
+    Attributes:
+        attention: `ops.MSDeformAttn` with one level, which has the weights.
+
+    Raises:
+        ValueError: `channels` is not a multiple of `num_heads`, or `num_points` is not positive.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 8, num_points: int = 4):
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels {channels} is not a multiple of num_heads {num_heads}")
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
+        self.attention = MSDeformAttn(channels, num_levels=1, num_heads=num_heads, num_points=num_points)
+
+    def forward(
+        self,
+        x: Tensor,
+        value: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        return_sampling: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Attend from every pixel to points of the value map.
+
+        Args:
+            x: `[B, C, H, W]`, the queries; what is added to the result, as a residual, is left to the caller.
+            value: `[B, C, H', W']`, what is looked at, of any size; None takes `x`. Both maps show the same picture: a
+                pixel looks around its own centre in [0, 1], offsets are in pixels of the value map.
+            padding_mask: `[B, H', W']`, True on padding of the value map, which is not read; None if there is none.
+            return_sampling: also return where was looked and how strongly.
+
+        Returns:
+            `[B, C, H, W]`; with `return_sampling` also locations `[B, H, W, M, K, 2]`, (x, y) in [0, 1] of the value
+            map, and weights `[B, H, W, M, K]`.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        value = x if value is None else value
+        channels = self.attention.value_proj.in_features
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must be [B, C={channels}, H, W], got {list(x.shape)}")
+        if value.dim() != 4 or value.shape[:2] != x.shape[:2]:
+            raise ValueError(f"value must be [B={len(x)}, C={channels}, H', W'] to fit x, got {list(value.shape)}")
+        if padding_mask is not None:
+            if padding_mask.shape != (len(value), *value.shape[2:]):
+                raise ValueError(
+                    f"padding_mask must be {[len(value), *value.shape[2:]]} to fit the value map, "
+                    f"got {list(padding_mask.shape)}"
+                )
+            padding_mask = padding_mask.flatten(1)
+        height, width = x.shape[2:]
+        query, memory = (tensor.flatten(2).transpose(1, 2) for tensor in (x, value))  # [B, H*W, C]
+        references = pixel_centres(height, width, x).expand(len(x), -1, 1, 2)
+        out, locations, weights = self.attention(
+            query, references, memory, [tuple(value.shape[2:])], padding_mask, return_sampling=True
+        )
+        out = out.transpose(1, 2).unflatten(2, (height, width))
+        if not return_sampling:
+            return out
+        return out, locations.unflatten(1, (height, width)), weights.unflatten(1, (height, width))
+
+
+def pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
+    """The centres of a map's pixels row by row, (x, y) in [0, 1], `[H*W, 1, 2]`, at least fp32."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    x = (torch.arange(width, device=like.device, dtype=dtype) + 0.5) / width
+    y = (torch.arange(height, device=like.device, dtype=dtype) + 0.5) / height
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], -1).flatten(0, 1)[:, None]

@@ -1,0 +1,176 @@
+"""Times the five spatial shifts of `ops.spatial_shift`, forward and with backward, and measures their memory.
+
+    python scripts/bench_shift.py                                     # fp32 on the CPU, all threads
+    python scripts/bench_shift.py --device cuda --shape 8x64x56x56 --repeats 50
+
+Groups: 4, which move by one pixel to the left, right, up and down (as in S2-MLP), and as many as there are channels,
+which take turns among the nine places of a 3x3 kernel (as in ShiftNet).
+
+That all agree is checked first, outputs to the bit and gradients to rounding; if they do not, the exit code is 1.
+Methods then take turns, in a fresh order every round, so that a busy machine hits all alike; the figures are medians
+over rounds, of bursts of calls. Ratios are to `slice`. Peak memory is that of tensors, inputs and results included;
+convolutions may take more for themselves that is not seen.
+"""
+
+import argparse
+import os
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ops import shift
+from scripts.bench_op import burst_seconds, figure, machine
+from util.engine import pick_device
+from util.errors import UserError
+from util.profile import MIB, measure_peak
+
+SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]
+DIRECTIONS = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+NEIGHBOURS = [(dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+BURST = 0.01  # seconds
+HEADER = ("map", "groups", "method", "forward ms", "of slice", "with backward ms", "of slice")
+HEADER += ("peak MiB forward", "with backward")
+
+
+class DisagreementError(Exception):
+    """A method's results are not those of `slice`."""
+
+
+class Contender:
+    """A method on one map.
+
+    Args:
+        method: of `spatial_shift`.
+        x: `[B, C, H, W]`.
+        shifts: of the groups.
+        grad: of the output, `[B, C, H, W]`.
+    """
+
+    def __init__(self, method: str, x: Tensor, shifts: shift.Shifts, grad: Tensor):
+        self.method, self.x, self.shifts, self.grad = method, x.clone().requires_grad_(), shifts, grad
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        """The shifted map, without a graph."""
+        return shift.spatial_shift(self.x, self.shifts, self.method)
+
+    def both(self) -> Tensor:
+        """The gradient of the map."""
+        return torch.autograd.grad(shift.spatial_shift(self.x, self.shifts, self.method), self.x, self.grad)[0]
+
+
+def check(contenders: list[Contender]) -> None:
+    """Compare all with the first.
+
+    Raises:
+        DisagreementError: an output differs in a bit, or a gradient by more than rounding.
+    """
+    out, grad = contenders[0].forward(), contenders[0].both()
+    for other in contenders[1:]:
+        if not other.forward().equal(out):
+            raise DisagreementError(f"the output of {other.method} is not that of {contenders[0].method}")
+        if not torch.allclose(other.both(), grad, rtol=1e-4, atol=1e-5):
+            raise DisagreementError(f"the gradient of {other.method} is not that of {contenders[0].method}")
+
+
+def take_turns(calls: dict[tuple, Callable[[], object]], repeats: int, device: torch.device) -> dict[tuple, float]:
+    """Median seconds of every call; warm, as `check` has run them."""
+    counts = {}
+    for key, call in calls.items():
+        counts[key] = max(1, round(BURST / burst_seconds(call, 1, device)))
+    order, found = random.Random(0), defaultdict(list)
+    for _ in range(repeats):
+        for key in order.sample(sorted(calls), len(calls)):
+            found[key].append(burst_seconds(calls[key], counts[key], device))
+    return {key: median(times) for key, times in found.items()}
+
+
+def measure(shape: tuple[int, ...], shifts: shift.Shifts, repeats: int, device: torch.device) -> list[list[str]]:
+    """Rows of the table for one map."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    contenders = [Contender(method, x, shifts, grad) for method in shift.METHODS]
+    check(contenders)
+    calls = {(c.method, d): getattr(c, d) for c in contenders for d in ("forward", "both")}
+    seconds = take_turns(calls, repeats, device)
+    rows = []
+    for c in contenders:
+        row = ["x".join(map(str, shape)), str(len(shifts)), f"`{c.method}`"]
+        for direction in ("forward", "both"):
+            time = seconds[c.method, direction]
+            row += [figure(1e3 * time), figure(time / seconds["slice", direction])]
+        row += [figure(measure_peak(c.forward, device, [c.x]) / MIB)]
+        row += [figure(measure_peak(c.both, device, [c.x, c.grad]) / MIB)]
+        rows.append(row)
+    return rows
+
+
+def map_shape(text: str) -> tuple[int, ...]:
+    """`[B, C, H, W]` from `BxCxHxW`, with channels for four groups."""
+    words = text.lower().split("x")
+    if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words) or int(words[1]) % 4:
+        raise argparse.ArgumentTypeError(f"'{text}' is not BxCxHxW with C a multiple of 4, like 8x64x56x56")
+    return tuple(int(word) for word in words)
+
+
+def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
+    """Options, and the device."""
+    parser = argparse.ArgumentParser(
+        prog="bench_shift.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = " ".join("x".join(map(str, s)) for s in SHAPES)
+    parser.add_argument(
+        "--shape", nargs="+", type=map_shape, default=SHAPES, metavar="BxCxHxW", help=f"(default: {default})"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds (default: 15)")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: all that it takes by itself)")
+    args = parser.parse_args(argv)
+    if args.repeats < 1 or (args.threads is not None and args.threads < 1):
+        parser.error("--repeats and --threads must be at least 1")
+    try:
+        return args, pick_device(args.device)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print a table in Markdown; the exit code is 1 where methods disagree."""
+    args, device = arguments(argv)
+    before = torch.get_num_threads()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        about = machine(device, [])
+        rows = []
+        for shape in args.shape:
+            for shifts in (DIRECTIONS, [NEIGHBOURS[c % 9] for c in range(shape[1])]):
+                print(f"{'x'.join(map(str, shape))}, {len(shifts)} groups ...", file=sys.stderr, flush=True)
+                rows += measure(shape, shifts, args.repeats, device)
+    except DisagreementError as error:
+        print(f"bench_shift.py: {error}", file=sys.stderr)
+        return 1
+    finally:
+        torch.set_num_threads(before)
+    load = (
+        f", load {about['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after"
+        if about["load_before"] is not None
+        else ""
+    )
+    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
+    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {args.repeats} rounds{load}\n")
+    for row in (HEADER, ["---"] * 3 + ["---:"] * 6, *rows):
+        print(f"| {' | '.join(row)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
