@@ -11,14 +11,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from analysis.backbone_pictures import BackboneRow, backbone_picture
 from analysis.box_pictures import boxes_picture
 from analysis.canvas import save
+from analysis.conv_sampling import conv_sampling, convolutions
 from analysis.effective import trace
 from analysis.map_pictures import gradient_picture, locations_picture, saliency_picture
 from analysis.receptive_field import box_output, class_output, receptive_field
 from analysis.saliency import cells_of, detection_errors, saliency_region
 from analysis.sampling import record_sampling
-from analysis.sampling_pictures import decoder_picture, encoder_picture, heads_picture
+from analysis.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
 from models.proposals import ProposalGenerator
 from util.config import VisualizeConfig
@@ -38,10 +40,10 @@ class Look:
         record: of the forward pass.
         chosen: queries, best first unless they were asked for.
         layers: decoder layers.
-        point: (x, y) in [0, 1] of the picture, where the encoder is asked.
+        point: (x, y) in [0, 1] of the picture, where encoder and backbone are asked.
         tokens: the token of each level at this point.
         arrays: the numbers that were drawn, by name: `decoder.I.*` of all queries in decoder layer I, `encoder.I.*` of
-            `tokens`, and of each map `MAP.Q.*` for query Q.
+            `tokens`, of each map `MAP.Q.*` for query Q, and `backbone.*`.
         summary: what was chosen and found, for JSON.
         remarks: sentences for the user.
 
@@ -127,6 +129,20 @@ class Look:
             self.arrays[f"saliency.{query.query}.keep"] = region.keep.numpy()
         return saliency_picture(self.picture, self.record, regions, self.config.bound, self.names)
 
+    def _backbone(self) -> Figure | None:
+        if not convolutions(self.model.backbone):
+            self.remarks.append("backbone.png is left out: only the convolutions of a ResNet or ResNeXt can be followed")
+            return None
+        found = conv_sampling(self.model.backbone, self.images, self.point)
+        for name in ("points", "strength", "stages", "layers"):
+            self.arrays[f"backbone.{name}"] = getattr(found, name).numpy()
+        self.arrays["backbone.unit"] = np.array(found.unit)
+        self.summary["backbone_layers"] = found.names
+        box = self.record.predictions.boxes[-1, 0, self.chosen[0].query].tolist()
+        x, y = (int(v * side) for v, side in zip(self.point, self.picture.size))
+        label = f"unit at pixel ({x}, {y})\nbox of {describe_query(self.chosen[0], self.names)}"
+        return backbone_picture(self.picture, [BackboneRow(label, found, box)])
+
     def _sampled(self) -> dict[str, np.ndarray]:
         arrays = {"logits": _array(self.record.predictions.logits[:, 0]), "tokens": np.array(self.tokens)}
         arrays["boxes_cxcywh"] = _array(self.record.predictions.boxes[:, 0])
@@ -159,6 +175,7 @@ MAPS: dict[str, Callable[[Look], Figure | None]] = {
     "locations": Look._locations,
     "gradient": Look._gradient,
     "saliency": Look._saliency,
+    "backbone": Look._backbone,
 }
 
 

@@ -20,17 +20,17 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
     of a pixel, read bilinearly).
 
     All methods give the same numbers: bit by bit for whole pixels (on CUDA unless a convolution takes TF32), and to
-    rounding for fractions. They differ in cost, which `scripts/bench_shift.py` measures; on a CPU:
+    rounding for fractions. They differ in cost, which `scripts/bench_shift.py` measures; on one CPU thread:
 
-    - `slice` copies each group once: the fastest with few groups and hardly behind with one for each channel. The
+    - `slice` copies each group once: the fastest, except (forward, by a third) with many groups of a small map. The
       choice for whole pixels unless there is a reason against it.
-    - `roll` copies the same and mends the border in place: forward 1.2 times `slice`, up to 2 with backward.
+    - `roll` copies the same and mends the border in place: 0.7 to 1.2 times `slice`, up to 2 with backward.
     - `grid_sample`, about 2 times `slice` with 4 groups, costs the same at any distance: for fractions in few groups,
       and far. Its grid has two numbers for every group and pixel, so that time and memory grow with the groups.
-    - `depthwise_conv`, 1 to 4 times `slice` for steps of one pixel, costs the same for any number of groups: for
+    - `depthwise_conv`, 0.7 to 4 times `slice` for steps of one pixel, costs the same for any number of groups: for
       fractions in many groups, and where a second derivative is wanted. Its kernel spans all shifts, so that its cost
       grows with their area, and NaN and infinity spread that far.
-    - `deform_conv` shows that a shift is a deformable convolution with constant offsets, at 10 to 50 times `slice`.
+    - `deform_conv` shows that a shift is a deformable convolution with constant offsets, at 8 to 50 times `slice`.
 
     Differentiable in `x`; twice with `slice`, `roll` and `depthwise_conv`.
 

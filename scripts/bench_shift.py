@@ -8,8 +8,9 @@ which take turns among the nine places of a 3x3 kernel (as in ShiftNet).
 
 That all agree is checked first, outputs to the bit and gradients to rounding; if they do not, the exit code is 1.
 Methods then take turns, in a fresh order every round, so that a busy machine hits all alike; the figures are medians
-over rounds, of bursts of calls. Ratios are to `slice`. Peak memory is that of tensors, inputs and results included;
-convolutions may take more for themselves that is not seen.
+over rounds, of bursts of calls. The slow sit some rounds out, but have at least three turns. Ratios are to `slice`. On
+a machine that others use, --threads 1 is steadier: threads wait for one another. Peak memory is that of tensors, inputs
+and results included; convolutions may take more for themselves that is not seen.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from util.profile import MIB, measure_peak
 SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]
 DIRECTIONS = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 NEIGHBOURS = [(dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-BURST = 0.01  # seconds
+BURST, SECONDS = 0.01, 1.5  # of one turn, and about of all turns of a method and direction on a map
 HEADER = ("map", "groups", "method", "forward ms", "of slice", "with backward ms", "of slice")
 HEADER += ("peak MiB forward", "with backward")
 
@@ -82,14 +83,17 @@ def check(contenders: list[Contender]) -> None:
 
 
 def take_turns(calls: dict[tuple, Callable[[], object]], repeats: int, device: torch.device) -> dict[tuple, float]:
-    """Median seconds of every call; warm, as `check` has run them."""
-    counts = {}
+    """Median seconds of every call; warm, as `check` has run them. The slow sit some rounds out."""
+    counts, turns = {}, {}
     for key, call in calls.items():
-        counts[key] = max(1, round(BURST / burst_seconds(call, 1, device)))
+        once = burst_seconds(call, 1, device)
+        counts[key] = max(1, round(BURST / once))
+        turns[key] = min(repeats, max(3, int(SECONDS / (counts[key] * once))))
     order, found = random.Random(0), defaultdict(list)
-    for _ in range(repeats):
+    for i in range(repeats):
         for key in order.sample(sorted(calls), len(calls)):
-            found[key].append(burst_seconds(calls[key], counts[key], device))
+            if (i + 1) * turns[key] // repeats > i * turns[key] // repeats:
+                found[key].append(burst_seconds(calls[key], counts[key], device))
     return {key: median(times) for key, times in found.items()}
 
 

@@ -287,6 +287,7 @@ def test_predict(place, tmp_path, capsys):
         (("--detections", "found.json", "--tta.flip"), "--tta.flip and --tta.sizes need a --checkpoint"),
         (("--detections", "found.json", "--tta.sizes", "[48,64]"), "saved detections have no views"),
         (("--checkpoint", "model.pth", "--tta.sizes", "[48,48]"), "tta.sizes gives 48 more than once"),
+        (("--checkpoint", "model.pth", "--tta.merge", "nms"), "merge several views; add --tta.flip true"),
         (("--checkpoint", "model.pth", "--tta.sizes", "[0]"), "tta.sizes is [0]; it must be at least 1"),
         (("--checkpoint", "model.pth", "--tta.sizes", "big"), "tta.sizes is 'big', but must be a list of int"),
         (("--checkpoint", "model.pth", "--tta.merge", "mean"), "tta.merge is 'mean', but must be one of 'top_k'"),

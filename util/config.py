@@ -349,7 +349,8 @@ class VisualizeConfig:
     maps: list[str] = field(default_factory=lambda: ["decoder", "heads", "boxes", "encoder", "locations", "gradient"])
     """what to draw: sampling points of the queries (decoder), of one by head and level (heads), boxes layer by layer
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
-    field (gradient), and, in hundreds of forward passes, the smallest region that is enough (saliency)"""
+    field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the smallest
+    region that is enough (saliency)"""
     threshold: float = 0.5
     """smallest score of a query to be drawn"""
     top_k: int = 3
@@ -359,7 +360,7 @@ class VisualizeConfig:
     layers: list[int] | None = None
     """decoder layers to draw, from 0; null for all"""
     pixel: list[int] | None = None
-    """x and y in the picture for the encoder's points; null takes the centre of the first query's box"""
+    """x and y in the picture for the points of encoder and backbone; null takes the centre of the first query's box"""
     bound: float = 0.1
     """of saliency: how far the score, relatively, and the box's IoU may stray"""
     cells: int = 16

@@ -44,8 +44,10 @@ def views_of(tta: TTAConfig, size: int, max_size: int) -> list[View]:
             wide pictures as they are.
 
     Raises:
-        UserError: a size is given twice, which would only count its boxes twice.
+        UserError: a size is given twice, which would only count its boxes twice; or a rule, but nothing to merge.
     """
+    if tta != TTAConfig() and not (tta.flip or tta.sizes):
+        raise UserError("tta.merge, tta.iou and tta.sigma merge several views; add --tta.flip true or --tta.sizes")
     sizes = tta.sizes or [size]
     twice = [s for s in sizes if sizes.count(s) > 1]
     if twice:

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from datasets import shapes as shapes_module
 from datasets.check import check_dataset
 from datasets.shapes import draw_scene, generate
 from util.errors import UserError
@@ -30,6 +31,32 @@ def test_more_images_leave_the_first_ones_as_they_are(shapes, tmp_path):
     pictures = {name: data for name, data in fewer.items() if name.endswith(".png")}
     assert len(pictures) == 6
     assert pictures.items() <= content(shapes).items()
+
+
+@pytest.mark.parametrize(
+    ("spread", "smallest", "largest"), [(3.0, 0.12, 0.36), (1.0, 0.2078, 0.2078), (6.0, 0.0849, 0.5091)]
+)
+def test_spread_is_the_ratio_of_radii_around_the_same_mean(spread, smallest, largest):
+    rng = np.random.default_rng(0)
+    radii = []
+    for _ in range(200):
+        mask = shapes_module._shape(rng, 0, 200, 200, 96, 0.0, spread) > 0.5  # circles
+        if not (mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()):
+            radii.append(np.sqrt(mask.sum() / np.pi) / 96)
+    assert len(radii) > 50
+    assert smallest - 0.005 < min(radii) < smallest * 1.1 and largest * 0.85 < max(radii) < largest + 0.005
+
+
+@pytest.mark.parametrize(("turn", "upright"), [(0.0, True), (np.pi, False)])
+def test_turn_is_how_far_a_square_may_lean(turn, upright):
+    rng = np.random.default_rng(0)
+    filled = []
+    for _ in range(60):
+        rows, columns = np.nonzero(shapes_module._shape(rng, 1, 300, 300, 96, turn, 1.0) > 0.5)
+        box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        if min(rows.min(), columns.min()) > 0 and max(rows.max(), columns.max()) < 299:
+            filled.append(len(rows) / box)  # an upright square fills its box, one on its corner half of it
+    assert len(filled) > 20 and (min(filled) > 0.95 if upright else 0.48 < min(filled) < 0.6)
 
 
 def test_seeds_and_splits_differ(shapes, tmp_path):
