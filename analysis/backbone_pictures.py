@@ -12,7 +12,7 @@ from PIL import Image
 from analysis.canvas import MARKERS, box_key, colour_bar, cross_key, draw_box, draw_cross, draw_points, legend, panels
 from analysis.conv_sampling import ConvLocations
 
-_DARK = 0.6
+_DARK = 0.75
 _FAINTEST = 0.03  # of a panel's strongest; what is weaker would only hide the picture
 
 
@@ -61,7 +61,9 @@ def backbone_picture(picture: Image.Image, rows: Sequence[BackboneRow], most: in
     ticks = (_FAINTEST, 0.1, 0.3, 1)
     figure.axes[-1].set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     figure.axes[-1].minorticks_off()
-    keys = [Line2D([], [], ls="", marker=MARKERS[s - 2], color="0.25", markersize=6, label=f"stage {s}") for s in stages]
+    keys = [
+        Line2D([], [], ls="", marker=MARKERS[s - 2], color="0.25", markersize=6, label=f"stage {s}") for s in stages
+    ]
     boxes = [box_key("box")] if any(row.box is not None for row in rows) else []
     legend(figure, [*keys, cross_key("the unit"), *boxes])
     return figure

@@ -10,9 +10,11 @@ active it is, and nothing depends on their order, on a class or on a head.
 
 No location has to be moved. A sample enters the convolution's output linearly, so by the chain rule the derivative is
 the gradient at the output times the kernel's weights, summed over channels with the slope of the bilinear surface at
-the location. That surface has a kink at each pixel's centre, which is where ordinary convolutions read; the slope there
-is the mean of those on both sides, which is what central differences measure and what neither side is favoured by.
-Elsewhere both are the same. Later layers count as they are: offsets and modulation that they predict react too.
+the location. Later layers count as they are: offsets and modulation that they predict react too.
+
+The bilinear surface has a kink at each pixel's centre, and there ordinary convolutions read. The slope of one side
+would favour right over left; the mean of both sides is the derivative that central differences measure, equals the
+slope anywhere else, and is what is taken. A peak one pixel wide that is read in its middle thus has strength 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,7 +95,9 @@ def convolutions(backbone: Backbone, stages: Sequence[int] = STAGES) -> list[tup
     They are the ones that `models.deform_backbone.deform_stages` makes deformable, whether it did or not; of other
     networks there are none.
     """
-    prefixes = {s: n.replace(".", "_") for s, n in enumerate(backbone.body.feature_info.module_name(), 1) if s in stages}
+    prefixes = {
+        s: n.replace(".", "_") for s, n in enumerate(backbone.body.feature_info.module_name(), 1) if s in stages
+    }
     found = []
     for name, block in backbone.body.named_modules():
         for stage, prefix in prefixes.items():
@@ -182,12 +186,12 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
             modulation = modulation[0, :, rows, columns].T.unflatten(1, (layer.offset_groups, -1))  # [n, G, k]
     else:
         offsets, modulation = x.new_zeros(1, 1, 9, 2), None
-    size = torch.tensor(x.shape[-2:]).to(x)
-    per_pixel = size / torch.tensor(image_size).to(x)  # pixels of the map for each of the image
+    size = _pair(x.shape[-2:], x)
+    per_pixel = size / _pair(image_size, x)  # pixels of the map for each of the image
     points, strength = [], []
     for k, step in enumerate(product(range(3), range(3))):  # one by one, for nine times less memory
-        pixels = (first + torch.tensor(step).to(x) * _pair(layer.dilation, x))[:, None] + offsets[:, :, k]  # [n, G, 2]
-        weights = layer.weight[:, :, *step].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
+        pixels = (first + _pair(step, x) * _pair(layer.dilation, x))[:, None] + offsets[:, :, k]  # [n, G, 2]
+        weights = layer.weight.flatten(2)[..., k].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
         by_sample = torch.einsum("ngo,goc->ngc", gradient, weights).flatten(1).unflatten(1, (pixels.shape[1], -1))
         if modulation is not None:
             by_sample = by_sample * modulation[:, :, k, None]
@@ -218,10 +222,12 @@ def _slope(x: Tensor, pixels: Tensor, axis: int) -> Tensor:
 
 def _read(x: Tensor, pixels: Tensor) -> Tensor:
     """Bilinear samples `[n, G, C/G]` of x `[1, C, H, W]` at `[n, G, 2]`, (y, x)."""
-    grid = ((2 * pixels + 1) / torch.tensor(x.shape[-2:]).to(x) - 1).flip(-1).transpose(0, 1)[:, :, None]  # [G, n, 1, 2]
+    grid = (
+        ((2 * pixels + 1) / torch.tensor(x.shape[-2:]).to(x) - 1).flip(-1).transpose(0, 1)[:, :, None]
+    )  # [G, n, 1, 2]
     samples = F.grid_sample(x[0].unflatten(0, (pixels.shape[1], -1)), grid, align_corners=False)
     return samples[..., 0].permute(2, 0, 1)
 
 
-def _pair(value: tuple[int, int], like: Tensor) -> Tensor:
+def _pair(value: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(value).to(like)

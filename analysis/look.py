@@ -131,9 +131,16 @@ class Look:
 
     def _backbone(self) -> Figure | None:
         if not convolutions(self.model.backbone):
-            self.remarks.append("backbone.png is left out: only the convolutions of a ResNet or ResNeXt can be followed")
+            self.remarks.append(
+                "backbone.png is left out: only the convolutions of a ResNet or ResNeXt can be followed"
+            )
             return None
         found = conv_sampling(self.model.backbone, self.images, self.point)
+        if not len(found.strength):
+            self.remarks.append(
+                "backbone.png has no locations: nothing that 3x3 convolutions read moves the unit, as in an untrained "
+                "ResNet, whose blocks start silent"
+            )
         for name in ("points", "strength", "stages", "layers"):
             self.arrays[f"backbone.{name}"] = getattr(found, name).numpy()
         self.arrays["backbone.unit"] = np.array(found.unit)

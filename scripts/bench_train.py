@@ -66,7 +66,16 @@ from util.training_state import TrainingState
 
 CLASSES, OBJECTS, ENDLESS = 91, 7, 10**9
 PARTS = ("transfer, normalise", "backbone", "neck", "encoder", "queries", "decoder, heads", "masks, positions")
-PARTS += ("mimicking", "matching", "losses", "backward to the maps", "backward of the backbone", "clip, check", "optimizer", "EMA")
+PARTS += (
+    "mimicking",
+    "matching",
+    "losses",
+    "backward to the maps",
+    "backward of the backbone",
+    "clip, check",
+    "optimizer",
+    "EMA",
+)
 
 
 class Clock:

@@ -89,7 +89,9 @@ def compare(options: argparse.Namespace) -> None:
     for (_, box, name), group in zip(units, rows):
         where = f", {box[2] * box[3]:.0%} of the picture" if box else ""
         print(f"\n{name or 'the unit'}{where}; radii in pixels of the picture, {width} x {height}\n")
-        print("| backbone | stage | locations | inside the box | median radius | 90% radius |\n|---|---|---|---|---|---|")
+        print(
+            "| backbone | stage | locations | inside the box | median radius | 90% radius |\n|---|---|---|---|---|---|"
+        )
         for row in group:
             print(*table_of(row, picture.size), sep="\n")
     print(f"\nthe figure is in {output}")

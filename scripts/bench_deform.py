@@ -1,0 +1,181 @@
+"""Times deformable convolution and RoI pooling beside torchvision's operators, forward and with backward.
+
+    python scripts/bench_deform.py                                    # fp32 on the CPU, all threads
+    python scripts/bench_deform.py --device cuda --repeats 50
+
+Convolutions are 3x3, modulated (v2), of the stages of a ResNet-50 at 800x1066 pixels and of one of a ResNeXt;
+`conv2d` is the ordinary one of the same size. RoIs are pooled into 7x7 bins of four samples. That all agree is checked
+first, outputs and gradients; if they do not, the exit code is 1. Contenders then take turns, in a fresh order every
+round; figures are medians over rounds, ratios are to torchvision's operator. The slow sit some rounds out, but have at
+least three turns. Peak memory is that of tensors, inputs and results included.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision.ops
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ops import deform_conv2d, deform_roi_pool, ps_roi_pool
+from scripts.bench_op import figure, machine
+from scripts.bench_shift import DisagreementError, take_turns
+from util.engine import pick_device
+from util.errors import UserError
+from util.profile import MIB, measure_peak
+
+# B, C, H, W, groups: stages 3 to 5 of a ResNet-50 at 800x1066, and stage 4 of a ResNeXt-101 64x4d.
+CONVOLUTIONS = [(1, 128, 100, 134, 1), (1, 256, 50, 67, 1), (1, 512, 25, 34, 1), (1, 1024, 50, 67, 64)]
+POOLED = (2, 256, 50, 67)  # the map of the RoIs, 64 of each image
+HEADER = ("operator", "map", "implementation", "forward ms", "of torchvision", "with backward ms", "of torchvision")
+HEADER += ("peak MiB forward", "with backward")
+
+
+@dataclass
+class Contender:
+    """An implementation on some inputs.
+
+    Attributes:
+        name: in the table.
+        run: inputs to an output.
+        inputs: which it differentiates by.
+        agrees: whether it computes what the first of its rivals does.
+    """
+
+    name: str
+    run: Callable[..., Tensor]
+    inputs: Sequence[Tensor]
+    agrees: bool = True
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        """The output, without a graph."""
+        return self.run(*self.inputs)
+
+    def both(self) -> tuple[Tensor, ...]:
+        """The gradients of the inputs, for a gradient of one everywhere."""
+        return torch.autograd.grad(self.run(*self.inputs).sum(), self.inputs)
+
+
+def convolutions(shape: tuple[int, ...], device: torch.device) -> tuple[str, str, list[Contender]]:
+    """Name, map and contenders of a deformable convolution."""
+    batch, channels, height, width, groups = shape
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    x, weight = draw(batch, channels, height, width), draw(channels, channels // groups, 3, 3) / 50
+    # Away from whole pixels, where the gradient by the offsets is one-sided.
+    offsets = 2 * draw(batch, 18, height, width)
+    offsets = offsets.floor() + 0.1 + 0.8 * (offsets - offsets.floor())
+    modulation = draw(batch, 9, height, width).sigmoid()
+    x, weight, offsets, modulation = inputs = [t.to(device).requires_grad_() for t in (x, weight, offsets, modulation)]
+
+    def deformed(x, weight, offsets, modulation, backend):
+        return deform_conv2d(x, offsets, weight, None, 1, 1, 1, modulation, backend)
+
+    contenders = [Contender(name, partial(deformed, backend=name), inputs) for name in ("torchvision", "sampling")]
+    plain = partial(F.conv2d, padding=1, groups=groups)
+    contenders.append(Contender("conv2d", plain, (x, weight), agrees=False))
+    name = "deformable convolution" + (f", {groups} groups" if groups > 1 else "")
+    return name, "x".join(map(str, shape[:4])), contenders
+
+
+def pooling(device: torch.device) -> list[tuple[str, str, list[Contender]]]:
+    """Names, maps and contenders of plain and position-sensitive RoI pooling."""
+    generator, stride, bins = torch.Generator().manual_seed(0), 16, 7
+    batch, channels, height, width = POOLED
+    corners = torch.rand(64 * batch, 2, 2, generator=generator).sort(1).values * torch.tensor([width, height]) * stride
+    images = torch.arange(batch).repeat_interleave(64)[:, None].float()
+    rois = torch.cat([images, corners.flatten(1)], 1).to(device)
+    found = []
+    for name, maps, theirs, ours, moved in (
+        ("RoI pooling", channels, torchvision.ops.roi_align, deform_roi_pool, (len(rois), bins, bins, 2)),
+        ("position-sensitive", 20 * bins**2, torchvision.ops.ps_roi_align, ps_roi_pool, (len(rois), 1, bins, bins, 2)),
+    ):
+        x = torch.randn(batch, maps, height, width, generator=generator).to(device).requires_grad_()
+        offsets = torch.randn(moved, generator=generator).to(device).requires_grad_()
+        more = {"aligned": True} if theirs is torchvision.ops.roi_align else {}
+        common = {"rois": rois, "output_size": bins, "spatial_scale": 1 / stride, "sampling_ratio": 2}
+        by_torchvision = partial(
+            theirs, boxes=rois, output_size=bins, spatial_scale=1 / stride, sampling_ratio=2, **more
+        )
+        with_offsets = partial(
+            lambda x, offsets, pool, common: pool(x, offsets=offsets, **common), pool=ours, common=common
+        )
+        contenders = [
+            Contender("torchvision", by_torchvision, (x,)),
+            Contender("ours, no offsets", partial(ours, **common), (x,)),
+            Contender("ours, with offsets", with_offsets, (x, offsets), agrees=False),
+        ]
+        found.append((f"{name}, {len(rois)} RoIs", "x".join(map(str, x.shape)), contenders))
+    return found
+
+
+def check(contenders: Sequence[Contender]) -> None:
+    """Run all, and compare those that should agree with the first.
+
+    Raises:
+        DisagreementError: an output or a gradient differs by more than rounding.
+    """
+    out, gradients = contenders[0].forward(), contenders[0].both()
+    for other in contenders[1:]:
+        pairs = [(other.forward(), out), *zip(other.both(), gradients)]
+        if other.agrees and not all((a - b).abs().max() <= 1e-3 * b.abs().max() for a, b in pairs):
+            raise DisagreementError(f"{other.name} does not compute what {contenders[0].name} does")
+
+
+def measure(name: str, where: str, contenders: list[Contender], repeats: int, device: torch.device) -> list[list[str]]:
+    """Rows of the table for one operator on one map."""
+    check(contenders)
+    calls = {(c.name, d): getattr(c, d) for c in contenders for d in ("forward", "both")}
+    seconds, rows = take_turns(calls, repeats, device), []
+    for c in contenders:
+        row = [name, where, f"`{c.name}`"]
+        for direction in ("forward", "both"):
+            time = seconds[c.name, direction]
+            row += [figure(1e3 * time), figure(time / seconds[contenders[0].name, direction])]
+        row += [figure(measure_peak(call, device, c.inputs) / MIB) for call in (c.forward, c.both)]
+        rows.append(row)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print a table in Markdown; the exit code is 1 where contenders disagree."""
+    parser = argparse.ArgumentParser(
+        prog="bench_deform.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds (default: 9)")
+    args = parser.parse_args(argv)
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    try:
+        device = pick_device(args.device)
+    except UserError as error:
+        parser.error(str(error))
+    about, rows = machine(device, []), []
+    try:
+        for case in [*(convolutions(shape, device) for shape in CONVOLUTIONS), *pooling(device)]:
+            print(f"{case[0]} of {case[1]} ...", file=sys.stderr, flush=True)
+            rows += measure(*case, args.repeats, device)
+    except DisagreementError as error:
+        print(f"bench_deform.py: {error}", file=sys.stderr)
+        return 1
+    load = (
+        f", load {about['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after" if about["load_before"] else ""
+    )
+    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
+    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {args.repeats} rounds{load}\n")
+    for row in (HEADER, ["---"] * 3 + ["---:"] * 6, *rows):
+        print(f"| {' | '.join(row)} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
