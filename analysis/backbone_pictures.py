@@ -57,7 +57,7 @@ def backbone_picture(picture: Image.Image, rows: Sequence[BackboneRow], most: in
                 draw_box(panel, row.box, picture.size)
             draw_cross(panel, row.locations.unit, picture.size)
         panels_of_row[0].set_ylabel(row.label, fontsize="small")
-    colour_bar(figure, axes, scale, "strength, as a share of the panel's strongest")
+    colour_bar(figure, axes[:2], scale, "strength, as a share of the panel's strongest")
     ticks = (_FAINTEST, 0.1, 0.3, 1)
     figure.axes[-1].set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     figure.axes[-1].minorticks_off()

@@ -67,9 +67,27 @@ def test_quick_run_writes_tables_and_numbers(tmp_path, capsys):
     assert sum(naive["syncs"].values()) == 2 + 6 + 1  # two layers' costs, six losses, and whether they are finite
     for c in (ours, half, naive):
         parts = sum(ms for (ms,) in c["parts"].values())
-        assert set(c["parts"]) == set(bench_train.PARTS) and all(ms >= 0 for (ms,) in c["parts"].values())
+        assert set(c["parts"]) == set(bench_train.PARTS) - {"mimicking"} and all(
+            ms >= 0 for (ms,) in c["parts"].values()
+        )
         assert 0.5 * 1e3 * c["step_s"][0] < parts <= 1e3 * c["step_s"][0]
         assert c["peak_bytes"] > 10 * 2**20 and not c["failure"]  # weights, gradients and moments of 5 million numbers
+
+
+def test_mimicking_is_a_part_and_costs_no_sync(tmp_path):
+    file = tmp_path / "train.json"
+    mimic = [
+        "--model.backbone.dcn=v2",
+        "--model.backbone.dcn_stages=[5]",
+        "--loss.mimic_weight=0.1",
+        "--loss.mimic_size=64",
+    ]
+    assert bench_train.main([*SMALL, "--backend", "reference", "--json", str(file), "--", *TINY, *mimic]) == 0
+    (ours,) = json.loads(file.read_text())["contenders"]
+    parts = {name: ms for name, (ms,) in ours["parts"].items()}
+    assert set(parts) == set(bench_train.PARTS) - {"EMA"} and all(ms >= 0 for ms in parts.values())
+    assert 0.5 * 1e3 * ours["step_s"][0] < sum(parts.values()) <= 1e3 * ours["step_s"][0]
+    assert parts["mimicking"] > 0 and sum(ours["syncs"].values()) == 2
 
 
 def test_wrong_losses_end_the_run(monkeypatch, capsys):
@@ -105,6 +123,7 @@ def test_who_runs_out_of_memory_leaves(monkeypatch, capsys):
         (["--config", "no.yaml"], "no.yaml"),
         (["--batch", "0"], "--batch"),
         (["--", "--model.d_modle", "3"], "d_model"),
+        (["--naive", "--", "--loss.mimic_weight", "0.1"], "--naive has no feature mimicking"),
     ],
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
