@@ -24,10 +24,10 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.deform_backbone import stage_convolutions
 from ops import DeformConv2d
 from util.errors import UserError
 
@@ -89,24 +89,6 @@ class ConvLocations:
         return float(distance[int((reached < share * reached[-1]).sum().clamp(max=len(order) - 1))])
 
 
-def convolutions(backbone: Backbone, stages: Sequence[int] = STAGES) -> list[tuple[str, int, nn.Conv2d]]:
-    """Name, stage and layer of every 3x3 convolution in the blocks of some stages of a ResNet or ResNeXt.
-
-    They are the ones that `models.deform_backbone.deform_stages` makes deformable, whether it did or not; of other
-    networks there are none.
-    """
-    prefixes = {
-        s: n.replace(".", "_") for s, n in enumerate(backbone.body.feature_info.module_name(), 1) if s in stages
-    }
-    found = []
-    for name, block in backbone.body.named_modules():
-        for stage, prefix in prefixes.items():
-            if isinstance(block, (BasicBlock, Bottleneck)) and name.replace(".", "_").startswith(prefix):
-                layers = [(child, m) for child, m in block.named_children() if isinstance(m, nn.Conv2d)]
-                found += [(f"{name}.{child}", stage, m) for child, m in layers if m.kernel_size == (3, 3)]
-    return found
-
-
 def conv_sampling(
     backbone: Backbone, images: Tensor, point: tuple[float, float], level: int = -1, stages: Sequence[int] = STAGES
 ) -> ConvLocations:
@@ -127,13 +109,13 @@ def conv_sampling(
     """
     if len(images) != 1 or backbone.training:
         raise ValueError(f"images {list(images.shape)} must be one, and the backbone in evaluation mode")
-    if not convolutions(backbone):
+    if not stage_convolutions(backbone.body, STAGES):
         raise UserError("only a ResNet's or ResNeXt's convolutions can be followed; this backbone has no such blocks")
     if not stages or not set(stages) <= set(STAGES):
         raise UserError(f"stages is {list(stages)}; it must list some of {list(STAGES)}")
     if not -backbone.num_features <= level < backbone.num_features:
         raise UserError(f"there is no level {level}; this backbone returns levels 0 to {backbone.num_features - 1}")
-    layers = convolutions(backbone, stages)
+    layers = stage_convolutions(backbone.body, stages)
     images = images.detach().clone().requires_grad_()  # frozen stages have a gradient only through their input
     read: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     with ExitStack() as hooks, torch.enable_grad():

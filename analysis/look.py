@@ -14,7 +14,7 @@ from torchvision.ops import box_convert
 from analysis.backbone_pictures import BackboneRow, backbone_picture
 from analysis.box_pictures import boxes_picture
 from analysis.canvas import save
-from analysis.conv_sampling import conv_sampling, convolutions
+from analysis.conv_sampling import STAGES, conv_sampling
 from analysis.effective import trace
 from analysis.map_pictures import gradient_picture, locations_picture, saliency_picture
 from analysis.receptive_field import box_output, class_output, receptive_field
@@ -22,6 +22,7 @@ from analysis.saliency import cells_of, detection_errors, saliency_region
 from analysis.sampling import record_sampling
 from analysis.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
+from models.deform_backbone import stage_convolutions
 from models.proposals import ProposalGenerator
 from util.config import VisualizeConfig
 from util.errors import UserError
@@ -130,7 +131,7 @@ class Look:
         return saliency_picture(self.picture, self.record, regions, self.config.bound, self.names)
 
     def _backbone(self) -> Figure | None:
-        if not convolutions(self.model.backbone):
+        if not stage_convolutions(self.model.backbone.body, STAGES):
             self.remarks.append(
                 "backbone.png is left out: only the convolutions of a ResNet or ResNeXt can be followed"
             )

@@ -52,8 +52,8 @@ class Backbone(nn.Module):
         if dcn != "none":
             if frozen := [stage for stage in dcn_stages if stage <= frozen_stages]:
                 raise UserError(
-                    f"model.backbone.dcn_stages has {frozen}, but the first {frozen_stages} are frozen, and offsets would "
-                    "stay zero there; leave them out, or lower model.backbone.frozen_stages"
+                    f"model.backbone.dcn_stages has {frozen}, but the first {frozen_stages} are frozen, and offsets "
+                    "would stay zero there; leave them out, or lower model.backbone.frozen_stages"
                 )
             deform_stages(self.body, dcn, dcn_stages, dcn_offset_groups, dcn_initial_modulation)
         if norm == "frozen":

@@ -19,7 +19,7 @@ def deform_stages(
     """Replace every 3x3 convolution in the blocks of some stages of a ResNet or ResNeXt, in place.
 
     Weights stay as they are and keep their names; offsets are predicted by new layers, `*.sampling_offsets`, that start
-    at zero (arXiv 1703.06211, section 3.1, for the choice of layers; 1811.11168, section 3.1, for stages 3 to 5).
+    at zero (arXiv 1811.11168, section 3.1, which takes stages 3 to 5; 1703.06211 took three layers of stage 5).
 
     Args:
         body: a timm `features_only` network of ResNet's blocks, with any groups, strides and dilations.
@@ -36,19 +36,27 @@ def deform_stages(
             "model.backbone.dcn replaces the 3x3 convolutions of a ResNet or ResNeXt; this backbone has no blocks of "
             "that kind, take another model.backbone.name, or --model.backbone.dcn none"
         )
-    names = [name.replace(".", "_") for name in body.feature_info.module_name()]
-    if not stages or not set(stages) <= set(range(2, len(names) + 1)):
-        raise UserError(
-            f"model.backbone.dcn_stages is {list(stages)}; it must list some of {list(range(2, len(names) + 1))}"
-        )
-    for stage in sorted(set(stages)):
-        # As timm names it when it extracts features: with underscores for dots.
-        within = [m for name, m in body.named_modules() if name.replace(".", "_").startswith(names[stage - 1])]
-        blocks = [m for m in within if isinstance(m, (BasicBlock, Bottleneck))]
-        for block in blocks:
-            for name, layer in list(block.named_children()):
-                if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                    setattr(block, name, _deformed(layer, version, offset_groups, initial_modulation))
+    last = len(body.feature_info.module_name())
+    if not stages or not set(stages) <= set(range(2, last + 1)):
+        raise UserError(f"model.backbone.dcn_stages is {list(stages)}; it must list some of {list(range(2, last + 1))}")
+    for name, _, layer in stage_convolutions(body, stages):
+        body.set_submodule(name, _deformed(layer, version, offset_groups, initial_modulation))
+
+
+def stage_convolutions(body: nn.Module, stages: Sequence[int]) -> list[tuple[str, int, nn.Conv2d]]:
+    """Name, stage and layer of every 3x3 convolution in the blocks of some stages, in the order in which they run.
+
+    Deformable or not; of networks without a ResNet's blocks there are none. Arguments as of `deform_stages`.
+    """
+    # As timm names stages when it extracts features: with underscores for dots.
+    prefixes = {i: n.replace(".", "_") for i, n in enumerate(body.feature_info.module_name(), 1) if i in stages}
+    found = []
+    for name, block in body.named_modules():
+        stage = next((i for i, prefix in prefixes.items() if name.replace(".", "_").startswith(prefix)), None)
+        if stage is not None and isinstance(block, (BasicBlock, Bottleneck)):
+            layers = [(child, m) for child, m in block.named_children() if isinstance(m, nn.Conv2d)]
+            found += [(f"{name}.{child}", stage, m) for child, m in layers if m.kernel_size == (3, 3)]
+    return found
 
 
 def _deformed(layer: nn.Conv2d, version: str, offset_groups: int, initial_modulation: float) -> DeformConv2d:

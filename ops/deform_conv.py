@@ -235,7 +235,7 @@ class DeformConv2d(nn.Conv2d):
 
 
 class ModulatedDeformConv2d(DeformConv2d):
-    """Modulated deformable convolution (arXiv 1811.11168, section 3.1): each sample is also scaled, by 0 to 1.
+    """Modulated deformable convolution (arXiv 1811.11168, section 3.2): each sample is also scaled, by 0 to 1.
 
     `sampling_offsets` has 3*k*k channels for each offset group: those of the offsets, then as many as there are kernel
     points, whose sigmoid is the modulation.

@@ -349,8 +349,8 @@ class VisualizeConfig:
     maps: list[str] = field(default_factory=lambda: ["decoder", "heads", "boxes", "encoder", "locations", "gradient"])
     """what to draw: sampling points of the queries (decoder), of one by head and level (heads), boxes layer by layer
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
-    field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the smallest
-    region that is enough (saliency)"""
+    field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the
+    smallest region that is enough (saliency)"""
     threshold: float = 0.5
     """smallest score of a query to be drawn"""
     top_k: int = 3

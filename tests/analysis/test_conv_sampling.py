@@ -16,10 +16,11 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from analysis.backbone_pictures import BackboneRow, backbone_picture
 from analysis.canvas import save
-from analysis.conv_sampling import ConvLocations, conv_sampling, convolutions
+from analysis.conv_sampling import STAGES, ConvLocations, conv_sampling
 from datasets.shapes import generate
 from main import main
 from models.backbone import Backbone
+from models.deform_backbone import stage_convolutions
 from ops import DeformConv2d
 from tests.test_main import SMALL
 from util.errors import UserError
@@ -234,7 +235,7 @@ def test_two_layers_read_a_neighbourhood_of_five():
 
 def test_offsets_of_zero_are_the_regular_backbone():
     regular, deformed = backbone_of("regular"), backbone_of("v1", moved=False)
-    assert len(convolutions(regular)) == len(convolutions(deformed)) == 7
+    assert len(stage_convolutions(regular.body, STAGES)) == len(stage_convolutions(deformed.body, STAGES)) == 7
     a, b = (conv_sampling(backbone, image(), (0.4, 0.6)) for backbone in (regular, deformed))
     assert a.names == b.names and torch.equal(a.layers, b.layers) and torch.equal(a.stages, b.stages)
     assert sorted(set(a.stages.tolist())) == [2, 3, 4, 5]
@@ -285,7 +286,7 @@ def test_what_cannot_be_followed():
     with pytest.raises(ValueError, match="evaluation mode"):
         conv_sampling(backbone.train(), images, (0.5, 0.5))
     other = Backbone("test_convnext", 3, False).eval()
-    assert convolutions(other) == []
+    assert stage_convolutions(other.body, STAGES) == []
     with pytest.raises(UserError, match="only a ResNet"):
         conv_sampling(other, images.float(), (0.5, 0.5))
 
