@@ -259,8 +259,8 @@ def evaluate(config: EvalConfig, world: World) -> int:
             raise UserError("saved detections are scored by one process; start it without torchrun")
         if config.checkpoint:
             raise UserError("give either --checkpoint or --detections, not both")
-        if config.tta.flip or config.tta.sizes:
-            raise UserError("saved detections have no views; --tta.flip and --tta.sizes need a --checkpoint")
+        if config.tta != TTAConfig():
+            raise UserError("saved detections have no views; --tta.flip and all of --tta need a --checkpoint")
         truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
         if not truth:
             raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")

@@ -31,14 +31,13 @@ def deform_stages(
     Raises:
         UserError: not a ResNet, or no such stage, or channels that the offset groups do not divide.
     """
-    if not any(isinstance(m, (BasicBlock, Bottleneck)) for m in body.modules()):
+    if not stage_convolutions(body, range(2, 6)):
         raise UserError(
             "model.backbone.dcn replaces the 3x3 convolutions of a ResNet or ResNeXt; this backbone has no blocks of "
             "that kind, take another model.backbone.name, or --model.backbone.dcn none"
         )
-    last = len(body.feature_info.module_name())
-    if not stages or not set(stages) <= set(range(2, last + 1)):
-        raise UserError(f"model.backbone.dcn_stages is {list(stages)}; it must list some of {list(range(2, last + 1))}")
+    if not stages or not set(stages) <= {2, 3, 4, 5}:
+        raise UserError(f"model.backbone.dcn_stages is {list(stages)}; it must list some of [2, 3, 4, 5]")
     for name, _, layer in stage_convolutions(body, stages):
         body.set_submodule(name, _deformed(layer, version, offset_groups, initial_modulation))
 
@@ -46,13 +45,13 @@ def deform_stages(
 def stage_convolutions(body: nn.Module, stages: Sequence[int]) -> list[tuple[str, int, nn.Conv2d]]:
     """Name, stage and layer of every 3x3 convolution in the blocks of some stages, in the order in which they run.
 
-    Deformable or not; of networks without a ResNet's blocks there are none. Arguments as of `deform_stages`.
+    Deformable or not; of networks that are no ResNet there are none. Arguments as of `deform_stages`.
     """
-    # As timm names stages when it extracts features: with underscores for dots.
-    prefixes = {i: n.replace(".", "_") for i, n in enumerate(body.feature_info.module_name(), 1) if i in stages}
     found = []
+    if body.feature_info.module_name()[1:] != ["layer1", "layer2", "layer3", "layer4"]:
+        return found  # others (HRNet) have such blocks in stages that mean something else
     for name, block in body.named_modules():
-        stage = next((i for i, prefix in prefixes.items() if name.replace(".", "_").startswith(prefix)), None)
+        stage = next((i for i in stages if name.startswith(f"layer{i - 1}.")), None)
         if stage is not None and isinstance(block, (BasicBlock, Bottleneck)):
             layers = [(child, m) for child, m in block.named_children() if isinstance(m, nn.Conv2d)]
             found += [(f"{name}.{child}", stage, m) for child, m in layers if m.kernel_size == (3, 3)]

@@ -62,12 +62,17 @@ class FeatureMimic(nn.Module):
             `mimic/regions` (1 - cos), `mimic_class/regions` and `mimic_class/crops` (cross-entropy), scalars.
         """
         rois, labels = object_regions(targets, padding_mask, self.regions)
+        if not len(rois):
+            # Zero, but in the graph of every parameter, for processes that share gradients; no convolution, compiled
+            # or not, is asked for the gradient of an empty batch.
+            nothing = sum(p.sum() for p in self.parameters()) * 0.0
+            return dict.fromkeys(("mimic/regions", "mimic_class/regions", "mimic_class/crops"), nothing)
         rois = rois.to(images.dtype)
         crops = crop_regions(images, rois, self.size)
         with still_norms(backbone):
             of_crops = backbone(crops)[-1]
-        whole = rois.new_tensor([0, 0, self.size, self.size]).expand(len(rois), 4)
-        whole = torch.cat([torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None], whole], 1)
+        whole = torch.zeros_like(rois)  # of each crop all; written on the device, nothing is copied there
+        whole[:, 0], whole[:, 3:] = torch.arange(len(rois), device=rois.device), self.size
         region, crop = self._vectors(features, rois), self._vectors(of_crops, whole)
         with torch.autocast(images.device.type, enabled=False):
             region, crop = (v.to(images.dtype) for v in (region, crop))

@@ -27,7 +27,7 @@ class DeformAttn2d(nn.Module):
 
     def __init__(self, channels: int, num_heads: int = 8, num_points: int = 4):
         super().__init__()
-        if channels % num_heads:
+        if num_heads < 1 or channels % num_heads:
             raise ValueError(f"channels {channels} is not a multiple of num_heads {num_heads}")
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")

@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from ops.functional import ms_deform_attn, selected_backend
+from ops.functional import AUTOCAST, ms_deform_attn, selected_backend
 
 BACKENDS = ("sampling", "torchvision")
+FAR = 1e6  # pixels: off every map, where zero is read. Of a place that is not a number torchvision reads any memory.
 
 
 def deform_conv2d(
@@ -26,7 +26,7 @@ def deform_conv2d(
     """A convolution whose kernel points each look somewhere else (1703.06211, equation 2; 1811.11168, equation 1).
 
     Kernel point k reads `x(p + p_k + offset_k) * modulation_k`, bilinearly and zero outside, by the one sampling rule
-    of this package. Without offsets and modulation it is `F.conv2d`; without modulation it is v1.
+    of this package. With zero offsets, and no modulation, it is `F.conv2d`; without modulation it is v1.
 
     Two implementations compute the same. `torchvision` is `torchvision.ops.deform_conv2d`. `sampling` takes the samples
     by `ms_deform_attn`, with offset groups as heads and kernel points as queries, and multiplies them by the weights.
@@ -51,7 +51,7 @@ def deform_conv2d(
         ValueError: shapes that do not fit each other, or an unknown backend.
     """
     stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation))
-    _check(x, offsets, weight, stride, padding, dilation, modulation)
+    _check(x, offsets, weight, bias, stride, padding, dilation, modulation)
     if backend is None:
         compiled = x.device.type == "cpu" and selected_backend("cpu") == "cpu"
         backend = "sampling" if compiled else "torchvision"
@@ -62,12 +62,14 @@ def deform_conv2d(
     raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
 
 
-def _check(x, offsets, weight, stride, padding, dilation, modulation) -> None:
+def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> None:
     if x.dim() != 4 or weight.dim() != 4:
         raise ValueError(f"x must be [B, C, H, W] and weight [O, C/groups, k_h, k_w], got {x.shape}, {weight.shape}")
     points = weight.shape[2] * weight.shape[3]
     if x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
         raise ValueError(f"weight {list(weight.shape)} does not fit the {x.shape[1]} channels of x")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}] to fit weight, got {list(bias.shape)}")
     size = [
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride)
@@ -87,11 +89,13 @@ def _check(x, offsets, weight, stride, padding, dilation, modulation) -> None:
 
 def _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
     # Half a pixel matters, and torchvision has no half precision on CPUs.
-    compute = torch.promote_types(x.dtype, torch.float32)
+    compute, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
+    if x.device.type in AUTOCAST and torch.is_autocast_enabled(x.device.type) and dtype is torch.float32:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    offsets = offsets.to(compute).nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR)
     with torch.autocast(x.device.type, enabled=False):
-        arguments = [None if t is None else t.to(compute) for t in (x, offsets, weight, bias, modulation)]
-        x_, offsets, weight, bias, modulation = arguments
-        return torchvision_deform_conv2d(x_, offsets, weight, bias, stride, padding, dilation, modulation).to(x.dtype)
+        x, weight, bias, modulation = (None if t is None else t.to(compute) for t in (x, weight, bias, modulation))
+        return torchvision_deform_conv2d(x, offsets, weight, bias, stride, padding, dilation, modulation).to(dtype)
 
 
 def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
@@ -134,13 +138,6 @@ def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation
     return out.permute(0, 3, 1, 2)
 
 
-@register_flop_formula(torch.ops.torchvision.deform_conv2d)
-def _(x_shape, weight_shape, offset_shape, *args, out_shape=None, **kwargs) -> int:
-    # Four corners of each sample of each channel, then the convolution's products.
-    positions = offset_shape[0] * math.prod(offset_shape[2:])
-    return positions * (8 * x_shape[1] * math.prod(weight_shape[2:]) + 2 * math.prod(weight_shape))
-
-
 class DeformConv2d(nn.Conv2d):
     """Deformable convolution (arXiv 1703.06211, section 2.1): a convolution beside it predicts the offsets.
 
@@ -156,7 +153,7 @@ class DeformConv2d(nn.Conv2d):
         backend: see `deform_conv2d`.
 
     Raises:
-        ValueError: `offset_groups` does not divide `in_channels`.
+        ValueError: `offset_groups` does not divide `in_channels`, or `padding` is a word.
     """
 
     maps_per_point = 2  # channels of sampling_offsets for each kernel point and offset group
@@ -173,6 +170,8 @@ class DeformConv2d(nn.Conv2d):
         bias: bool = True,
         offset_groups: int = 1,
     ):
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be a number of pixels, or two, got '{padding}'")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(f"offset_groups {offset_groups} does not divide in_channels {in_channels}")

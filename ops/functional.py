@@ -19,7 +19,7 @@ MAX_LEVELS = 32  # kMaxLevels of csrc/problem.h
 _COMPILED = {name: backends.load(name) for name in ("cuda", "cpu")}
 _warned: set[str] = set()
 # Asked once: torch raises for types without autocast, and its compiler cannot follow the question in every version.
-_AUTOCAST = frozenset(filter(is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+AUTOCAST = frozenset(filter(is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
 def ms_deform_attn(
@@ -59,7 +59,7 @@ def ms_deform_attn(
         RuntimeError: the backend asked for is unknown, not built, or not for the value's device.
     """
     device_type = value.device.type
-    if value.dtype is torch.float32 and device_type in _AUTOCAST and torch.is_autocast_enabled(device_type):
+    if value.dtype is torch.float32 and device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
         value = value.to(torch.get_autocast_dtype(device_type))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
     compute = _compute_type(value)

@@ -30,7 +30,7 @@ class MSDeformAttn(nn.Module):
         self, d_model: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int | Sequence[int] = 4
     ):
         super().__init__()
-        if d_model % num_heads:
+        if num_heads < 1 or d_model % num_heads:
             raise ValueError(f"d_model {d_model} is not a multiple of num_heads {num_heads}")
         points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
         if len(points) != num_levels or min(points) < 0 or sum(points) < 1:

@@ -51,7 +51,7 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
         raise ValueError(f"method '{method}' is unknown; there are: {', '.join(METHODS)}")
     if x.dim() != 4 or not x.is_floating_point() or 0 in x.shape[1:]:
         raise ValueError(f"x must be [B, C, H, W], floating point, with pixels, got {list(x.shape)} of {x.dtype}")
-    if not shifts or x.shape[1] % len(shifts):
+    if len(shifts) == 0 or x.shape[1] % len(shifts):
         raise ValueError(f"shifts has {len(shifts)} entries, which do not divide the {x.shape[1]} channels of x")
     for step in shifts:
         if not isinstance(step, Sequence) or len(step) != 2 or not all(abs(d) < math.inf for d in step):

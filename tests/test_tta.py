@@ -189,7 +189,7 @@ def test_a_symmetric_picture_is_found_alike_in_both_views(place):
 def test_a_single_view_is_the_ordinary_path(place, tmp_path, capsys):
     """No flip and one size: the same files to the byte, nothing said, no wrapper; another size is --data.eval_size."""
     plain = evaluate(place, tmp_path / "plain")
-    listed = evaluate(place, tmp_path / "listed", "--tta.sizes", "[64]", "--tta.merge", "soft_nms")
+    listed = evaluate(place, tmp_path / "listed", "--tta.sizes", "[64]")
     smaller = evaluate(place, tmp_path / "a", "--tta.sizes", "[48]")
     by_option = evaluate(place, tmp_path / "b", "--data.eval_size", 48, "--data.max_size", 72)
     assert plain == listed != smaller == by_option
@@ -229,11 +229,18 @@ def test_without_the_plain_view_there_is_no_ratio(place, tmp_path, capsys):
     assert "2 views an image (2 sizes, merged by wbf_set)" in printed and "times" not in printed
 
 
-def test_the_first_batch_is_not_counted_and_none_costs_nothing():
+def test_the_first_batch_is_not_counted_and_none_costs_nothing(monkeypatch):
     views = views_of(TTAConfig(flip=True), 64, 96)
     model = MultiView(Finder(), views, copy, postprocess, merge_views, TTAConfig(flip=True))
     assert model.cost()["seconds_per_image"] == 0 and model.cost()["ratio"] is None and model.cost_line()
-    model.counts, model.seconds, model.merge_seconds = [4, 4, 2], [[9, 9], [1, 2], [2, 4]], [7, 0.5, 0.1]
+    clock = iter([0, 9, 20, 29, 30, 31, 32, 34, 40, 42, 50, 54])  # before and after each view of three batches
+    monkeypatch.setattr("util.tta._now", lambda device: next(clock))
+    merging = iter([0, 7, 10, 10.5, 20, 20.1])
+    monkeypatch.setattr("util.tta.time.perf_counter", lambda: next(merging))
+    for images in (4, 4, 2):
+        pictures = torch.rand(images, 3, 64, 64)
+        predictions = model([pictures], [torch.zeros(images, 64, 64, dtype=torch.bool)])
+        model.postprocess(predictions, [(64, 64)] * images)
     cost = model.cost()
     assert cost == pytest.approx(
         {
@@ -284,10 +291,12 @@ def test_predict(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--detections", "found.json", "--tta.flip"), "--tta.flip and --tta.sizes need a --checkpoint"),
+        (("--detections", "found.json", "--tta.flip"), "--tta.flip and all of --tta need a --checkpoint"),
         (("--detections", "found.json", "--tta.sizes", "[48,64]"), "saved detections have no views"),
         (("--checkpoint", "model.pth", "--tta.sizes", "[48,48]"), "tta.sizes gives 48 more than once"),
         (("--checkpoint", "model.pth", "--tta.merge", "nms"), "merge several views; add --tta.flip true"),
+        (("--checkpoint", "model.pth", "--tta.sizes", "[48]", "--tta.iou", "0.7"), "merge several views"),
+        (("--detections", "found.json", "--tta.merge", "nms"), "saved detections have no views"),
         (("--checkpoint", "model.pth", "--tta.sizes", "[0]"), "tta.sizes is [0]; it must be at least 1"),
         (("--checkpoint", "model.pth", "--tta.sizes", "big"), "tta.sizes is 'big', but must be a list of int"),
         (("--checkpoint", "model.pth", "--tta.merge", "mean"), "tta.merge is 'mean', but must be one of 'top_k'"),

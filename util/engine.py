@@ -93,7 +93,8 @@ def train_one_epoch(
     """One pass over the training images, or what is left of it.
 
     The result does not depend on how a batch is spread over processes and micro-batches: each loss is divided by the
-    objects of the whole batch, and gradients are summed.
+    objects of the whole batch, and gradients are summed. (What is drawn at random, dropout and the regions that are
+    mimicked of an image with more than fit, each process draws for itself.)
 
     Args:
         model: batch to predictions; of several processes, wrapped in DistributedDataParallel.

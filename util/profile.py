@@ -1,5 +1,6 @@
 """What a model costs: parameters and operations by part, latency, throughput and memory at several image sizes."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
+import torchvision.ops  # noqa: F401, registers the operators that are counted
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -212,6 +214,12 @@ def parameters_by_part(model: nn.Module) -> list[PartCost]:
     return list(parts.values())
 
 
+def _deform_conv_flops(x_shape, weight_shape, offset_shape, *args, out_shape=None, **kwargs) -> int:
+    """Four corners of each sample of each channel, then the convolution's products."""
+    positions = offset_shape[0] * math.prod(offset_shape[2:])
+    return positions * (8 * x_shape[1] * math.prod(weight_shape[2:]) + 2 * math.prod(weight_shape))
+
+
 def count_flops(model: nn.Module, call: Callable[[], object]) -> dict[str, float]:
     """Operations of a call by part of the model, by torch's FlopCounterMode: a multiply-add is two.
 
@@ -222,7 +230,10 @@ def count_flops(model: nn.Module, call: Callable[[], object]) -> dict[str, float
         model: whose modules the parts are; what runs outside of them is `other`.
         call: runs it. Compiled parts run as they were before.
     """
-    formulas = {torch.ops.aten.grid_sampler_2d: lambda *_, out_shape=None, **__: 8 * torch.Size(out_shape).numel()}
+    formulas = {
+        torch.ops.aten.grid_sampler_2d: lambda *_, out_shape=None, **__: 8 * torch.Size(out_shape).numel(),
+        torch.ops.torchvision.deform_conv2d: _deform_conv_flops,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:

@@ -46,7 +46,7 @@ def views_of(tta: TTAConfig, size: int, max_size: int) -> list[View]:
     Raises:
         UserError: a size is given twice, which would only count its boxes twice; or a rule, but nothing to merge.
     """
-    if tta != TTAConfig() and not (tta.flip or tta.sizes):
+    if replace(tta, sizes=[]) != TTAConfig() and not tta.flip and len(tta.sizes) < 2:
         raise UserError("tta.merge, tta.iou and tta.sigma merge several views; add --tta.flip true or --tta.sizes")
     sizes = tta.sizes or [size]
     twice = [s for s in sizes if sizes.count(s) > 1]
@@ -118,10 +118,8 @@ class MultiView(nn.Module):
         self.model, self.views, self.tta = model, views, tta
         self.to_device, self.of_view, self.merge = to_device, postprocess, merge
         self.sizes = [size for size, _ in sizes_of(views)]
-        # Of each batch: images, seconds of each view, seconds of merging.
-        self.counts: list[int] = []
-        self.seconds: list[list[float]] = []
-        self.merge_seconds: list[float] = []
+        self.batches, self.images = 0, 0
+        self.seconds, self.merge_seconds = [0.0] * len(views), 0.0  # of each view, and of merging
 
     def prepare(self, batches: Sequence) -> ViewBatch:
         """A batch for each size, of the same images, on the device.
@@ -141,15 +139,16 @@ class MultiView(nn.Module):
             images: for each size `[B, 3, H, W]`.
             padding_masks: for each size `[B, H, W]`.
         """
-        predictions, seconds = [], []
-        for view in self.views:
+        if self.batches == 1:  # the first warms up, and counts only if it is the only one
+            self.images, self.seconds, self.merge_seconds = 0, [0.0] * len(self.views), 0.0
+        predictions = []
+        for i, view in enumerate(self.views):
             size = self.sizes.index(view.size)
             begun = _now(images[size].device)
             looked_at = images[size].flip(-1) if view.flip else images[size]
             predictions.append(self.model(looked_at, padding_masks[size]))
-            seconds.append(_now(images[size].device) - begun)
-        self.counts.append(len(images[0]))
-        self.seconds.append(seconds)
+            self.seconds[i] += _now(images[size].device) - begun
+        self.batches, self.images = self.batches + 1, self.images + len(images[0])
         return predictions
 
     def postprocess(self, predictions: Sequence, sizes: Sequence[tuple[int, int]], top_k: int = 100) -> list:
@@ -166,7 +165,7 @@ class MultiView(nn.Module):
         for i, (_, width) in enumerate(sizes):
             views = [_mirrored(d[i], width) if view.flip else d[i] for view, d in zip(self.views, found)]
             merged.append(self.merge(views, self.tta.merge, top_k, self.tta.iou, self.tta.sigma))
-        self.merge_seconds.append(time.perf_counter() - begun)
+        self.merge_seconds += time.perf_counter() - begun
         return merged
 
     def describe(self) -> str:
@@ -183,16 +182,15 @@ class MultiView(nn.Module):
             `seconds_per_image` in the model, all views together; `plain_seconds_per_image`, the plain view alone, and
             `ratio` of the two, None where it is not among the views; `merge_seconds_per_image`.
         """
-        first = int(len(self.counts) > 1)  # the first batch warms up
-        images = max(1, sum(self.counts[first:]))  # a process may have had none
-        views = [sum(seconds) / images for seconds in zip(*self.seconds[first:])]
+        images = max(1, self.images)  # a process may have had none
+        views = [seconds / images for seconds in self.seconds]
         whole = sum(views)
         alone = next((s for view, s in zip(self.views, views) if view.plain), None)
         return {
             "seconds_per_image": whole,
             "plain_seconds_per_image": alone,
             "ratio": whole / alone if alone else None,
-            "merge_seconds_per_image": sum(self.merge_seconds[first:]) / images,
+            "merge_seconds_per_image": self.merge_seconds / images,
         }
 
     def cost_line(self) -> str:

@@ -54,8 +54,8 @@ class Stacked(nn.Module):
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.body = nn.Module()
-        self.body.layer1 = Stack(*layers)
-        self.body.feature_info = SimpleNamespace(module_name=lambda: ["stem", "layer1"])
+        self.body.layer1 = nn.Sequential(Stack(*layers))
+        self.body.feature_info = SimpleNamespace(module_name=lambda: ["stem", "layer1", "layer2", "layer3", "layer4"])
         self.double().eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:

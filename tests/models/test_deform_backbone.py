@@ -11,6 +11,7 @@ from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.models.helpers import small_config, small_model
 from util.errors import UserError
 from util.optim import adamw
+from util.profile import count_flops
 
 
 def backbone(name="resnet26", seed=0, **options) -> Backbone:
@@ -108,6 +109,16 @@ def test_learning_rates_of_the_backbones_offsets():
     assert sum(len(g["params"]) for g in groups.values()) == sum(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("backend", ["sampling", "torchvision"])
+def test_operations_are_counted_whatever_runs(backend):
+    """By hand: 4 corners of 9 samples of each channel, and the products."""
+    torch.manual_seed(0)
+    layer, x = DeformConv2d(8, 16, 3, padding=1, bias=False), torch.randn(2, 8, 7, 9)
+    layer.backend = backend
+    offsets = 2 * 7 * 9 * 2 * 18 * 8 * 9
+    assert sum(count_flops(layer, lambda: layer(x)).values()) == offsets + 2 * 7 * 9 * (8 * 8 * 9 + 2 * 16 * 8 * 9)
+
+
 def test_offsets_learn_and_frozen_stages_stay():
     model = backbone(dcn="v2", frozen_stages=3, dcn_stages=[4, 5], norm="frozen").train()
     sum(m.square().mean() for m in model(torch.randn(2, 3, 64, 64))).backward()
@@ -123,6 +134,7 @@ def test_offsets_learn_and_frozen_stages_stay():
         ({"dcn_stages": []}, r"dcn_stages is \[\]; it must list some of"),
         ({"dcn_stages": [2, 3], "frozen_stages": 2}, "the first 2 are frozen"),
         ({"name": "convnext_atto"}, "of a ResNet or ResNeXt"),
+        ({"name": "hrnet_w18_small"}, "of a ResNet or ResNeXt"),
         ({"dcn_offset_groups": 7}, "offset_groups 7 does not divide"),
     ],
 )

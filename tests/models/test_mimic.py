@@ -149,6 +149,17 @@ def test_losses_add_up_over_micro_batches_and_a_batch_may_have_no_objects():
     assert all(p.grad is not None for p in branch.parameters())  # as processes that share gradients need
 
 
+def test_a_compiled_backbone_never_sees_an_empty_batch():
+    """Inductor has no gradient for one."""
+    model, branch, _ = detector_and_branch(mimic_size=32)
+    seen, forward = [], model.backbone.forward
+    model.backbone.forward = lambda images: seen.append(len(images)) or forward(images)
+    images, mask = padded_batch([(64, 64)])
+    for counts in ([0], [2]):
+        WithMimicking(model, branch)(images, mask, random_objects(counts))
+    assert seen == [1, 1, 2]
+
+
 def test_mimicking_lowers_its_own_loss():
     """Beside the same training without the cosine, by classes alone, which draws the two vectors apart."""
     ends = {}
