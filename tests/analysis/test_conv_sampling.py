@@ -104,7 +104,7 @@ def test_on_a_ramp_a_strength_is_slope_times_weight():
     weights = conv.weight[0, 0].detach()
     expected = {((4 + j - 1 + 0.5) / 11, (6 + i - 1 + 0.5) / 9): float(weights[i, j].abs()) * 29**0.5
                 for i, j in product(range(3), range(3))}  # fmt: skip
-    assert found.unit == pytest.approx((4.5 / 11, 6.5 / 9)) and found.names == ["layer1.conv0"]
+    assert found.unit == pytest.approx((4.5 / 11, 6.5 / 9)) and found.names == ["layer1.0.conv0"]
     assert found.stages.tolist() == [2] * 9 and found.layers.tolist() == [0] * 9
     rows = np.array(sorted((*place, strength) for place, strength in expected.items()))
     np.testing.assert_allclose(ordered(found.points, found.strength), rows, rtol=1e-6)
@@ -209,7 +209,7 @@ def test_grouped_and_dilated_convolutions():
     nn.init.normal_(deformed.sampling_offsets.weight, std=0.1)
     backbone, images = Stacked(conv, deformed), image(8, 10, 4)
     found = conv_sampling(backbone, images, (0.5, 0.4))
-    for name in ("layer1.conv0", "layer1.conv1"):
+    for name in ("layer1.0.conv0", "layer1.0.conv1"):
         here = of_layer(found, name)
         expected = differences(backbone, images, -1, (1, 2), name)
         np.testing.assert_allclose(ordered(here.points, here.strength), expected, rtol=2e-4, atol=1e-7)
@@ -219,7 +219,7 @@ def test_two_layers_read_a_neighbourhood_of_five():
     """The upper one reads 3 x 3 places twice as far apart as the lower one's 5 x 5, which have 1 2 3 2 1 readers."""
     lower, upper = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1)
     found = conv_sampling(Stacked(lower, upper), image(24, 32), (7.5 / 16, 5.5 / 12))
-    above, below = of_layer(found, "layer1.conv1"), of_layer(found, "layer1.conv0")
+    above, below = of_layer(found, "layer1.0.conv1"), of_layer(found, "layer1.0.conv0")
     places = Counter(map(tuple, (above.points * torch.tensor([16, 12]) - 0.5).round().int().tolist()))
     assert places == Counter(product((6, 7, 8), (4, 5, 6)))
     places = Counter(map(tuple, (below.points * torch.tensor([32, 24]) - 0.5).round().int().tolist()))
@@ -228,7 +228,7 @@ def test_two_layers_read_a_neighbourhood_of_five():
         readers.update(product((2 * x - 1, 2 * x, 2 * x + 1), (2 * y - 1, 2 * y, 2 * y + 1)))
     assert places == readers and sum(readers.values()) == 81
     stacked = Stacked(nn.Conv2d(3, 8, 3, padding=1), upper)
-    found = of_layer(conv_sampling(stacked, image(24, 32), (7.5 / 32, 5.5 / 24)), "layer1.conv0")
+    found = of_layer(conv_sampling(stacked, image(24, 32), (7.5 / 32, 5.5 / 24)), "layer1.0.conv0")
     counts = Counter(map(tuple, (found.points * torch.tensor([32, 24]) - 0.5).round().int().tolist()))
     assert [[counts[x, y] for x in range(5, 10)] for y in range(3, 8)] == np.outer(*[[1, 2, 3, 2, 1]] * 2).tolist()
 
