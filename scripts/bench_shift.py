@@ -18,7 +18,7 @@ import os
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -146,6 +146,16 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]
         parser.error(str(error))
 
 
+def print_table(header: Sequence[str], rows: list[list[str]], about: dict, device: torch.device, repeats: int) -> None:
+    """Rows in Markdown, three columns of words and then numbers, below a line about the machine."""
+    before, after = about["load_before"], os.getloadavg()[0]
+    load = f", load {before:.1f} before and {after:.1f} after" if before is not None else ""
+    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
+    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {repeats} rounds{load}\n")
+    for row in (header, ["---"] * 3 + ["---:"] * (len(header) - 3), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print a table in Markdown; the exit code is 1 where methods disagree."""
     args, device = arguments(argv)
@@ -164,15 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         torch.set_num_threads(before)
-    load = (
-        f", load {about['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after"
-        if about["load_before"] is not None
-        else ""
-    )
-    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
-    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {args.repeats} rounds{load}\n")
-    for row in (HEADER, ["---"] * 3 + ["---:"] * 6, *rows):
-        print(f"| {' | '.join(row)} |")
+    print_table(HEADER, rows, about, device, args.repeats)
     return 0
 
 
