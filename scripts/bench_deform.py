@@ -11,7 +11,6 @@ least three turns. Peak memory is that of tensors, inputs and results included.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ops import deform_conv2d, deform_roi_pool, ps_roi_pool
 from scripts.bench_op import figure, machine
-from scripts.bench_shift import DisagreementError, take_turns
+from scripts.bench_shift import DisagreementError, print_table, take_turns
 from util.engine import pick_device
 from util.errors import UserError
 from util.profile import MIB, measure_peak
@@ -167,13 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     except DisagreementError as error:
         print(f"bench_deform.py: {error}", file=sys.stderr)
         return 1
-    load = (
-        f", load {about['load_before']:.1f} before and {os.getloadavg()[0]:.1f} after" if about["load_before"] else ""
-    )
-    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
-    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {args.repeats} rounds{load}\n")
-    for row in (HEADER, ["---"] * 3 + ["---:"] * 6, *rows):
-        print(f"| {' | '.join(row)} |")
+    print_table(HEADER, rows, about, device, args.repeats)
     return 0
 
 
