@@ -26,7 +26,8 @@ def plot_run(folder: str | Path) -> Path:
         left.plot([t["step"] for t in training], [t["loss"] for t in training], label="loss")
         last = max((k for k in training[-1] if k.startswith("class/decoder.")), key=lambda k: int(k.rsplit(".", 1)[1]))
         layer = last.split("/")[1]
-        for name in (f"class/{layer}", f"l1/{layer}", f"giou/{layer}"):
+        names = [f"class/{layer}", f"l1/{layer}", f"giou/{layer}", *(n for n in training[-1] if n.startswith("mimic/"))]
+        for name in names:
             left.plot([t["step"] for t in training], [t[name] for t in training], label=name.replace("/", " of "))
         left.set(xlabel="step", yscale="log", title="training losses")
 
