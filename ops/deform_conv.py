@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from ops.functional import AUTOCAST, ms_deform_attn, selected_backend
+from ops.functional import autocast_type, ms_deform_attn, selected_backend
 
 BACKENDS = ("sampling", "torchvision")
 FAR = 1e6  # pixels: off every map, where zero is read. Of a place that is not a number torchvision reads any memory.
@@ -89,9 +89,7 @@ def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> N
 
 def _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
     # Half a pixel matters, and torchvision has no half precision on CPUs.
-    compute, dtype = torch.promote_types(x.dtype, torch.float32), x.dtype
-    if x.device.type in AUTOCAST and torch.is_autocast_enabled(x.device.type) and dtype is torch.float32:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    compute, dtype = torch.promote_types(x.dtype, torch.float32), autocast_type(x)
     offsets = offsets.to(compute).nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR)
     with torch.autocast(x.device.type, enabled=False):
         x, weight, bias, modulation = (None if t is None else t.to(compute) for t in (x, weight, bias, modulation))

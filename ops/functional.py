@@ -19,7 +19,7 @@ MAX_LEVELS = 32  # kMaxLevels of csrc/problem.h
 _COMPILED = {name: backends.load(name) for name in ("cuda", "cpu")}
 _warned: set[str] = set()
 # Asked once: torch raises for types without autocast, and its compiler cannot follow the question in every version.
-AUTOCAST = frozenset(filter(is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+_AUTOCAST = frozenset(filter(is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
 def ms_deform_attn(
@@ -59,8 +59,7 @@ def ms_deform_attn(
         RuntimeError: the backend asked for is unknown, not built, or not for the value's device.
     """
     device_type = value.device.type
-    if value.dtype is torch.float32 and device_type in AUTOCAST and torch.is_autocast_enabled(device_type):
-        value = value.to(torch.get_autocast_dtype(device_type))
+    value = value.to(autocast_type(value))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
     compute = _compute_type(value)
     if sampling_locations.dtype is not compute:
@@ -69,6 +68,14 @@ def ms_deform_attn(
         attention_weights = attention_weights.to(compute)
     run = _select(backend, device_type)
     return run(value, spatial_shapes, sampling_locations, attention_weights, num_points)
+
+
+def autocast_type(tensor: Tensor) -> torch.dtype:
+    """The type that a tensor is to be taken in: autocast's for fp32 where that is on, else its own."""
+    device_type = tensor.device.type
+    if tensor.dtype is torch.float32 and device_type in _AUTOCAST and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return tensor.dtype
 
 
 def backend_info() -> dict[str, str]:

@@ -99,18 +99,13 @@ def pooling(device: torch.device) -> list[tuple[str, str, list[Contender]]]:
     ):
         x = torch.randn(batch, maps, height, width, generator=generator).to(device).requires_grad_()
         offsets = torch.randn(moved, generator=generator).to(device).requires_grad_()
+        common = {"output_size": bins, "spatial_scale": 1 / stride, "sampling_ratio": 2}
         more = {"aligned": True} if theirs is torchvision.ops.roi_align else {}
-        common = {"rois": rois, "output_size": bins, "spatial_scale": 1 / stride, "sampling_ratio": 2}
-        by_torchvision = partial(
-            theirs, boxes=rois, output_size=bins, spatial_scale=1 / stride, sampling_ratio=2, **more
-        )
-        with_offsets = partial(
-            lambda x, offsets, pool, common: pool(x, offsets=offsets, **common), pool=ours, common=common
-        )
+        pool = partial(ours, rois=rois, **common)
         contenders = [
-            Contender("torchvision", by_torchvision, (x,)),
-            Contender("ours, no offsets", partial(ours, **common), (x,)),
-            Contender("ours, with offsets", with_offsets, (x, offsets), agrees=False),
+            Contender("torchvision", partial(theirs, boxes=rois, **common, **more), (x,)),
+            Contender("ours, no offsets", pool, (x,)),
+            Contender("ours, with offsets", lambda x, offsets, p=pool: p(x, offsets=offsets), (x, offsets), False),
         ]
         found.append((f"{name}, {len(rois)} RoIs", "x".join(map(str, x.shape)), contenders))
     return found
