@@ -247,9 +247,7 @@ class ModulatedDeformConv2d(DeformConv2d):
 
     def __init__(self, *args, initial_modulation: float = 0.5, **options):
         super().__init__(*args, **options)
-        if not 0 < initial_modulation < 1:
-            raise ValueError(f"initial_modulation is {initial_modulation}; it must be between 0 and 1")
-        logit = math.log(initial_modulation / (1 - initial_modulation))
+        logit = modulation_logit(initial_modulation)
         nn.init.constant_(self.sampling_offsets.bias[2 * self.offset_groups * self.points :], logit)
 
     def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -258,3 +256,14 @@ class ModulatedDeformConv2d(DeformConv2d):
             [2 * self.offset_groups * self.points, self.offset_groups * self.points], 1
         )
         return offsets, logits.sigmoid()
+
+
+def modulation_logit(initial_modulation: float) -> float:
+    """What a bias must be for its sigmoid to be the modulation that a layer starts with.
+
+    Raises:
+        ValueError: no sigmoid is that.
+    """
+    if not 0 < initial_modulation < 1:
+        raise ValueError(f"initial_modulation must be between 0 and 1, got {initial_modulation}")
+    return math.log(initial_modulation / (1 - initial_modulation))

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ops.deform_conv import modulation_logit
 from ops.roi_pool import bins_of, deform_roi_pool, ps_roi_pool
 
 
@@ -101,8 +102,6 @@ class ModulatedDeformRoIPool(nn.Module):
         initial_modulation: float = 0.5,
     ):
         super().__init__()
-        if not 0 < initial_modulation < 1:
-            raise ValueError(f"initial_modulation must be between 0 and 1, got {initial_modulation}")
         self.bins = bins_of(output_size)
         self.pool = partial(
             deform_roi_pool,
@@ -122,7 +121,7 @@ class ModulatedDeformRoIPool(nn.Module):
             nn.init.zeros_(layer.bias)
         _zero(self.sampling_offsets)
         _zero(self.modulation)
-        nn.init.constant_(self.modulation.bias, math.log(initial_modulation / (1 - initial_modulation)))
+        nn.init.constant_(self.modulation.bias, modulation_logit(initial_modulation))
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """Pool every RoI.
