@@ -32,15 +32,13 @@ from torch.utils.data import DataLoader
 
 import ops
 from ablation.costs import data_sizes, measure_side_by_side, untrained_cost
+from ablation.eval_only import ablate_trained, checkpoints_of
 from ablation.grid import Cell, cells_of, parse_grid, variants_of
+from ablation.processes import locked, run_cells, shares, visible_gpus
 from ablation.records import Record, check_folder, read_records
-from ablation.reduced import ablate_trained, checkpoints_of
-from ablation.runs import locked, run_cells, shares, visible_gpus
 from ablation.sweep import Sweep
-from analysis.analyse import analyse
-from analysis.look import Look, check_maps
-from datasets.build import build_dataset, dataset_paths
-from datasets.check import check_dataset
+from analysis.errors.analyse import analyse
+from analysis.looks.look import Look, check_maps
 from datasets.coco import (
     Category,
     CocoDetection,
@@ -49,18 +47,27 @@ from datasets.coco import (
     match_categories,
     read_json,
 )
+from datasets.defects import check_dataset
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.images import list_pictures, read_image, to_rgb, upright
 from datasets.loader import Batch, eval_loader, pad_images, train_loader
+from datasets.splits import build_dataset, dataset_paths
 from datasets.transforms import eval_transform, to_image
-from models.build import build_criterion, build_mimic, build_model
+from engine.header import train_header
+from engine.merge import merge_views
+from engine.optim import adamw, lr_factor, set_lr
+from engine.predict import Predictor
+from engine.run import Run, checkpoint_to_resume
+from engine.state import TrainingState
+from engine.step import detect, train_one_epoch
+from engine.sync_norm import synchronise_batch_norms
+from engine.tta import EverySize, MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
+from models.from_config import build_criterion, build_mimic, build_model
 from models.load import load_detector
-from models.merge import merge_views
 from models.mimic import FeatureMimic, WithMimicking
 from models.postprocess import postprocess
-from models.sync_norm import synchronise_batch_norms
 from util import cli
 from util.checkpoint import kept_checkpoints, load_matching_weights, saved_config
 from util.config import (
@@ -77,18 +84,14 @@ from util.config import (
     VisualizeConfig,
     from_dict,
 )
+from util.devices import pick_device
 from util.distributed import World, check_gpus, is_lost_peer, join, lost_contact
-from util.engine import detect, pick_device, train_one_epoch
 from util.errors import Interrupted, PeerLost, UserError
-from util.optim import adamw, lr_factor, set_lr
-from util.predictor import Predictor
-from util.profile import image_size, profile_model
+from util.files import make_folder
+from util.profiling import image_size, profile_model
 from util.progress import progress
-from util.run import Run, checkpoint_to_resume
-from util.runlog import make_folder, score_tables, train_header
 from util.signals import STOPPED, StopRequest
-from util.training_state import TrainingState
-from util.tta import EverySize, MultiView, ViewBatch, sizes_of, views_of
+from util.tables import score_tables
 
 
 def train(config: Config, world: World) -> int:

@@ -8,15 +8,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from datasets.build import build_dataset
 from datasets.coco import CocoDetection, has_size
-from models.build import build_criterion, build_mimic, build_model
+from datasets.splits import build_dataset
 from models.detector import DeformableDETR
+from models.from_config import build_criterion, build_mimic, build_model
 from models.mimic import WithMimicking
 from util.config import Config, DataPaths, from_dict
-from util.engine import autocast
+from util.devices import autocast
 from util.errors import UserError
-from util.profile import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
+from util.profiling import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
 from util.progress import progress
 
 START = 6.0  # seconds in which a process imports torch and reads annotations

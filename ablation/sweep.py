@@ -3,12 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from ablation.charts import plot_curves, plot_scores
 from ablation.costs import Cost, DataSize, estimate
 from ablation.grid import Cell
-from ablation.plots import plot_curves, plot_scores
 from ablation.records import Record
 from ablation.results import markdown, results_csv, rows_of
-from util.runlog import table
+from util.tables import table
 
 
 class Sweep:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.build import build_model
 from models.convert import from_original, from_transformers
 from models.detector import DeformableDETR
+from models.from_config import build_model
 from util.checkpoint import RawCheckpoint, load_weights, read_checkpoint
 from util.config import ModelConfig, from_dict
 from util.errors import UserError

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ops import deform_conv2d, deform_roi_pool, ps_roi_pool
 from scripts.bench_op import figure, machine
 from scripts.bench_shift import DisagreementError, print_table, take_turns
-from util.engine import pick_device
+from util.devices import pick_device
 from util.errors import UserError
-from util.profile import MIB, measure_peak
+from util.profiling import MIB, measure_peak
 
 # B, C, H, W, groups: stages 3 to 5 of a ResNet-50 at 800x1066, and stage 4 of a ResNeXt-101 64x4d.
 CONVOLUTIONS = [(1, 128, 100, 134, 1), (1, 256, 50, 67, 1), (1, 512, 25, 34, 1), (1, 1024, 50, 67, 64)]

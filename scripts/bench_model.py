@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ops
 from models.load import load_detector
-from util.profile import seconds
+from util.profiling import seconds
 
 VARIANTS = {
     "base": {},

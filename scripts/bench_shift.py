@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ops import shift
 from scripts.bench_op import burst_seconds, figure, machine
-from util.engine import pick_device
+from util.devices import pick_device
 from util.errors import UserError
-from util.profile import MIB, measure_peak
+from util.profiling import MIB, measure_peak
 
 SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]
 DIRECTIONS = [(-1, 0), (1, 0), (0, -1), (0, 1)]

@@ -4,7 +4,7 @@
     python scripts/bench_train.py --naive --repeats 7 --json train.json
     python scripts/bench_train.py --device cuda --batch 8 --precision fp32 bf16 fp16 --compile --naive
 
-What runs is `util.engine.train_one_epoch` with the preset's model (random backbone), losses and optimizer, on pictures
+What runs is `engine.step.train_one_epoch` with the preset's model (random backbone), losses and optimizer, on pictures
 of noise with 7 objects each. Contenders take turns, in a fresh order every round: a busy machine hits all alike.
 Figures are medians over rounds. On CUDA the parts are timed by CUDA's events.
 
@@ -42,27 +42,28 @@ from timm.utils import ModelEmaV3
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datasets.build import build_dataset
 from datasets.coco import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import Batch, collate, train_loader
+from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
-from models.build import build_criterion, build_mimic, build_model
+from engine.optim import adamw
+from engine.state import TrainingState
+from engine.step import train_one_epoch
 from models.detector import DeformableDETR
+from models.from_config import build_criterion, build_mimic, build_model
 from models.mimic import WithMimicking
 from ops import selected_backend
 from scripts import naive_step
 from scripts.bench_model import forced_backend
 from util import cli
 from util.config import Config
+from util.devices import pick_device
 from util.distributed import ALONE
-from util.engine import pick_device, train_one_epoch
 from util.errors import UserError
-from util.optim import adamw
-from util.profile import is_out_of_memory, measure_peak, seconds
+from util.profiling import is_out_of_memory, measure_peak, seconds
 from util.signals import StopRequest
 from util.syncs import SyncCount, count_syncs
-from util.training_state import TrainingState
 
 CLASSES, OBJECTS, ENDLESS = 91, 7, 10**9
 PARTS = ("transfer, normalise", "backbone", "neck", "encoder", "queries", "decoder, heads", "masks, positions")

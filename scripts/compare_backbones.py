@@ -24,10 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from analysis.backbone_pictures import BackboneRow, backbone_picture
-from analysis.canvas import save
-from analysis.conv_sampling import conv_sampling
-from analysis.selection import choose_pixel
+from analysis.looks.backbone_pictures import BackboneRow, backbone_picture
+from analysis.looks.canvas import save
+from analysis.looks.conv_sampling import conv_sampling
+from analysis.looks.selection import choose_pixel
 from datasets.images import read_image
 from main import load_predictor
 from util.errors import UserError

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
 from datasets.loader import Batch, Target
+from engine.state import TrainingState
 from models.detector import DeformableDETR, Predictions
 from models.dropout import Dropout
 from util.config import LossConfig
-from util.training_state import TrainingState
 
 Matcher = Callable[..., list[tuple]]
 

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets.device import ToDevice
 from datasets.loader import Batch, Target
-from models.build import build_criterion, build_mimic, build_model
+from engine.state import set_random_state
+from models.from_config import build_criterion, build_mimic, build_model
 from models.mimic import WithMimicking
 from util.checkpoint import load_weights, read_checkpoint
 from util.config import LossConfig, ModelConfig, from_dict
-from util.engine import AUTOCAST, autocast, pick_device
+from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
-from util.training_state import set_random_state
 
 
 def watch(model: torch.nn.Module) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datasets.loader import Target
-from models.build import build_criterion
 from models.detector import Predictions, Proposals
+from models.from_config import build_criterion
 from scripts import bench_train, naive_step
 from tests.models.helpers import random_objects
 from util.config import LossConfig
@@ -53,7 +53,7 @@ def test_quick_run_writes_tables_and_numbers(tmp_path, capsys):
     tables = re.findall(r"(?:^\|.*\n)+", out, re.MULTILINE)
     assert len(tables) == 2 and all(len({row.count("|") for row in t.splitlines()}) == 1 for t in tables)
     assert re.search(r"naive losses of the same predictions: \S+e[+-]\d\d of ours", out)
-    assert "models/matcher.py" in out and "util/engine.py" in out
+    assert "models/matcher.py" in out and "engine/step.py" in out
 
     report = json.loads(file.read_text())
     ours, half, naive = report["contenders"]

@@ -8,9 +8,9 @@ import math
 import pytest
 from PIL import Image
 
+from ablation.charts import plot_curves, plot_scores
 from ablation.costs import Cost, DataSize, estimate, typical_size
 from ablation.grid import cells_of, variants_of
-from ablation.plots import plot_curves, plot_scores
 from ablation.records import Record
 from ablation.results import Spread, markdown, results_csv, rows_of
 from ablation.sweep import Sweep, duration

@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from datasets import shapes as shapes_module
-from datasets.check import check_dataset
+from datasets.defects import check_dataset
 from datasets.shapes import draw_scene, generate
 from util.errors import UserError
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.build import build_model
+from models.from_config import build_model
 from util.config import BackboneConfig, ModelConfig
 
 

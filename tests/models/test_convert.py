@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from models.build import build_model
+from models.from_config import build_model
 from models.load import load_detector
 from tests.models.helpers import padded_batch, scramble
 from util.config import BackboneConfig, ModelConfig

@@ -5,13 +5,13 @@ import timm
 import torch
 from torch import nn
 
+from engine.optim import adamw
 from models.backbone import Backbone
 from models.backbone_weights import load_backbone_weights
 from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.models.helpers import small_config, small_model
 from util.errors import UserError
-from util.optim import adamw
-from util.profile import count_flops
+from util.profiling import count_flops
 
 
 def backbone(name="resnet26", seed=0, **options) -> Backbone:

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from models.build import build_criterion, build_model
 from models.detector import valid_ratio
+from models.from_config import build_criterion, build_model
 from models.postprocess import postprocess
 from models.proposals import token_anchors
 from models.transformer import encoder_reference_points
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
-from tests.models.test_build import TRAINABLE, preset
+from tests.models.test_from_config import TRAINABLE, preset
 from util.config import LossConfig
 
 

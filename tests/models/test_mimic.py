@@ -10,7 +10,7 @@ from torch import nn
 
 from datasets.shapes import generate
 from main import load_model, main
-from models.build import build_criterion, build_mimic
+from models.from_config import build_criterion, build_mimic
 from models.mimic import FeatureMimic, WithMimicking, crop_regions, object_regions, still_norms
 from tests.models.helpers import Objects, padded_batch, random_objects, small_config, small_model
 from tests.test_main import SMALL

@@ -7,10 +7,10 @@ from datasets.coco import CocoDetection
 from datasets.loader import Batch, collate
 from datasets.shapes import generate
 from datasets.transforms import eval_transform
-from models.build import build_criterion, build_model
-from tests.models.test_build import TRAINABLE, preset
+from engine.optim import adamw, set_lr
+from models.from_config import build_criterion, build_model
+from tests.models.test_from_config import TRAINABLE, preset
 from util.config import LossConfig, ModelConfig
-from util.optim import adamw, set_lr
 
 
 def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool, steps: int = 200) -> list[float]:

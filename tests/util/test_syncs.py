@@ -9,16 +9,16 @@ from torch import nn
 
 from datasets.device import ToDevice
 from datasets.loader import Batch, Target
-from models.build import build_criterion
+from engine.optim import adamw
+from engine.state import TrainingState
+from engine.step import train_one_epoch
+from models.from_config import build_criterion
 from tests.models.helpers import padded_batch, random_objects, small_model
 from util import syncs
 from util.config import LossConfig
 from util.distributed import ALONE
-from util.engine import train_one_epoch
-from util.optim import adamw
 from util.signals import StopRequest
 from util.syncs import count_syncs
-from util.training_state import TrainingState
 
 DEVICE = torch.device("cpu")  # stands for a GPU
 
@@ -171,7 +171,7 @@ def test_a_training_step_waits_twice(options, clip_norm):
     assert state.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert found.total == 2, str(found)
     files = sorted(place.split(":")[0] for place in found.places)
-    assert files == ["models/matcher.py", "util/engine.py"]
+    assert files == ["models/matcher.py", "engine/step.py"]
 
 
 def test_modules_are_looked_into():

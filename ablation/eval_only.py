@@ -1,0 +1,136 @@
+"""The sweep that trains nothing: a checkpoint evaluated with less at inference."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablation.costs import count_cost, image_sizes, measure_side_by_side, typical_size
+from ablation.grid import Cell
+from ablation.processes import locked
+from ablation.records import Record, check_folder
+from ablation.sweep import Sweep
+from datasets.splits import build_dataset
+from models.detector import DeformableDETR
+from models.reduce import reduce_model
+from util import cli
+from util.config import AblateConfig, LossConfig, ModelConfig
+from util.errors import UserError
+from util.files import make_folder
+
+OF_MODEL = tuple(
+    f"model.{k}" for k in ("num_points", "encoder_points", "decoder_points", "decoder_layers", "num_queries")
+)
+OF_DATA = ("data.eval_size", "data.max_size")
+
+
+def checkpoints_of(pattern: str) -> list[str]:
+    """A checkpoint, or those that a pattern matches, in order.
+
+    Raises:
+        UserError: none.
+    """
+    if Path(pattern).exists():
+        return [pattern]
+    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern)
+    if not found:
+        raise UserError(f"no checkpoint, folder or pattern '{pattern}'")
+    return found
+
+
+def check_reducible(keys: Sequence[str]) -> None:
+    """Refuse options that mean nothing for a model that is trained already."""
+    for key in keys:
+        if key not in OF_MODEL + OF_DATA:
+            raise UserError(
+                f"{key} cannot change without training; with eval_only there are {', '.join(OF_MODEL + OF_DATA)}"
+            )
+
+
+def reduced(model: DeformableDETR, values: Mapping[str, Any]) -> DeformableDETR:
+    """A copy of the model, reduced as a variant's `model.` options say."""
+    return reduce_model(model, **{k.removeprefix("model."): v for k, v in values.items() if k in OF_MODEL})
+
+
+def identity(checkpoint: str, values: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation was made of, for its record: that file as it was, and what was changed."""
+    file = Path(checkpoint)
+    written = [p.stat().st_mtime_ns for p in ([file] if file.is_file() else sorted(file.glob("*")))]
+    of_model = {k.removeprefix("model."): v for k, v in values.items() if k in OF_MODEL}
+    return {
+        "model": of_model,
+        "data": dict(data),
+        "train": {"checkpoint": str(file.resolve()), "written": max(written, default=0)},
+    }
+
+
+def ablate_trained(
+    config: AblateConfig,
+    cells: Sequence[Cell],
+    device: torch.device,
+    backend: str,
+    load_model: Callable,
+    score: Callable[..., dict[str, float]],
+) -> str:
+    """Evaluate checkpoints with less at inference, and compare; several stand for seeds, on the data of the first.
+
+    Args:
+        config: names checkpoints and folder.
+        cells: the variants.
+        device: where.
+        backend: of the operator, to be printed.
+        load_model: path to model, its classes, and its data section.
+        score: (model, classes, data set) to COCO figures by name.
+
+    Returns:
+        The table, and where the files are, to print; "" for the plan alone.
+
+    Raises:
+        UserError: options that mean nothing without training, no checkpoint, or a folder of trained runs.
+    """
+    check_reducible([key for cell in cells for key in cell.variant.values])
+    checkpoints = checkpoints_of(config.checkpoint)
+    if (config.model, config.loss) != (ModelConfig(), LossConfig()):
+        raise UserError(
+            "with eval_only the checkpoint brings its model: give --grid model.num_points=4,2, say, and no other "
+            "options of model or loss"
+        )
+    if config.seeds > 1:
+        raise UserError("with eval_only there are no seeds; name several checkpoints by a pattern instead")
+    output = Path(config.output)
+    check_folder(output, eval_only=True)
+    several = "s" if len(checkpoints) > 1 else ""
+    print(f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {backend} on {device}\n")
+    every = [[replace(cell, seed=i) for cell in cells] for i in range(len(checkpoints))]
+    if config.dry_run:
+        return ""
+    make_folder(output, "output")
+    models, costs, records = {}, {}, {}
+    sweep = Sweep(output, [cell for some in every for cell in some], list(config.grid), records, costs, trained=False)
+    with locked(output):
+        (output / "sweep.yaml").write_text(cli.to_yaml(config))
+        for checkpoint, of_checkpoint in zip(checkpoints, every):
+            model, categories, _ = load_model(checkpoint)
+            for cell in of_checkpoint:
+                less, data = reduced(model, cell.variant.values), cell.config.data
+                dataset, folder = build_dataset(data, "val"), make_folder(output / cell.name, "output")
+                if cell.variant.name not in models:
+                    models[cell.variant.name] = less
+                    size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)
+                    costs[cell.variant.name] = count_cost(less, size, device)
+                made_of = identity(checkpoint, cell.variant.values, asdict(data))
+                record = Record.read(folder)
+                if record is None or record.status != "done" or record.config != made_of:
+                    begun = time.time()
+                    figures = score(less, categories, dataset)
+                    record = Record("done", made_of, figures, "", [(begun, time.time() - begun)])
+                    record.write(folder)
+                records[cell.name] = record
+                print(f"{cell.variant.name}  {checkpoint}  AP {record.figures['AP']:.3f}", flush=True)
+                sweep.write()
+    measure_side_by_side(models, costs, device, config.repeats)
+    return sweep.summary()

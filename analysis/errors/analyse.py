@@ -1,0 +1,87 @@
+"""From detections to a folder with the report of their errors."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from analysis.errors.diagnosis import Diagnosis, diagnose
+from analysis.errors.error_pictures import draw_errors
+from analysis.errors.report import html_report
+from datasets.coco import has_size
+from datasets.images import read_image
+from util.errors import UserError
+from util.files import make_folder
+from util.tables import table
+
+
+def analyse(
+    annotations: dict,
+    results: list[dict],
+    output: Path,
+    image_folder: str | Path | None,
+    subject: Mapping[str, str],
+    max_detections: int = 100,
+    threshold: float = 0.5,
+    worst: int = 8,
+) -> str:
+    """Write `report.html`, `analysis.json` and `worst/*.png`.
+
+    Args:
+        annotations: content of the annotation file.
+        results: detections in COCO result format.
+        output: folder, which is there.
+        image_folder: where the file names of the annotations are found; without it nothing is drawn.
+        subject: what was evaluated, for the report's head.
+        max_detections: as in the evaluation.
+        threshold: see `diagnosis.diagnose`.
+        worst: how many images to draw at most.
+
+    Returns:
+        The table of errors, and where the report is, to print.
+
+    Raises:
+        UserError: see `datasets.evaluation.evaluate_detections`. A picture that cannot be read is no error: the report
+            says so.
+    """
+    diagnosis = diagnose(annotations, results, max_detections, threshold, worst)
+    counts = {
+        "images": f"{len(diagnosis.scenes):,}",
+        "objects": f"{sum(len(s.truth_classes) for s in diagnosis.scenes):,}",
+        "classes": f"{len(diagnosis.names):,}",
+        "boxes found": f"{sum(len(s.scores) for s in diagnosis.scenes):,}",
+    }
+    pictures, note = _draw(diagnosis, image_folder)
+    for old in (output / "worst").glob("[0-9]*.png"):  # of an earlier report
+        old.unlink()
+    for number, picture in enumerate(pictures, 1):
+        if picture:
+            picture.save(make_folder(output / "worst", "output") / f"{number:02}.png")
+    text = json.dumps({"subject": {**subject, **counts}, **diagnosis.to_dict()}, allow_nan=False)
+    (output / "analysis.json").write_text(text, encoding="utf-8")
+    report = output / "report.html"
+    report.write_text(html_report(diagnosis, {**subject, **counts}, pictures, note), encoding="utf-8")
+    rows = [(name, n, "-" if gain is None else gain) for name, n, gain in diagnosis.losses.rows()]
+    return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}"
+
+
+def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.Image | None], str]:
+    """A picture of each of the worst images, None where there is none; and a note on those."""
+    if folder is None or not Path(folder).is_dir():
+        where = f"no image folder '{folder}'" if folder else "the folder of the images is not known"
+        return [None] * len(diagnosis.worst), f"Not drawn: {where}; give it with --data.val_images or --data.root."
+    pictures, unread = [], []
+    for rank in diagnosis.worst:
+        scene, verdict = diagnosis.scenes[rank.index], diagnosis.verdicts[rank.index]
+        image = scene.image
+        try:
+            picture = read_image(
+                Path(folder) / image["file_name"], (image["width"], image["height"]) if has_size(image) else None
+            )
+        except UserError as error:
+            pictures.append(None)
+            unread.append(str(error))
+        else:
+            pictures.append(draw_errors(picture, scene, verdict, diagnosis.names, diagnosis.threshold))
+    return pictures, "Not drawn: " + "; ".join(unread) + "." if unread else ""

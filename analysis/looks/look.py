@@ -1,0 +1,202 @@
+"""One picture looked at from all sides: what `main.py visualize` draws, and the numbers behind it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from analysis.looks.backbone_pictures import BackboneRow, backbone_picture
+from analysis.looks.box_pictures import boxes_picture
+from analysis.looks.canvas import save
+from analysis.looks.conv_sampling import STAGES, conv_sampling
+from analysis.looks.effective import trace
+from analysis.looks.map_pictures import gradient_picture, locations_picture, saliency_picture
+from analysis.looks.receptive_field import box_output, class_output, receptive_field
+from analysis.looks.saliency import cells_of, detection_errors, saliency_region
+from analysis.looks.sampling import record_sampling
+from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
+from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
+from engine.predict import Predictor
+from models.deform_backbone import stage_convolutions
+from models.proposals import ProposalGenerator
+from util.config import VisualizeConfig
+from util.errors import UserError
+
+
+class Look:
+    """A recorded forward pass on one picture, and what was chosen of it.
+
+    Args:
+        predictor: the detector.
+        picture: upright, RGB.
+        config: what to choose, and what to draw.
+
+    Attributes:
+        record: of the forward pass.
+        chosen: queries, best first unless they were asked for.
+        layers: decoder layers.
+        point: (x, y) in [0, 1] of the picture, where encoder and backbone are asked.
+        tokens: the token of each level at this point.
+        arrays: the numbers that were drawn, by name: `decoder.I.*` of all queries in decoder layer I, `encoder.I.*` of
+            `tokens`, of each map `MAP.Q.*` for query Q, and `backbone.*`.
+        summary: what was chosen and found, for JSON.
+        remarks: sentences for the user.
+
+    Raises:
+        UserError: a query, layer or pixel that is not there.
+    """
+
+    def __init__(self, predictor: Predictor, picture: Image.Image, config: VisualizeConfig):
+        self.model, self.names, self.picture, self.config = predictor.model, predictor.names, picture, config
+        batch = predictor.batch_of([picture])
+        self.images, self.padding_mask = batch.images, batch.padding_mask
+        self.record = record_sampling(self.model, self.images, self.padding_mask)
+        predictions = self.record.predictions
+        self.chosen = choose_queries(predictions, config.threshold, config.top_k, config.queries)
+        self.layers = choose_layers(len(self.record.decoder), config.layers)
+        self.point = choose_pixel(config.pixel, predictions.boxes[-1, 0, self.chosen[0].query], picture.size)
+        self.tokens = tokens_at(self.point, self.record.spatial_shapes, self.record.valid_ratios[0])
+        self.remarks: list[str] = []
+        if config.queries is None and self.chosen[0].score < config.threshold:
+            self.remarks.append(f"no query reaches the threshold {config.threshold:g}; the best are drawn instead")
+        self.arrays = self._sampled()
+        self.summary: dict = {
+            "width": picture.width,
+            "height": picture.height,
+            "layers": self.layers,
+            "point": self.point,
+            "queries": [self._describe(q) for q in self.chosen],
+        }
+
+    def draw(self, folder: Path) -> list[str]:
+        """Draw the maps of the configuration into an existing folder, and save the numbers; the files' names."""
+        written = []
+        for name in dict.fromkeys(self.config.maps):
+            figure = MAPS[name](self)
+            if figure is not None:
+                save(figure, folder / f"{name}.png")
+                written.append(f"{name}.png")
+        np.savez_compressed(folder / "sampling.npz", **self.arrays)
+        (folder / "sampling.json").write_text(json.dumps(self.summary, indent=1))
+        return [*written, "sampling.npz", "sampling.json"]
+
+    def _decoder(self) -> Figure:
+        return decoder_picture(self.picture, self.record, self.chosen, self.layers, self.names)
+
+    def _heads(self) -> Figure:
+        return heads_picture(self.picture, self.record, self.chosen[0], self.layers[-1], self.names)
+
+    def _boxes(self) -> Figure:
+        return boxes_picture(self.picture, self.record, self.chosen, self.names)
+
+    def _encoder(self) -> Figure | None:
+        if not self.record.encoder:
+            self.remarks.append("encoder.png is left out: this model has no encoder layers")
+            return None
+        return encoder_picture(self.picture, self.record, self.tokens, self.point)
+
+    def _locations(self) -> Figure:
+        traced = [trace(self.record, q.query) for q in self.chosen]
+        for entry, query, found in zip(self.summary["queries"], self.chosen, traced):
+            entry["attention_on_the_image"] = found.kept
+            for name in ("points", "mass", "levels", "token_mass"):
+                self.arrays[f"locations.{query.query}.{name}"] = getattr(found, name).numpy()
+        return locations_picture(self.picture, self.record, list(zip(self.chosen, traced)), self.names)
+
+    def _gradient(self) -> Figure:
+        fields = []
+        for query in self.chosen:
+            outputs = {"class logit": class_output(query.query, query.label), "box": box_output(query.query)}
+            found = {n: receptive_field(self.model, self.images, self.padding_mask, o)[0] for n, o in outputs.items()}
+            fields.append((query, found))
+            for name, field in found.items():
+                self.arrays[f"gradient.{query.query}.{name.replace(' ', '_')}"] = _array(field)
+        return gradient_picture(self.picture, self.record, fields, self.names)
+
+    def _saliency(self) -> Figure:
+        two_stage, cells = isinstance(self.model.queries, ProposalGenerator), self.config.cells
+        regions = []
+        for entry, query in zip(self.summary["queries"], self.chosen):
+            errors = detection_errors(self.model, self.images, self.padding_mask, query.query, query.label, two_stage)
+            region = saliency_region(errors, cells_of(tuple(self.images.shape[-2:]), cells), self.config.bound)
+            regions.append((query, region))
+            entry["saliency"] = {"share": region.share, "error": region.error, "masks_tried": region.passes}
+            self.arrays[f"saliency.{query.query}.keep"] = region.keep.numpy()
+        return saliency_picture(self.picture, self.record, regions, self.config.bound, self.names)
+
+    def _backbone(self) -> Figure | None:
+        if not stage_convolutions(self.model.backbone.body, STAGES):
+            self.remarks.append(
+                "backbone.png is left out: only the convolutions of a ResNet or ResNeXt can be followed"
+            )
+            return None
+        found = conv_sampling(self.model.backbone, self.images, self.point)
+        if not len(found.strength):
+            self.remarks.append(
+                "backbone.png has no locations: nothing that 3x3 convolutions read moves the unit, as in an untrained "
+                "ResNet, whose blocks start silent"
+            )
+        for name in ("points", "strength", "stages", "layers"):
+            self.arrays[f"backbone.{name}"] = getattr(found, name).numpy()
+        self.arrays["backbone.unit"] = np.array(found.unit)
+        self.summary["backbone_layers"] = found.names
+        box = self.record.predictions.boxes[-1, 0, self.chosen[0].query].tolist()
+        x, y = (int(v * side) for v, side in zip(self.point, self.picture.size))
+        label = f"unit at pixel ({x}, {y})\nbox of {describe_query(self.chosen[0], self.names)}"
+        return backbone_picture(self.picture, [BackboneRow(label, found, box)])
+
+    def _sampled(self) -> dict[str, np.ndarray]:
+        arrays = {"logits": _array(self.record.predictions.logits[:, 0]), "tokens": np.array(self.tokens)}
+        arrays["boxes_cxcywh"] = _array(self.record.predictions.boxes[:, 0])
+        for kind, samplings in (("decoder", self.record.decoder), ("encoder", self.record.encoder)):
+            picked = self.tokens if kind == "encoder" else slice(None)
+            for i, sampling in enumerate(samplings):
+                for name in ("locations", "weights", "references"):
+                    arrays[f"{kind}.{i}.{name}"] = _array(getattr(sampling, name)[0, picked])
+                arrays[f"{kind}.{i}.levels"] = _array(sampling.levels)
+        return arrays
+
+    def _describe(self, chosen: ChosenQuery) -> dict:
+        scale = torch.tensor(self.picture.size * 2)
+        boxes = self.record.predictions.boxes[:, 0, chosen.query].float().cpu()
+        return {
+            "query": chosen.query,
+            "label": chosen.label,
+            "name": self.names.get(chosen.label, str(chosen.label)),
+            "scores_by_layer": layer_scores(self.record.predictions, chosen),
+            "boxes_xyxy_by_layer": (box_convert(boxes, "cxcywh", "xyxy") * scale).tolist(),
+        }
+
+
+# What `--maps` names: a figure, or None where the model has nothing to show.
+MAPS: dict[str, Callable[[Look], Figure | None]] = {
+    "decoder": Look._decoder,
+    "heads": Look._heads,
+    "boxes": Look._boxes,
+    "encoder": Look._encoder,
+    "locations": Look._locations,
+    "gradient": Look._gradient,
+    "saliency": Look._saliency,
+    "backbone": Look._backbone,
+}
+
+
+def check_maps(maps: list[str]) -> None:
+    """Refuse maps that do not exist, before a model is loaded.
+
+    Raises:
+        UserError: names them and those that there are.
+    """
+    unknown = [name for name in maps if name not in MAPS]
+    if unknown or not maps:
+        raise UserError(f"maps: there is no {', '.join(unknown) or 'map to draw'}; there are {', '.join(MAPS)}")
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

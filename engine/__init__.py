@@ -1,0 +1,1 @@
+"""The engine: training, evaluation and prediction, between the parts and the commands."""

@@ -1,0 +1,118 @@
+"""A training run's folder: checkpoints, figures, and what is left when something goes wrong."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.curves import plot_run
+from engine.nonfinite import Culprit
+from engine.state import TrainingState
+from util.checkpoint import RawCheckpoint, kept_checkpoints, read_checkpoint, read_newest, save_checkpoint, save_newest
+from util.distributed import World
+from util.errors import UserError
+from util.files import make_folder
+from util.logging import RunLog
+
+
+def checkpoint_to_resume(resume: str | None, folder: Path) -> RawCheckpoint | None:
+    """What a run goes on from.
+
+    Args:
+        resume: a checkpoint or a run's folder; `auto` takes the newest in `folder`, if there is one; None starts anew.
+        folder: of the run.
+
+    Raises:
+        UserError: nothing there, no whole checkpoint, or a new run in a folder that holds one.
+    """
+    if resume == "auto":
+        return read_newest(folder)
+    raw = read_checkpoint(resume) if resume else None
+    elsewhere = raw is None or raw.path.resolve().parent != folder.resolve()
+    if elsewhere and kept_checkpoints(folder) and folder.name != "fast_dev_run":
+        raise UserError(f"'{folder}' holds a run; go on with --train.resume auto, or choose another --train.output")
+    return raw
+
+
+class Run:
+    """Writes a run's folder, from rank 0; the others call the same methods, for a checkpoint holds their state too.
+
+    Args:
+        folder: made if it is not there.
+        state: what checkpoints are made of.
+        config: the whole configuration, kept in every checkpoint.
+        yaml: the same, kept in config.yaml.
+        categories: classes of the data set.
+        world: the processes.
+        resumed: whether `state` comes from a checkpoint: the log is cut back to where that was.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        config: Any,
+        yaml: str,
+        categories: Sequence[Any],
+        world: World,
+        resumed: bool,
+    ):
+        self.folder, self.state, self.config, self.world = folder, state, config, world
+        self.categories = categories
+        self.log = None
+        if world.is_main:
+            make_folder(folder, "train.output")
+            (folder / "config.yaml").write_text(yaml)
+            self.log = RunLog(folder, state.log_bytes, state.global_step) if resumed else RunLog(folder)
+
+    def write(self, kind: str, **figures: Any) -> None:
+        """A line in the log, at the state's step."""
+        if self.log is not None:
+            self.log.write(kind, self.state.global_step, **figures)
+
+    def save(self, best: bool = False, instead: bool = False) -> None:
+        """Keep the state as the newest checkpoint.
+
+        Args:
+            best: also as the best one (rank 0 decides).
+            instead: of the newest one, which is of the same step; the older ones stay.
+        """
+        if self.log is not None:
+            self.state.log_bytes = self.log.sync()
+        content = self.state.to_checkpoint(self.config, self.categories, self.world)
+        if content is not None:
+            if best:  # first: killed after it, the run evaluates again and comes back here
+                save_checkpoint(self.folder / "best.pth", content)
+            if instead:
+                save_checkpoint(self.folder / "last.pth", content)
+            else:
+                save_newest(self.folder, content, self.config.train.keep_checkpoints)
+
+    def save_in_time(self) -> None:
+        """Save if this step is one of every `train.save_every`; at an epoch's end it is saved anyway."""
+        every, state = self.config.train.save_every, self.state
+        if every and state.global_step % every == 0 and state.step < state.steps_per_epoch:
+            self.save()
+
+    def dump(self, culprit: Culprit) -> str:
+        """Write down a step that is not finite, and the weights before it; gives the file's name."""
+        make_folder(self.folder, "train.output")  # which another machine may not see
+        path = self.folder / f"nonfinite_step{culprit.step}_rank{self.world.rank}.pth"
+        content = {
+            "model": self.state.model.state_dict(),
+            "branch": self.state.branch.state_dict() if self.state.branch is not None else None,
+            "scaler": self.state.scaler.state_dict(),
+            "config": asdict(self.config),
+            "categories": [asdict(category) for category in self.categories],
+            "epoch": self.state.epoch,
+            "culprit": culprit.content(),
+        }
+        save_checkpoint(path, content)
+        return str(path)
+
+    def finish(self) -> None:
+        """Close the log and draw it."""
+        if self.log is not None:
+            self.log.close()
+            plot_run(self.folder)
+            print(f"\nbest.pth, last.pth, curves.png, metrics.jsonl and TensorBoard's events are in {self.folder}")

@@ -1,0 +1,34 @@
+"""Devices by name, and the precision in which a model runs on them."""
+
+from contextlib import nullcontext
+
+import torch
+
+from util.errors import UserError
+
+AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device of a name; `auto` is a GPU, or else the CPU. Of several GPUs, the one with the number of the process.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        torch.zeros(1, device=device).cpu()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what does not ask, such as pinning memory
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].split(". ")[0]
+        raise UserError(f"device '{name}' cannot be used here ({reason[:120]}); try 'auto' or 'cpu'") from None
+    return device
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which a model runs at a precision; parameters stay as they are."""
+    dtype = AUTOCAST[precision]
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
