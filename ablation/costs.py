@@ -6,16 +6,15 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from datasets.coco import CocoDetection, has_size
 from datasets.splits import build_dataset
 from models.detector import DeformableDETR
-from models.from_config import build_criterion, build_mimic, build_model
-from models.mimic import WithMimicking
+from models.from_config import as_trained, build_criterion, build_model
 from util.config import Config, DataPaths, from_dict
 from util.devices import autocast
 from util.errors import UserError
+from util.objects import Objects
 from util.profiling import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
 from util.progress import progress
 
@@ -141,27 +140,25 @@ def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, height, width, generator=generator).to(device)
     padding_mask = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
-    targets = [_Objects(objects, data.classes, generator, device) for _ in range(batch)]
+    truth = [random_objects(objects, data.classes, i, generator, device) for i in range(batch)]
     criterion = build_criterion(config.loss)
-    branch = build_mimic(config.loss, config.model, model)
-    trained = WithMimicking(model, branch).to(device) if branch else model
-    trained.train()
+    trained = as_trained(config.loss, config.model, model)[0].to(device).train()
 
     def step() -> None:
         with autocast(device, "fp32" if config.train.precision == "fp64" else config.train.precision):
-            predictions = trained(images, padding_mask, *([targets] if branch else []))
-        sum(criterion(predictions, targets, batch * objects).values()).backward()
+            predictions = trained(images, padding_mask, truth)
+        sum(criterion(predictions, truth, batch * objects).values()).backward()
 
     step()
     return min(seconds(step, device) for _ in range(4)) / batch  # what else the machine does only adds
 
 
-class _Objects:
-    """Random boxes `[T, 4]` (cxcywh) and labels `[T]` of an image."""
-
-    def __init__(self, count: int, classes: int, generator: torch.Generator, device: torch.device):
-        self.boxes: Tensor = (0.2 + 0.3 * torch.rand(count, 4, generator=generator)).to(device)
-        self.labels: Tensor = torch.randint(classes, (count,), generator=generator).to(device)
+def random_objects(
+    count: int, classes: int, image_id: int, generator: torch.Generator, device: torch.device
+) -> Objects:
+    """An image's objects, as many as asked for, at random."""
+    boxes = (0.2 + 0.3 * torch.rand(count, 4, generator=generator)).to(device)
+    return Objects(boxes, torch.randint(classes, (count,), generator=generator).to(device), image_id)
 
 
 def estimate(config: Config, cost: Cost, data: DataSize) -> float | None:

@@ -1,24 +1,31 @@
 """The sweep that trains nothing: a checkpoint evaluated with less at inference."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ablation.costs import count_cost, image_sizes, measure_side_by_side, typical_size
-from ablation.grid import Cell
+from ablation.grid import cells_of, variants_of
 from ablation.processes import locked
 from ablation.records import Record, check_folder
 from ablation.sweep import Sweep
+from datasets.coco import Category, CocoDetection, match_categories
+from datasets.device import ToDevice
+from datasets.loader import eval_loader
 from datasets.splits import build_dataset
+from engine.backend import selected_backend
+from engine.evaluate import run_evaluation
+from engine.predict import load_model
 from models.detector import DeformableDETR
 from models.reduce import reduce_model
 from util import cli
-from util.config import AblateConfig, LossConfig, ModelConfig
+from util.checkpoint import checkpoints_of
+from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
+from util.devices import pick_device
 from util.errors import UserError
 from util.files import make_folder
 
@@ -26,20 +33,6 @@ OF_MODEL = tuple(
     f"model.{k}" for k in ("num_points", "encoder_points", "decoder_points", "decoder_layers", "num_queries")
 )
 OF_DATA = ("data.eval_size", "data.max_size")
-
-
-def checkpoints_of(pattern: str) -> list[str]:
-    """A checkpoint, or those that a pattern matches, in order.
-
-    Raises:
-        UserError: none.
-    """
-    if Path(pattern).exists():
-        return [pattern]
-    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern)
-    if not found:
-        raise UserError(f"no checkpoint, folder or pattern '{pattern}'")
-    return found
 
 
 def check_reducible(keys: Sequence[str]) -> None:
@@ -68,30 +61,20 @@ def identity(checkpoint: str, values: Mapping[str, Any], data: Mapping[str, Any]
     }
 
 
-def ablate_trained(
-    config: AblateConfig,
-    cells: Sequence[Cell],
-    device: torch.device,
-    backend: str,
-    load_model: Callable,
-    score: Callable[..., dict[str, float]],
-) -> str:
+def ablate_trained(config: AblateConfig) -> int:
     """Evaluate checkpoints with less at inference, and compare; several stand for seeds, on the data of the first.
 
-    Args:
-        config: names checkpoints and folder.
-        cells: the variants.
-        device: where.
-        backend: of the operator, to be printed.
-        load_model: path to model, its classes, and its data section.
-        score: (model, classes, data set) to COCO figures by name.
-
     Returns:
-        The table, and where the files are, to print; "" for the plan alone.
+        0.
 
     Raises:
         UserError: options that mean nothing without training, no checkpoint, or a folder of trained runs.
     """
+    cells = cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), config.seeds)
+    device = pick_device(config.train.device)
+    backend = selected_backend(device)
+    if not config.checkpoint:
+        raise UserError("--checkpoint is missing")
     check_reducible([key for cell in cells for key in cell.variant.values])
     checkpoints = checkpoints_of(config.checkpoint)
     if (config.model, config.loss) != (ModelConfig(), LossConfig()):
@@ -107,7 +90,7 @@ def ablate_trained(
     print(f"{len(cells)} variants of {len(checkpoints)} checkpoint{several}, operator {backend} on {device}\n")
     every = [[replace(cell, seed=i) for cell in cells] for i in range(len(checkpoints))]
     if config.dry_run:
-        return ""
+        return 0
     make_folder(output, "output")
     models, costs, records = {}, {}, {}
     sweep = Sweep(output, [cell for some in every for cell in some], list(config.grid), records, costs, trained=False)
@@ -133,4 +116,20 @@ def ablate_trained(
                 print(f"{cell.variant.name}  {checkpoint}  AP {record.figures['AP']:.3f}", flush=True)
                 sweep.write()
     measure_side_by_side(models, costs, device, config.repeats)
-    return sweep.summary()
+    print(sweep.summary())
+    return 0
+
+
+def score(
+    model: DeformableDETR,
+    categories: list[Category],
+    dataset: CocoDetection,
+    config: AblateConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    """COCO figures of a model on a data set, by name."""
+    category_of = match_categories(categories, dataset.categories, "checkpoint")
+    batch, workers = config.train.eval_batch_size or 4, config.data.workers
+    loader = eval_loader(dataset, batch, workers, device.type == "cuda")
+    scores, _ = run_evaluation(model.to(device), loader, category_of, ToDevice(device), device)
+    return scores.figures

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,3 +166,12 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "-".join(map(_text, value))
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def with_grid(argv: Sequence[str]) -> list[str]:
+    """Every --grid KEY=VALUES on the line gathered into one option, added to those of the files before it."""
+    texts, rest = cli.take(argv, "grid")
+    if not texts:
+        return list(argv)
+    grid = cli.peek_mapping(rest, "grid") | parse_grid(texts)
+    return [*rest, f"--grid={json.dumps(grid, default=str)}"]  # YAML makes dates of what was meant as text

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.coco_names import COCO_NAMES
 from datasets.images import read_image
 from util.errors import UserError
+from util.objects import Objects
 
 
 @dataclass
@@ -30,20 +31,16 @@ class Category:
 
 @dataclass
 class Sample:
-    """One image and its objects, ready for the model.
+    """One image and its objects.
 
     Attributes:
         image: `[3, H, W]`, uint8.
-        boxes: `[T, 4]`, cxcywh in [0, 1].
-        labels: `[T]`.
-        image_id: of the annotation file.
+        objects: of the image.
         original_size: (height, width) in pixels of the file.
     """
 
     image: torch.Tensor
-    boxes: torch.Tensor
-    labels: torch.Tensor
-    image_id: int
+    objects: Objects
     original_size: tuple[int, int]
 
 
@@ -141,7 +138,7 @@ class CocoDetection(Dataset):
         height, width = image.shape[-2:]
         boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
         boxes = boxes.float() / torch.tensor([width, height, width, height])
-        return Sample(image.as_subclass(torch.Tensor), boxes, target["labels"], entry["id"], size)
+        return Sample(image.as_subclass(torch.Tensor), Objects(boxes, target["labels"], entry["id"]), size)
 
 
 def read_json(path: str | Path, what: str) -> Any:

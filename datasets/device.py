@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.loader import Batch, Target
+from datasets.loader import Batch
+from util.objects import Objects
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained backbones expect
 
@@ -36,22 +37,22 @@ class ToDevice:
             size: (H, W) to pad to, at least (h, w); None leaves the size as it is.
 
         Returns:
-            Images `[B, 3, H, W]` of `dtype`, zero on padding; padding_mask and targets beside them.
+            Images `[B, 3, H, W]` of `dtype`, zero on padding; padding_mask and objects beside them.
         """
         images = batch.images.to(self.device, non_blocking=True)
         padding_mask = batch.padding_mask.to(self.device, non_blocking=True)
         if size is not None and size != tuple(images.shape[-2:]):
             more = (0, size[1] - images.shape[-1], 0, size[0] - images.shape[-2])
             images, padding_mask = F.pad(images, more), F.pad(padding_mask, more, value=True)
-        targets = self._move(batch.targets) if batch.targets else []
-        return Batch(self.normalise(images, padding_mask), padding_mask, targets)
+        objects = self._move(batch.objects) if batch.objects else []
+        return Batch(self.normalise(images, padding_mask), padding_mask, objects, batch.sizes)
 
-    def _move(self, targets: Sequence[Target]) -> list[Target]:
+    def _move(self, objects: Sequence[Objects]) -> list[Objects]:
         """Two transfers for the objects of all images."""
-        counts = [len(t.labels) for t in targets]
-        boxes = torch.cat([t.boxes for t in targets]).to(self.device, non_blocking=True).split(counts)
-        labels = torch.cat([t.labels for t in targets]).to(self.device, non_blocking=True).split(counts)
-        return [replace(t, boxes=b, labels=n) for t, b, n in zip(targets, boxes, labels)]
+        counts = [len(o.labels) for o in objects]
+        boxes = torch.cat([o.boxes for o in objects]).to(self.device, non_blocking=True).split(counts)
+        labels = torch.cat([o.labels for o in objects]).to(self.device, non_blocking=True).split(counts)
+        return [replace(o, boxes=b, labels=n) for o, b, n in zip(objects, boxes, labels)]
 
     def normalise(self, images: Tensor, padding_mask: Tensor) -> Tensor:
         """uint8 `[B, 3, H, W]` to the statistics of ImageNet; zero where padding_mask `[B, H, W]` is True."""

@@ -1,5 +1,7 @@
 """Reading pictures of every mode as 8-bit RGB."""
 
+import sys
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from util.errors import UserError
+from util.progress import progress
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -29,6 +32,17 @@ def list_pictures(source: str) -> list[Path]:
     if not found:
         raise UserError(f"no picture, folder or pattern '{source}'")
     return found
+
+
+def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, Image.Image]]:
+    """Every picture that can be read, with its path; says on stderr why the others are left out."""
+    for path in progress(paths, description):
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            yield path, picture
 
 
 def read_image(path: str | Path, annotated_size: tuple[int, int] | None = None) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,24 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from datasets.coco import CocoDetection, Sample, has_size
 from util.distributed import share_of
 from util.errors import UserError
+from util.objects import Objects
 from util.signals import outlive_signals
-
-
-@dataclass
-class Target:
-    """The objects of one image.
-
-    Attributes:
-        boxes: `[T, 4]`, cxcywh in [0, 1] of the unpadded image.
-        labels: `[T]`.
-        image_id: of the annotation file.
-        original_size: (height, width) in pixels of the file.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    image_id: int
-    original_size: tuple[int, int]
 
 
 @dataclass
@@ -39,22 +23,24 @@ class Batch:
     Attributes:
         images: `[B, 3, H, W]`, uint8 as loaded, normalised by `datasets.device`; zero on padding (right and below).
         padding_mask: `[B, H, W]`, True on padding.
-        targets: of each image.
+        objects: of each image; empty where only detections are asked for.
+        sizes: (height, width) in pixels of each image's file.
     """
 
     images: Tensor
     padding_mask: Tensor
-    targets: list[Target]
+    objects: list[Objects]
+    sizes: list[tuple[int, int]]
 
     def pin_memory(self) -> "Batch":
         """Images and mask in pinned memory, called by the DataLoader; a few boxes are not worth a page."""
-        return Batch(self.images.pin_memory(), self.padding_mask.pin_memory(), self.targets)
+        return replace(self, images=self.images.pin_memory(), padding_mask=self.padding_mask.pin_memory())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad every image to the largest height and width among them."""
     images, padding_mask = pad_images([s.image for s in samples])
-    return Batch(images, padding_mask, [Target(s.boxes, s.labels, s.image_id, s.original_size) for s in samples])
+    return Batch(images, padding_mask, [s.objects for s in samples], [s.original_size for s in samples])
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from datasets.loader import Batch
 from util.distributed import World
 from util.errors import NonFinite
 
@@ -23,22 +24,22 @@ class Culprit:
         reason: what was seen.
     """
 
-    micro_batches: Sequence[Any]
+    micro_batches: Sequence[Batch]
     losses: Sequence[Tensor]
     random_state: dict[str, Any]
     num_boxes: int
     size: tuple[int, int]
     processes: int
     step: int
-    reason: str
+    reason: str = ""
 
-    def image_ids(self) -> list[int]:
+    def image_ids(self) -> list[int | str]:
         """Of the micro-batches whose loss is not finite or was not reached; of all if every loss is."""
         finite = [bool(torch.isfinite(loss).all()) for loss in self.losses]
         suspects = [
             b for i, b in enumerate(self.micro_batches) if i == len(finite) or (i < len(finite) and not finite[i])
         ]
-        return [t.image_id for batch in suspects or self.micro_batches for t in batch.targets]
+        return [o.image_id for batch in suspects or self.micro_batches for o in batch.objects]
 
     def all_finite(self) -> bool:
         """Whether every micro-batch's loss was computed and is finite."""
@@ -49,7 +50,7 @@ class Culprit:
         """As plain data, for a file."""
         return {
             "micro_batches": [
-                {"images": b.images, "padding_mask": b.padding_mask, "targets": [asdict(t) for t in b.targets]}
+                {"images": b.images, "padding_mask": b.padding_mask, "targets": [asdict(o) for o in b.objects]}
                 for b in self.micro_batches
             ],
             "random_state": self.random_state,

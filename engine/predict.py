@@ -1,16 +1,34 @@
-"""A trained detector that takes pictures."""
+"""A trained detector that takes pictures: `load_predictor` makes one from a checkpoint."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from datasets.coco import Category, foreign_categories
+from datasets.device import ToDevice
+from datasets.images import read_each, to_rgb, upright
+from datasets.loader import Batch, pad_images
+from datasets.transforms import eval_transform, to_image
+from engine.backend import selected_backend
+from engine.merge import merge_views
+from engine.tta import MultiView, ViewBatch, sizes_of, views_of
+from models.detector import DeformableDETR
+from models.from_config import build_model
+from models.load import load_detector
+from models.postprocess import postprocess
+from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
+from util.devices import pick_device
 from util.drawing import draw_detections
+from util.errors import UserError
+from util.files import unused_name
 
 
 class Predictor:
-    """Pictures in, detections out. `main.load_predictor` makes one from a checkpoint.
+    """Pictures in, detections out.
 
     Args:
         model: batch to predictions.
@@ -61,3 +79,99 @@ class Predictor:
             {"label": label, "name": self.names.get(label, str(label)), "score": score, "box_xyxy": box}
             for label, score, box in zip(*columns)
         ]
+
+
+def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
+    """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
+    loaded = load_detector(checkpoint, weights)
+    categories = [Category(**c) for c in loaded.categories]
+    if not categories:
+        categories = foreign_categories(loaded.model.num_classes, loaded.names)
+    return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
+
+
+def load_predictor(
+    checkpoint: str,
+    device: str = "auto",
+    size: int | None = None,
+    weights: str = "auto",
+    tta: TTAConfig | None = None,
+) -> Predictor:
+    """A detector that takes PIL images, from any known checkpoint, at the image size it was evaluated with.
+
+    Args:
+        checkpoint: path; see `models.load.load_detector`.
+        device: `auto` takes a GPU if there is one.
+        size: shorter side in pixels; None takes the checkpoint's.
+        weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
+        tta: views of each picture, whose detections are merged; None looks once.
+    """
+    return make_predictor(*load_model(checkpoint, weights), device, size, tta)
+
+
+def make_predictor(
+    model: DeformableDETR,
+    categories: list[Category],
+    data: EvalDataConfig,
+    device: str,
+    size: int | None,
+    tta: TTAConfig | None = None,
+) -> Predictor:
+    """A model that takes PIL images; `load_predictor` says how."""
+    tta = tta or TTAConfig()
+    views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
+    selected_backend(chosen)
+    names = {c.label: c.name for c in categories if c.name}
+    resizes, to_device = [eval_transform(*s) for s in sizes_of(views)], ToDevice(chosen)
+    model, pick = model.to(chosen), postprocess
+    if len(views) > 1:
+        model = MultiView(model, views, to_device, pick, merge_views, tta)
+        pick = model.postprocess
+
+    def batch_of(pictures: Sequence[Image.Image]) -> Batch | ViewBatch:
+        images = [to_image(p) for p in pictures]
+        batches = [Batch(*pad_images([resize(i) for i in images]), [], []) for resize in resizes]
+        return model.prepare(batches) if len(views) > 1 else to_device(batches[0])
+
+    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
+
+
+def untrained_predictor(
+    config: ModelConfig, num_classes: int, device: str = "auto", size: int | None = None
+) -> Predictor:
+    """An untrained detector, the same every time, whose classes are numbers."""
+    torch.manual_seed(0)
+    model = build_model(config, num_classes, backbone_weights="none")
+    names = [Category(i, i, f"class {i}") for i in range(num_classes)]
+    return make_predictor(model, names, EvalDataConfig(), device, size)
+
+
+def predict_pictures(
+    predictor: Predictor, pictures: Sequence[Path], output: Path, threshold: float, top_k: int
+) -> list[dict[str, Any]]:
+    """Draw what is found in every picture that can be read.
+
+    Args:
+        predictor: a detector.
+        pictures: files; those that cannot be read are named on stderr and left out.
+        output: folder for the drawn ones, which is there.
+        threshold: smallest score to keep.
+        top_k: most detections for each picture.
+
+    Returns:
+        For each picture its drawn file, itself, its width and height, and its detections, as plain data.
+
+    Raises:
+        UserError: the pictures lie in `output`, and could be overwritten.
+    """
+    if any(path.resolve().parent == output.resolve() for path in pictures):
+        raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
+    listed: list[dict[str, Any]] = []
+    names: set[str] = set()
+    for path, picture in read_each(pictures, "predict"):
+        found = predictor(picture, threshold, top_k)
+        drawn = unused_name(path.stem, names) + ".png"
+        predictor.draw(picture, found).save(output / drawn)
+        size = {"width": picture.width, "height": picture.height}
+        listed.append({"drawn": drawn, "file": str(path), **size, "detections": predictor.describe(found)})
+    return listed

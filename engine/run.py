@@ -70,6 +70,10 @@ class Run:
         if self.log is not None:
             self.log.write(kind, self.state.global_step, **figures)
 
+    def log_means(self, means: dict[str, float]) -> None:
+        """A line with mean losses, and the learning rate of all but the backbone."""
+        self.write("train", lr=self.state.optimizer.param_groups[-1]["lr"], **means)
+
     def save(self, best: bool = False, instead: bool = False) -> None:
         """Keep the state as the newest checkpoint.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from util.config import TTAConfig
 from util.errors import UserError
+from util.objects import Objects
 
 KEPT = 100  # detections of each view that are merged, at least: what is found must not depend on how many are shown
 
@@ -68,12 +69,14 @@ class ViewBatch:
     Attributes:
         images: for each size `[B, 3, H, W]`.
         padding_mask: for each size `[B, H, W]`, all False.
-        targets: of each image.
+        objects: of each image.
+        sizes: (height, width) in pixels of each image's file.
     """
 
     images: list[Tensor]
     padding_mask: list[Tensor]
-    targets: list
+    objects: list[Objects]
+    sizes: list[tuple[int, int]]
 
 
 class EverySize:
@@ -130,7 +133,8 @@ class MultiView(nn.Module):
         if any(batch.padding_mask.any() for batch in batches):  # still on the host
             raise ValueError("batches have padding; views are made of images of one size")
         ready = [self.to_device(batch) for batch in batches]
-        return ViewBatch([b.images for b in ready], [b.padding_mask for b in ready], ready[0].targets)
+        of_images = ready[0].objects, ready[0].sizes
+        return ViewBatch([b.images for b in ready], [b.padding_mask for b in ready], *of_images)
 
     def forward(self, images: Sequence[Tensor], padding_masks: Sequence[Tensor]) -> list:
         """The model's predictions of each view.

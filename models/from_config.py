@@ -1,16 +1,19 @@
 """From the configuration to the model and its criterion."""
 
+from torch import nn
+
 from models.backbone import Backbone
 from models.backbone_weights import load_backbone_weights
 from models.criterion import Criterion
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
+from models.losses import FocalLoss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
-from models.mimic import FeatureMimic
+from models.mimic import FeatureMimic, WithMimicking
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
-from models.queries import LearnedQueries
+from models.queries import LearnedQueries, QuerySource
 from models.transformer import DeformableTransformer
 from util.config import LossConfig, ModelConfig
 from util.errors import UserError
@@ -61,13 +64,17 @@ def build_model(
         dropout=config.dropout,
         cross_level=config.cross_level,
     )
-    if config.two_stage:
-        queries = ProposalGenerator(config.num_queries, config.d_model, num_classes)
-    else:
-        queries = LearnedQueries(config.num_queries, config.d_model)
+    queries = build_queries(config, num_classes)
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
     position = PositionEncoding(config.d_model, config.num_levels)
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
+
+
+def build_queries(config: ModelConfig, num_classes: int) -> QuerySource:
+    """Where the decoder starts. A further scheme is a class of its own and a line here."""
+    if config.two_stage:
+        return ProposalGenerator(config.num_queries, config.d_model, num_classes)
+    return LearnedQueries(config.num_queries, config.d_model)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -114,19 +121,24 @@ def _divisor_near(number: int, wish: int) -> int:
 
 def build_criterion(config: LossConfig) -> Criterion:
     """Matcher and losses of the `loss` section."""
-    matcher = HungarianMatcher(
-        config.class_cost, config.l1_cost, config.giou_cost, config.focal_alpha, config.focal_gamma
-    )
-    return Criterion(
-        matcher,
-        config.class_weight,
-        config.l1_weight,
-        config.giou_weight,
-        config.focal_alpha,
-        config.focal_gamma,
-        config.auxiliary,
-        config.mimic_weight,
-    )
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    matcher = HungarianMatcher(config.class_cost, config.l1_cost, config.giou_cost, alpha, gamma)
+    losses = {
+        "class": (config.class_weight, FocalLoss(alpha, gamma)),
+        "l1": (config.l1_weight, l1_loss),
+        "giou": (config.giou_weight, giou_loss),
+    }
+    return Criterion(matcher, losses, config.auxiliary)
+
+
+def as_trained(loss: LossConfig, model: ModelConfig, detector: DeformableDETR) -> tuple[nn.Module, FeatureMimic | None]:
+    """What training runs, and what of it stays behind: the detector itself, or with it a mimicking branch.
+
+    Raises:
+        UserError: the backbone has no deformable convolutions, which mimicking would teach.
+    """
+    branch = build_mimic(loss, model, detector)
+    return (WithMimicking(detector, branch) if branch else detector), branch
 
 
 def build_mimic(loss: LossConfig, model: ModelConfig, detector: DeformableDETR) -> FeatureMimic | None:
@@ -143,5 +155,10 @@ def build_mimic(loss: LossConfig, model: ModelConfig, detector: DeformableDETR) 
         )
     backbone = detector.backbone
     return FeatureMimic(
-        backbone.channels[-1], backbone.strides[-1], detector.num_classes, loss.mimic_regions, loss.mimic_size
+        backbone.channels[-1],
+        backbone.strides[-1],
+        detector.num_classes,
+        loss.mimic_regions,
+        loss.mimic_size,
+        loss.mimic_weight,
     )

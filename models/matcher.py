@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,24 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from models.predictions import Assignment, PredictionGroup
 from util.errors import NonFinite
-
-
-class Target(Protocol):
-    """The objects of one image: boxes `[T, 4]` cxcywh in [0, 1], labels `[T]`, and the image's id."""
-
-    boxes: Tensor
-    labels: Tensor
-    image_id: int
-
-
-@dataclass
-class LayerPredictions:
-    """What several layers of equal shape predict: logits `[N, B, Q, C]`, boxes `[N, B, Q, 4]`, one name for each."""
-
-    names: list[str]
-    logits: Tensor
-    boxes: Tensor
+from util.objects import Objects
 
 
 @dataclass
@@ -36,13 +20,20 @@ class Matches:
 
     Attributes:
         layer, image, query: index the predictions `[N, B, Q]`.
-        target: index the concatenated objects of the batch.
+        object: index the concatenated objects of the batch.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
-    target: Tensor
+    object: Tensor
+
+
+def every_layer(assignment: Assignment, layers: int) -> Matches:
+    """The pairs of an assignment in each of so many layers."""
+    pairs = len(assignment.query)
+    layer = torch.arange(layers, device=assignment.query.device).repeat_interleave(pairs)
+    return Matches(layer, *(t.repeat(layers) for t in (assignment.image, assignment.query, assignment.object)))
 
 
 class HungarianMatcher:
@@ -68,12 +59,12 @@ class HungarianMatcher:
         self.alpha, self.gamma = alpha, gamma
 
     @torch.no_grad()
-    def __call__(self, groups: Sequence[LayerPredictions], targets: Sequence[Sequence[Target]]) -> list[Matches]:
+    def __call__(self, groups: Sequence[PredictionGroup], objects: Sequence[Sequence[Objects]]) -> list[Matches]:
         """Match groups of layers, all with a single device-to-host transfer.
 
         Args:
-            groups: the predictions, grouped by their number of queries.
-            targets: for each group the objects of each image (their labels may differ between groups).
+            groups: the predictions; there may be none.
+            objects: for each group those of each image.
 
         Returns:
             The matches of each group. Of more objects than queries, the cheapest are matched.
@@ -81,34 +72,36 @@ class HungarianMatcher:
         Raises:
             NonFinite: a cost is not finite; names the image, the layer and the tensor at fault.
         """
-        costs = [self.cost(group, objects) for group, objects in zip(groups, targets)]
+        if not groups:
+            return []
+        costs = [self.cost(group, truth) for group, truth in zip(groups, objects)]
         lists = [shortlist(cost) for cost in costs]
         finite = torch.stack([torch.isfinite(cost).all() for cost in costs]).all()
         parts = [part for pair in lists for part in pair if part is not None]
         host = torch.cat([part.flatten().to(costs[0].dtype) for part in (*parts, finite)]).cpu()  # sync: the only one
         if not host[-1]:
-            for group, objects in zip(groups, targets):
-                _explain_non_finite(group, objects)
-            raise NonFinite("a matching cost overflowed although predictions and targets are finite")
+            for group, truth in zip(groups, objects):
+                _explain_non_finite(group, truth)
+            raise NonFinite("a matching cost overflowed although predictions and objects are finite")
         pieces = (h.view(part.shape).numpy() for h, part in zip(host.split([*map(Tensor.numel, parts), 1]), parts))
         matches = []
-        for (short, rows), objects in zip(lists, targets):
+        for (short, rows), truth in zip(lists, objects):
             block, queries = next(pieces), None if rows is None else next(pieces).astype(int)
-            matches.append(_assign(block, queries, [len(t.labels) for t in objects], short.device))
+            matches.append(_assign(block, queries, [len(o.labels) for o in truth], short.device))
         return matches
 
-    def cost(self, group: LayerPredictions, targets: Sequence[Target]) -> Tensor:
+    def cost(self, group: PredictionGroup, objects: Sequence[Objects]) -> Tensor:
         """Costs `[N, B, Q, T]` in fp32 (fp64 for fp64 input), T the most objects of any image; the rest is zero.
 
         A query is only ever compared with the objects of its own image.
         """
         dtype = torch.promote_types(group.logits.dtype, torch.float32)
-        most = max((len(t.labels) for t in targets), default=0)
-        labels = group.logits.new_zeros(len(targets), most, dtype=torch.long)
-        boxes = group.boxes.new_zeros(len(targets), most, 4, dtype=dtype)
-        for i, target in enumerate(targets):
-            labels[i, : len(target.labels)] = target.labels
-            boxes[i, : len(target.labels)] = target.boxes
+        most = max((len(o.labels) for o in objects), default=0)
+        labels = group.logits.new_zeros(len(objects), most, dtype=torch.long)
+        boxes = group.boxes.new_zeros(len(objects), most, 4, dtype=dtype)
+        for i, of_image in enumerate(objects):
+            labels[i, : len(of_image.labels)] = of_image.labels
+            boxes[i, : len(of_image.labels)] = of_image.boxes
         with torch.autocast(group.logits.device.type, enabled=False):
             layers, batch, queries, _ = group.logits.shape
             logits = group.logits.to(dtype).gather(
@@ -186,14 +179,14 @@ def _assign(costs: np.ndarray, queries: np.ndarray | None, counts: list[int], de
     return Matches(*indices.unbind(1))
 
 
-def _explain_non_finite(group: LayerPredictions, targets: Sequence[Target]) -> None:
-    for i, target in enumerate(targets):
+def _explain_non_finite(group: PredictionGroup, objects: Sequence[Objects]) -> None:
+    for i, of_image in enumerate(objects):
         tensors = {f"logits of layer {n}": group.logits[j, i] for j, n in enumerate(group.names)}
         tensors |= {f"boxes of layer {n}": group.boxes[j, i] for j, n in enumerate(group.names)}
-        tensors["target boxes"] = target.boxes
+        tensors["boxes of the objects"] = of_image.boxes
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise NonFinite(
-                    f"a matching cost of image {target.image_id} is not finite: its {name} hold NaN or infinity; "
+                    f"a matching cost of image {of_image.image_id} is not finite: its {name} hold NaN or infinity; "
                     "lower train.lr, keep train.clip_norm above 0, or check the image with check-data"
                 )

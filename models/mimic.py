@@ -10,9 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import box_convert, roi_align
 
 from models.backbone import Backbone
-from models.detector import DeformableDETR, Predictions
-from models.matcher import Target
+from models.detector import DeformableDETR
+from models.predictions import Predictions
 from ops import ModulatedDeformRoIPool
+from util.objects import Objects
 
 BINS = 7  # of the pooled features, each way
 
@@ -32,11 +33,20 @@ class FeatureMimic(nn.Module):
         num_classes: classes C.
         regions: most objects of an image; of more, so many are drawn at random.
         size: side of a crop in pixels; its proportions are not kept, as in R-CNN.
+        weight: of each loss.
     """
 
-    def __init__(self, channels: int, stride: int, num_classes: int, regions: int = 32, size: int = 224):
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        num_classes: int,
+        regions: int = 32,
+        size: int = 224,
+        weight: float = 1.0,
+    ):
         super().__init__()
-        self.regions, self.size = regions, size
+        self.regions, self.size, self.weight = regions, size, weight
         width = min(256, channels)  # as the paper reduces ResNet's; vectors are four times as wide
         self.reduce = nn.Conv2d(channels, width, kernel_size=1)
         self.pool = ModulatedDeformRoIPool(width, BINS, 1 / stride, hidden=4 * width)
@@ -47,21 +57,21 @@ class FeatureMimic(nn.Module):
         self.classify_crop = nn.Linear(4 * width, num_classes)
 
     def forward(
-        self, backbone: Backbone, features: Tensor, images: Tensor, padding_mask: Tensor, targets: Sequence[Target]
+        self, backbone: Backbone, features: Tensor, images: Tensor, padding_mask: Tensor, objects: Sequence[Objects]
     ) -> dict[str, Tensor]:
-        """Losses, summed over regions.
+        """Weighted losses, summed over regions.
 
         Args:
             backbone: whose deepest map `features` is; run once more, on the crops.
             features: `[B, channels, h, w]`.
             images: `[B, 3, H, W]`, as the backbone took them.
             padding_mask: `[B, H, W]`, True on padding.
-            targets: the objects of each image; there may be none at all.
+            objects: of each image; there may be none at all.
 
         Returns:
             `mimic/regions` (1 - cos), `mimic_class/regions` and `mimic_class/crops` (cross-entropy), scalars.
         """
-        rois, labels = object_regions(targets, padding_mask, self.regions)
+        rois, labels = object_regions(objects, padding_mask, self.regions)
         if not len(rois):
             # Zero, but in the graph of every parameter, for processes that share gradients; no convolution, compiled
             # or not, is asked for the gradient of an empty batch.
@@ -77,18 +87,19 @@ class FeatureMimic(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             region, crop = (v.to(images.dtype) for v in (region, crop))
             similarity = F.cosine_similarity(region, crop.detach(), dim=1)
-            return {
+            sums = {
                 "mimic/regions": (1 - similarity).sum(),
                 "mimic_class/regions": F.cross_entropy(self.classify_region(region), labels, reduction="sum"),
                 "mimic_class/crops": F.cross_entropy(self.classify_crop(crop), labels, reduction="sum"),
             }
+            return {name: self.weight * total for name, total in sums.items()}
 
     def _vectors(self, features: Tensor, rois: Tensor) -> Tensor:
         return self.embed(self.pool(self.reduce(features), rois))
 
 
 class WithMimicking(nn.Module):
-    """A detector as it trains with a mimicking branch, which inference, and the detector, know nothing of.
+    """Training-only wrapper of a detector and its mimicking branch; inference never sees it.
 
     Args:
         detector: shares its backbone with the branch.
@@ -99,20 +110,20 @@ class WithMimicking(nn.Module):
         super().__init__()
         self.detector, self.branch = detector, branch
 
-    def forward(self, images: Tensor, padding_mask: Tensor, targets: Sequence[Target]) -> Predictions:
-        """The detector's predictions, and in `mimicry` the branch's losses."""
+    def forward(self, images: Tensor, padding_mask: Tensor, objects: Sequence[Objects]) -> Predictions:
+        """The detector's predictions, with the branch's losses among `extra_losses`."""
         images, padding_mask = self.detector.fit(images, padding_mask)
         maps = self.detector.backbone(images)
-        predictions = self.detector.detect(maps, padding_mask)
-        predictions.mimicry = self.branch(self.detector.backbone, maps[-1], images, padding_mask, targets)
+        predictions = self.detector.detect(maps, padding_mask, objects)
+        predictions.extra_losses |= self.branch(self.detector.backbone, maps[-1], images, padding_mask, objects)
         return predictions
 
 
-def object_regions(targets: Sequence[Target], padding_mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def object_regions(objects: Sequence[Objects], padding_mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The objects of a batch as regions, at most `most` of an image; nothing waits for the device.
 
     Args:
-        targets: boxes cxcywh in [0, 1] of the unpadded images.
+        objects: of each image.
         padding_mask: `[B, H, W]`, True on padding.
         most: of an image with more objects, so many are drawn.
 
@@ -122,8 +133,8 @@ def object_regions(targets: Sequence[Target], padding_mask: Tensor, most: int) -
     inside = ~padding_mask
     sizes = torch.stack([inside[:, 0].sum(1), inside[:, :, 0].sum(1)], 1).repeat(1, 2)  # [B, 4]: w, h, w, h
     regions, labels = [], []
-    for i, target in enumerate(targets):
-        boxes, of = target.boxes, target.labels
+    for i, of_image in enumerate(objects):
+        boxes, of = of_image.boxes, of_image.labels
         if len(boxes) > most:
             drawn = torch.randperm(len(boxes), device=boxes.device)[:most]
             boxes, of = boxes[drawn], of[drawn]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from models.detector import Predictions
+from models.predictions import Predictions
 
 
 @dataclass

@@ -1,27 +1,35 @@
 """Two-stage: every memory token proposes a box, the best become the decoder's queries."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from models.heads import PredictionHead
+from models.memory import Memory
 from models.position import sine_encoding
-from models.queries import Queries
+from models.predictions import PredictionGroup
+from models.queries import Queries, QuerySource
+from util.objects import Objects
 
 
-class ProposalGenerator(nn.Module):
+class ProposalGenerator(QuerySource):
     """Proposals from the encoder's memory (arXiv 2010.04159, section 4.2 and appendix A.4).
+
+    In training the proposals of all tokens are a group of predictions of their own.
 
     Args:
         num_queries: proposals Q handed to the decoder; fewer if the memory has fewer tokens.
         d_model: embedding width E.
-        num_classes: classes C of the head. It is trained on class-agnostic targets: channel 0 means "an object".
+        num_classes: classes C of the head. It is trained on class-agnostic objects: channel 0 means "an object".
     """
 
+    ranked = True
+
     def __init__(self, num_queries: int, d_model: int, num_classes: int):
-        super().__init__()
-        self.num_queries, self.d_model = num_queries, d_model
+        super().__init__(num_queries)
+        self.d_model = d_model
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
         self.query_proj = nn.Linear(2 * d_model, 2 * d_model)
@@ -30,50 +38,43 @@ class ProposalGenerator(nn.Module):
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 
-    def forward(
-        self, memory: Tensor, padding_mask: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor
-    ) -> tuple[Queries, Tensor, Tensor]:
-        """Score every token, keep the best.
-
-        Args:
-            memory: `[B, S, E]`.
-            padding_mask: `[B, S]`, True on padding.
-            spatial_shapes: `[(H, W), ...]` of the L levels.
-            valid_ratios: `[B, L, 2]`, unpadded share (x, y) of each level.
-
-        Returns:
-            The queries, and of every token the class logits `[B, S, C]` and boxes `[B, S, 4]`.
-        """
-        anchors, usable = token_anchors(padding_mask, spatial_shapes, valid_ratios)
+    def forward(self, memory: Memory, objects: Sequence[Objects] | None = None) -> Queries:
+        """Score every token, and make queries of the best."""
+        anchors, usable = token_anchors(memory)
         # A token on padding or at the very edge proposes nothing: no features, an anchor at infinity (box 1, 1, 1, 1).
-        tokens = self.memory_norm(self.memory_proj(memory.masked_fill(~usable, 0.0)))
-        logits, deltas = self.head(tokens)
+        tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~usable, 0.0)))
+        logits, deltas = self.head(tokens)  # [B, S, C], [B, S, 4]
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
 
-        best = logits[..., 0].topk(min(self.num_queries, memory.shape[1]), dim=1).indices
+        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1).indices
         chosen = unactivated.detach().gather(1, best[..., None].expand(-1, -1, 4))
         reference = chosen.sigmoid()
-        embedding = sine_encoding(reference, self.d_model // 2).to(memory.dtype)  # [B, Q, 2E]
+        embedding = sine_encoding(reference, self.d_model // 2).to(memory.tokens.dtype)  # [B, Q, 2E]
         position, content = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
-        return Queries(content, position, reference), logits, unactivated.sigmoid()
+        queries = Queries(content, position, reference)
+        if objects is not None:
+            proposals = PredictionGroup("proposals", logits[None], unactivated.sigmoid()[None], class_agnostic(objects))
+            queries.predictions.append(proposals)
+        return queries
 
 
-def token_anchors(
-    padding_mask: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor
-) -> tuple[Tensor, Tensor]:
+def class_agnostic(objects: Sequence[Objects]) -> list[Objects]:
+    """The same objects, all of label 0."""
+    return [replace(o, labels=torch.zeros_like(o.labels)) for o in objects]
+
+
+def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """A box around every token: its pixel centre, 5% of the image wide and high, doubling with each level.
 
     Args:
-        padding_mask: `[B, S]`, True on padding.
-        spatial_shapes: `[(H, W), ...]` of the L levels.
-        valid_ratios: `[B, L, 2]`, unpadded share (x, y) of each level.
+        memory: whose tokens' values are not looked at.
 
     Returns:
         Anchors `[B, S, 4]`, cxcywh in [0, 1] of the unpadded image, and whether each is usable `[B, S, 1]`: not on
         padding and with all four numbers within (0.01, 0.99).
     """
-    anchors = []
-    for level, (height, width) in enumerate(spatial_shapes):
+    anchors, valid_ratios = [], memory.valid_ratios
+    for level, (height, width) in enumerate(memory.spatial_shapes):
         valid_x = (valid_ratios[:, level, :1] * width).round()  # [B, 1], unpadded pixels
         valid_y = (valid_ratios[:, level, 1:] * height).round()
         y = torch.arange(height, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
@@ -82,5 +83,5 @@ def token_anchors(
         centres = torch.stack([x.flatten() / valid_x, y.flatten() / valid_y], -1)  # [B, H*W, 2]
         anchors.append(torch.cat([centres, torch.full_like(centres, 0.05 * 2.0**level)], -1))
     anchors = torch.cat(anchors, 1)
-    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~padding_mask[..., None]
+    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~memory.padding_mask[..., None]
     return anchors, usable

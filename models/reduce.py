@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from models.detector import DeformableDETR
-from models.proposals import ProposalGenerator
 from ops import MSDeformAttn
 from util.errors import UserError
 
@@ -50,7 +49,7 @@ def reduce_model(
         transformer.decoder = transformer.decoder[:decoder_layers]
         model.heads = model.heads[:decoder_layers]
     if num_queries is not None:
-        if not isinstance(model.queries, ProposalGenerator):
+        if not model.queries.ranked:
             raise UserError(
                 "model.num_queries cannot change without training, but for a two-stage checkpoint: learned queries "
                 "have no order"

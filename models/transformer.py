@@ -1,6 +1,7 @@
 """The deformable encoder and decoder (arXiv 2010.04159, section 4.1)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.dropout import Dropout
 from models.heads import PredictionHead, update_box
+from models.memory import Memory
 from models.queries import Queries
 from ops import MSDeformAttn
 
@@ -105,12 +107,17 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
 
-    def forward(self, content, position, reference, memory, spatial_shapes, padding_mask) -> Tensor:
-        """Content and position `[B, Q, E]`, reference `[B, Q, L, 2 or 4]`, memory `[B, S, E]` -> `[B, Q, E]`."""
+    def forward(
+        self, content, position, reference, tokens, spatial_shapes, padding_mask, attention_mask=None
+    ) -> Tensor:
+        """Content and position `[B, Q, E]`, reference `[B, Q, L, 2 or 4]`, tokens `[B, S, E]` -> `[B, Q, E]`.
+
+        `attention_mask` `[Q, Q]` is True where a query must not see another one.
+        """
         q = content + position
-        attended = self.self_attn(q, q, content, need_weights=False)[0]
+        attended = self.self_attn(q, q, content, need_weights=False, attn_mask=attention_mask)[0]
         content = self.norm2(content + self.dropout(attended))
-        attended = self.cross_attn(content + position, reference, memory, spatial_shapes, padding_mask)
+        attended = self.cross_attn(content + position, reference, tokens, spatial_shapes, padding_mask)
         content = self.norm1(content + self.dropout(attended))
         return self.norm3(content + self.dropout(self.ffn(content)))
 
@@ -159,31 +166,22 @@ class DeformableTransformer(nn.Module):
             for _ in range(decoder_layers)
         )
 
-    def encode(self, tokens: Tensor, position: Tensor, padding_mask: Tensor, spatial_shapes, valid_ratios) -> Tensor:
-        """Tokens and position `[B, S, E]`, padding_mask `[B, S]`, valid_ratios `[B, L, 2]` -> memory `[B, S, E]`."""
-        reference = encoder_reference_points(spatial_shapes, valid_ratios)
+    def encode(self, memory: Memory, position: Tensor) -> Memory:
+        """The memory with tokens that have looked at each other; their position is `[B, S, E]`."""
+        tokens, shapes = memory.tokens, memory.spatial_shapes
+        reference = encoder_reference_points(shapes, memory.valid_ratios)
         for layer in self.encoder:
-            tokens = self._run(layer, tokens, position, reference, spatial_shapes, padding_mask)
-        return tokens
+            tokens = self._run(layer, tokens, position, reference, shapes, memory.padding_mask)
+        return replace(memory, tokens=tokens)
 
     def decode(
-        self,
-        queries: Queries,
-        memory: Tensor,
-        padding_mask: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        valid_ratios: Tensor,
-        heads: Sequence[PredictionHead],
-        detach_references: bool = True,
+        self, queries: Queries, memory: Memory, heads: Sequence[PredictionHead], detach_references: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder and predict after every layer.
 
         Args:
             queries: what to start from.
-            memory: `[B, S, E]`.
-            padding_mask: `[B, S]`, True on padding.
-            spatial_shapes: `[(H, W), ...]` of the L levels.
-            valid_ratios: `[B, L, 2]`, unpadded share (x, y) of each level.
+            memory: of the encoder.
             heads: one for each layer (iterative refinement: a layer's boxes are the next one's reference), or a
                 single one for all (every layer starts from the same reference).
             detach_references: stop the gradient from a layer into the box head of the layer before.
@@ -195,9 +193,18 @@ class DeformableTransformer(nn.Module):
         refinement = len(heads) > 1
         logits, boxes = [], []
         for i, layer in enumerate(self.decoder):
-            ratios = torch.cat([valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
+            ratios = torch.cat([memory.valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
             on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
-            content = self._run(layer, content, queries.position, on_maps, memory, spatial_shapes, padding_mask)
+            content = self._run(
+                layer,
+                content,
+                queries.position,
+                on_maps,
+                memory.tokens,
+                memory.spatial_shapes,
+                memory.padding_mask,
+                queries.attention_mask,
+            )
             layer_logits, delta = heads[i if refinement else 0](content)
             layer_boxes = update_box(delta, reference)
             logits.append(layer_logits)

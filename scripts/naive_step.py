@@ -16,8 +16,9 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from datasets.loader import Batch, Target
 from engine.state import TrainingState
-from models.detector import DeformableDETR, Predictions
+from models.detector import DeformableDETR
 from models.dropout import Dropout
+from models.predictions import Predictions
 from util.config import LossConfig
 
 Matcher = Callable[..., list[tuple]]

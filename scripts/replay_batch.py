@@ -17,14 +17,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets.device import ToDevice
-from datasets.loader import Batch, Target
+from datasets.loader import Batch
 from engine.state import set_random_state
-from models.from_config import build_criterion, build_mimic, build_model
-from models.mimic import WithMimicking
+from models.from_config import as_trained, build_criterion, build_model
 from util.checkpoint import load_weights, read_checkpoint
 from util.config import LossConfig, ModelConfig, from_dict
 from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
+from util.objects import Objects
 
 
 def watch(model: torch.nn.Module) -> list[str]:
@@ -73,10 +73,9 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     model_config = from_dict(ModelConfig, config["model"])
     model = build_model(model_config, num_classes, loss_config.auxiliary, "none")
     load_weights(model, raw.content["model"], file)
-    branch = build_mimic(loss_config, model_config, model)
+    model, branch = as_trained(loss_config, model_config, model)
     if branch:
         load_weights(branch, raw.content["branch"], file)
-        model = WithMimicking(model, branch)
     model.to(device, dtype).train()
     criterion, prepare = build_criterion(loss_config), ToDevice(device, dtype)
     scale = raw.content["scaler"].get("scale", 1.0) if precision == "fp16" else 1.0
@@ -86,13 +85,14 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     set_random_state(culprit["random_state"], device)
     broken, finite = watch(model), True
     for i, kept in enumerate(culprit["micro_batches"]):
-        batch = Batch(kept["images"], kept["padding_mask"], [Target(**t) for t in kept["targets"]])
+        objects = [Objects(t["boxes"], t["labels"], t["image_id"]) for t in kept["targets"]]
+        batch = Batch(kept["images"], kept["padding_mask"], objects, [])
         batch = prepare(batch, size)
-        print(f"micro-batch {i}, images {', '.join(str(t.image_id) for t in batch.targets)}")
+        print(f"micro-batch {i}, images {', '.join(str(o.image_id) for o in objects)}")
         try:
             with autocast(device, precision):
-                predictions = model(batch.images, batch.padding_mask, *([batch.targets] if branch else []))
-            losses = criterion(predictions, batch.targets, culprit["num_boxes"])
+                predictions = model(batch.images, batch.padding_mask, batch.objects)
+            losses = criterion(predictions, batch.objects, culprit["num_boxes"])
         except NonFinite as error:
             print(f"  {error}")
             finite = False

@@ -7,14 +7,18 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 
+from util import cli
+from util.config import Config
 from util.errors import UserError
 
 FORMAT = "deformable-detr/1"
@@ -274,3 +278,36 @@ def _compare(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> tuple[li
     misfit = [k for k in own if k in state and state[k].shape != own[k].shape]
     surplus = [k for k in state if k not in own]
     return missing, misfit, surplus
+
+
+def described_options(path: str, option: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint on the command line says: the whole run to resume it, its data section to evaluate it.
+
+    Args:
+        path: checkpoint, or run's folder; `auto` for the newest in the run's own folder; or a pattern of several.
+        option: that names it, `train.resume` or `checkpoint`.
+        argv: the other options; `data.root` wins over the checkpoint's explicit paths.
+    """
+    resume = option == "train.resume"
+    if resume and path == "auto":
+        path = cli.peek(argv, "train.output") or Config().train.output
+        if not kept_checkpoints(path):
+            return {}
+    elif not Path(path).exists() and has_magic(path):
+        path = checkpoints_of(path)[0]
+    config = saved_config(path, keep_paths=not cli.peek(argv, "data.root"))
+    return config if resume else {k: config[k] for k in config if k == "data"}
+
+
+def checkpoints_of(pattern: str) -> list[str]:
+    """A checkpoint, or those that a pattern matches, in order.
+
+    Raises:
+        UserError: none.
+    """
+    if Path(pattern).exists():
+        return [pattern]
+    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern)
+    if not found:
+        raise UserError(f"no checkpoint, folder or pattern '{pattern}'")
+    return found

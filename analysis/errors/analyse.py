@@ -1,7 +1,6 @@
 """From detections to a folder with the report of their errors."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -11,29 +10,20 @@ from analysis.errors.error_pictures import draw_errors
 from analysis.errors.report import html_report
 from datasets.coco import has_size
 from datasets.images import read_image
+from engine.evaluate import Evaluation
 from util.errors import UserError
 from util.files import make_folder
 from util.tables import table
 
 
 def analyse(
-    annotations: dict,
-    results: list[dict],
-    output: Path,
-    image_folder: str | Path | None,
-    subject: Mapping[str, str],
-    max_detections: int = 100,
-    threshold: float = 0.5,
-    worst: int = 8,
+    evaluation: Evaluation, output: Path, max_detections: int = 100, threshold: float = 0.5, worst: int = 8
 ) -> str:
     """Write `report.html`, `analysis.json` and `worst/*.png`.
 
     Args:
-        annotations: content of the annotation file.
-        results: detections in COCO result format.
+        evaluation: what was found; without its image folder nothing is drawn.
         output: folder, which is there.
-        image_folder: where the file names of the annotations are found; without it nothing is drawn.
-        subject: what was evaluated, for the report's head.
         max_detections: as in the evaluation.
         threshold: see `diagnosis.diagnose`.
         worst: how many images to draw at most.
@@ -45,14 +35,15 @@ def analyse(
         UserError: see `datasets.evaluation.evaluate_detections`. A picture that cannot be read is no error: the report
             says so.
     """
-    diagnosis = diagnose(annotations, results, max_detections, threshold, worst)
+    diagnosis = diagnose(evaluation.annotations, evaluation.results, max_detections, threshold, worst)
+    subject = evaluation.subject
     counts = {
         "images": f"{len(diagnosis.scenes):,}",
         "objects": f"{sum(len(s.truth_classes) for s in diagnosis.scenes):,}",
         "classes": f"{len(diagnosis.names):,}",
         "boxes found": f"{sum(len(s.scores) for s in diagnosis.scenes):,}",
     }
-    pictures, note = _draw(diagnosis, image_folder)
+    pictures, note = _draw(diagnosis, evaluation.image_folder)
     for old in (output / "worst").glob("[0-9]*.png"):  # of an earlier report
         old.unlink()
     for number, picture in enumerate(pictures, 1):

@@ -1,7 +1,7 @@
 """One picture looked at from all sides: what `main.py visualize` draws, and the numbers behind it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,12 @@ from analysis.looks.saliency import cells_of, detection_errors, saliency_region
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
+from datasets.images import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
-from models.proposals import ProposalGenerator
 from util.config import VisualizeConfig
 from util.errors import UserError
+from util.files import make_folder, unused_name
 
 
 class Look:
@@ -120,10 +121,10 @@ class Look:
         return gradient_picture(self.picture, self.record, fields, self.names)
 
     def _saliency(self) -> Figure:
-        two_stage, cells = isinstance(self.model.queries, ProposalGenerator), self.config.cells
+        any_query, cells = self.model.queries.ranked, self.config.cells
         regions = []
         for entry, query in zip(self.summary["queries"], self.chosen):
-            errors = detection_errors(self.model, self.images, self.padding_mask, query.query, query.label, two_stage)
+            errors = detection_errors(self.model, self.images, self.padding_mask, query.query, query.label, any_query)
             region = saliency_region(errors, cells_of(tuple(self.images.shape[-2:]), cells), self.config.bound)
             regions.append((query, region))
             entry["saliency"] = {"share": region.share, "error": region.error, "masks_tried": region.passes}
@@ -172,6 +173,21 @@ class Look:
             "scores_by_layer": layer_scores(self.record.predictions, chosen),
             "boxes_xyxy_by_layer": (box_convert(boxes, "cxcywh", "xyxy") * scale).tolist(),
         }
+
+
+def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Path, config: VisualizeConfig) -> int:
+    """Draw the maps of every picture that can be read; of several, each gets a folder of its own in `output`.
+
+    Returns:
+        How many pictures were read.
+    """
+    used: set[str] = set()
+    for path, picture in read_each(pictures, "visualize"):
+        look, name = Look(predictor, picture, config), unused_name(path.stem, used)
+        folder = output if len(pictures) == 1 else make_folder(output / name, "output")
+        written = look.draw(folder)
+        print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
+    return len(used)
 
 
 # What `--maps` names: a figure, or None where the model has nothing to show.

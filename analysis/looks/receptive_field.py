@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from models.detector import DeformableDETR, Predictions
+from models.detector import DeformableDETR
+from models.predictions import Predictions
 
 
 def class_output(query: int, label: int) -> Callable[[Predictions], Tensor]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from models.detector import DeformableDETR, Predictions
+from models.detector import DeformableDETR
+from models.predictions import Predictions
 from util.progress import progress
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.detector import DeformableDETR, Predictions, valid_ratio
+from models.detector import DeformableDETR
+from models.memory import valid_ratio
+from models.predictions import PredictionGroup, Predictions
 from ops import MSDeformAttn
 
 
@@ -149,4 +151,6 @@ def _take_sampling(
 
 
 def _finish(record: Recording, predictions: Predictions) -> None:
-    record.predictions = Predictions(predictions.logits.detach(), predictions.boxes.detach())
+    answer = predictions.groups[0]
+    detached = PredictionGroup(answer.name, answer.logits.detach(), answer.boxes.detach(), layers=answer.layers)
+    record.predictions = Predictions([detached])

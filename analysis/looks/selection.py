@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.detector import Predictions
+from models.predictions import Predictions
 from util.errors import UserError
 
 

@@ -1,0 +1,194 @@
+"""Evaluation: detect in every image, score what was found, write it down."""
+
+import json
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from datasets.coco import load_annotations, match_categories, read_json
+from datasets.device import ToDevice
+from datasets.evaluation import Scores, evaluate_detections, to_coco_results
+from datasets.loader import eval_loader
+from datasets.paths import dataset_paths
+from datasets.splits import build_dataset
+from datasets.transforms import eval_transform
+from engine.backend import selected_backend
+from engine.merge import merge_views
+from engine.predict import load_model
+from engine.tta import EverySize, MultiView, sizes_of, views_of
+from models.postprocess import postprocess
+from util.config import EvalConfig, TTAConfig, ValPaths
+from util.devices import autocast, pick_device
+from util.distributed import ALONE, World, check_gpus
+from util.errors import Interrupted, UserError
+from util.files import make_folder
+from util.progress import progress
+from util.signals import StopRequest
+
+
+@dataclass
+class Evaluation:
+    """What was found, and how good it is.
+
+    Attributes:
+        scores: the figures.
+        results: detections in COCO result format; empty but in rank 0.
+        annotations: the truth.
+        image_folder: where the file names of the annotations are found, if that is known.
+        subject: what was evaluated and on which data, for a report.
+        views: of test-time augmentation, if there is any.
+    """
+
+    scores: Scores
+    results: list[dict]
+    annotations: Any
+    image_folder: str | Path | None
+    subject: dict[str, str]
+    views: MultiView | None = None
+
+    def write(self, output: Path) -> None:
+        """`results.json`, and `detections.json` unless they came from a file."""
+        if "saved detections" not in self.subject:
+            (output / "detections.json").write_text(json.dumps(self.results))
+        more = {"tta": self.views.to_dict()} if self.views else {}
+        (output / "results.json").write_text(json.dumps(asdict(self.scores) | more, indent=1))
+
+
+def score_detections(config: EvalConfig, world: World) -> Evaluation:
+    """Score a file of detections; no model is needed.
+
+    Raises:
+        UserError: options that mean nothing without a model, or no truth to compare with.
+    """
+    if world.size > 1:
+        raise UserError("saved detections are scored by one process; start it without torchrun")
+    if config.checkpoint:
+        raise UserError("give either --checkpoint or --detections, not both")
+    if config.tta != TTAConfig():
+        raise UserError("saved detections have no views; --tta.flip and all of --tta need a --checkpoint")
+    truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
+    if not truth:
+        raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
+    annotations, results = load_annotations(truth), read_json(config.detections, "file of detections")
+    scores = evaluate_detections(annotations, results, config.top_k)
+    folder = config.data.val_images or (config.data.root and dataset_paths(ValPaths(config.data.root), "val")[0])
+    subject = {"saved detections": config.detections, "data": str(truth)}
+    return Evaluation(scores, results, annotations, folder, subject)
+
+
+def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
+    """Detect with a checkpoint in the validation images, and score what it finds.
+
+    Raises:
+        UserError: a checkpoint, data set or device that cannot be used.
+    """
+    check_gpus(world, config.device)
+    device = pick_device(config.device, world.local_rank)
+    backend = selected_backend(device)
+    views = views_of(config.tta, config.data.eval_size, config.data.max_size)
+    sizes = sizes_of(views)
+    if not config.checkpoint:
+        raise UserError("--checkpoint is missing")
+    model, categories, _ = load_model(config.checkpoint, config.weights)
+    with world.one_a_machine_first():
+        dataset = build_dataset(config.data, "val")
+    category_of = match_categories(categories, dataset.categories, "checkpoint")
+    workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
+    for size in sizes:
+        sized = copy(dataset)
+        sized.transform = eval_transform(*size)
+        share = (world.rank, world.size)
+        loaders.append(eval_loader(sized, config.batch_size, workers, device.type == "cuda", share))
+    make_folder(config.output, "output")
+    several = f", {world.size} processes" if world.size > 1 else ""
+    print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+
+    evaluated, loader, prepare, pick = model.to(device), loaders[0], ToDevice(device), postprocess
+    subject = {"checkpoint": config.checkpoint, "data": str(dataset.annotation_file)}
+    multi_view = None
+    if len(views) > 1:
+        evaluated = multi_view = MultiView(model, views, prepare, pick, merge_views, config.tta)
+        loader, prepare, pick = EverySize(loaders), multi_view.prepare, multi_view.postprocess
+        print(f"{multi_view.describe()}\n")
+        subject["views"] = multi_view.describe()
+    scores, results = run_evaluation(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
+    return Evaluation(scores, results, dataset.annotations, dataset.image_folder, subject, multi_view)
+
+
+def run_evaluation(
+    model: nn.Module,
+    loader: DataLoader | EverySize,
+    category_of: dict[int, int],
+    prepare: Callable,
+    device: torch.device,
+    world: World = ALONE,
+    top_k: int = 100,
+    precision: str = "fp32",
+    stop: StopRequest | None = None,
+    pick: Callable = postprocess,
+) -> tuple[Scores, list[dict]]:
+    """Detect in every batch of every process and score what was found; also returns it in COCO result format.
+
+    Rank 0 scores; the others get the same figures from it, and no detections.
+    """
+    found = detect(model, loader, partial(pick, top_k=top_k), prepare, device, precision, world=world, stop=stop)
+    scores, results = None, []
+    if found is not None:
+        results = [r for i, d in found for r in to_coco_results(i, d.boxes, d.scores, d.labels, category_of)]
+        scores = evaluate_detections(loader.dataset.annotations, results, top_k, [i for i, _ in found])
+    return world.broadcast(scores), results
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module,
+    batches: Iterable,
+    postprocess: Callable,
+    prepare: Callable,
+    device: torch.device,
+    precision: str = "fp32",
+    description: str = "eval",
+    world: World = ALONE,
+    stop: StopRequest | None = None,
+) -> list[tuple[int, Any]] | None:
+    """Run the model over every process's share of the batches.
+
+    Args:
+        model: batch to predictions.
+        batches: of images, the share of this process.
+        postprocess: (predictions, sizes) to detections of each image.
+        prepare: batch to a batch on the device.
+        device: where the model is.
+        precision: `bf16` and `fp16` run the model under autocast.
+        description: of the progress bar.
+        world: the processes.
+        stop: looked at before each batch.
+
+    Returns:
+        (image id, detections) of every image, in the order of ids, in rank 0; None elsewhere.
+
+    Raises:
+        Interrupted: a process was asked to stop.
+    """
+    model.eval()
+    found = []
+    for loaded in progress(batches, description, world=world):
+        if stop is not None and stop.requested:
+            break
+        batch = prepare(loaded)
+        with autocast(device, precision):
+            predictions = model(batch.images, batch.padding_mask)
+        detections = postprocess(predictions, batch.sizes)  # sync: what was found
+        found += [(o.image_id, d) for o, d in zip(batch.objects, detections)]
+    stopped = world.all_gather(stop is not None and stop.requested)
+    if any(stopped):
+        raise Interrupted
+    gathered = world.gather(found)
+    return None if gathered is None else sorted((pair for part in gathered for pair in part), key=lambda p: p[0])

@@ -1,0 +1,301 @@
+"""Training: everything is set up, then it goes epoch by epoch."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from inspect import signature
+from itertools import islice
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets.coco import CocoDetection, match_categories
+from datasets.device import ToDevice
+from datasets.evaluation import Scores
+from datasets.loader import SampleLoader, eval_loader, train_loader
+from datasets.splits import build_dataset
+from engine.backend import selected_backend
+from engine.evaluate import run_evaluation
+from engine.header import train_header
+from engine.optim import adamw, lr_factor, set_lr
+from engine.run import Run, checkpoint_to_resume
+from engine.state import TrainingState
+from engine.step import TrainStep, plan_step
+from engine.sync_norm import synchronise_batch_norms
+from models.detector import DeformableDETR
+from models.from_config import as_trained, build_criterion, build_model
+from models.load import LoadedDetector, load_detector
+from util import cli
+from util.checkpoint import RawCheckpoint, load_matching_weights
+from util.config import Config
+from util.devices import pick_device
+from util.distributed import World, check_gpus
+from util.errors import Interrupted, UserError
+from util.progress import progress
+from util.signals import STOPPED, StopRequest
+from util.tables import score_tables
+
+
+@dataclass
+class Training:
+    """A run that is set up.
+
+    Attributes:
+        step: makes optimiser steps; holds the state.
+        run: the folder.
+        loader: yields this process's micro-batches of each step.
+        val_loader: this process's share of the validation images.
+        category_of: label to category id of the validation images.
+        epochs: passes over the training images.
+        world: the processes.
+    """
+
+    step: TrainStep
+    run: Run
+    loader: SampleLoader
+    val_loader: SampleLoader
+    category_of: dict[int, int]
+    epochs: int
+    world: World
+
+
+def train(config: Config, world: World) -> int:
+    """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration.
+
+    Returns:
+        0, or 75 if the run was asked to stop: it has saved what it needs to go on.
+    """
+    with StopRequest(quiet=not world.is_main) as stop:
+        training = set_up(config, world)
+        if training is None:
+            return 0
+        begun, state, run = time.perf_counter(), training.step.state, training.run
+        with closing(training.loader):
+            try:
+                while state.epoch < training.epochs:
+                    scores = run_epoch(training, stop)
+            except Interrupted:
+                if state.step < state.steps_per_epoch:  # else it was saved before the evaluation
+                    run.save()
+                world.barrier()  # whoever ends first has the others ended, and rank 0 is writing
+                print(
+                    f"stopped after step {state.global_step}; go on with --train.resume {training.run.folder}",
+                    flush=True,
+                )
+                return STOPPED
+        minutes = (time.perf_counter() - begun) / 60
+        print(f"\ntrained in {minutes:.1f} min, best AP {state.best:.3f}; of the last epoch:\n")
+        print(score_tables(scores.figures, scores.per_class))
+        run.finish()
+        return 0
+
+
+def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
+    """Train for one epoch, or what is left of it, evaluate if it is time to, and save.
+
+    Raises:
+        Interrupted: a process was asked to stop.
+    """
+    step, run, state, begun = training.step, training.run, training.step.state, time.perf_counter()
+    cfg, name = run.config.train, f"epoch {state.epoch + 1}/{training.epochs}"
+    training.loader.batch_sampler.set_epoch(state.epoch, state.step)
+    train_one_epoch(step, training.loader, stop, cfg.log_every, name, run.log_means, run.save_in_time)
+    line, scores, improved = f"{name}  {time.perf_counter() - begun:.0f} s", None, state.epoch == 0
+    evaluated = state.epoch + 1 == training.epochs or (state.epoch + 1) % cfg.eval_every == 0
+    if evaluated:
+        run.save()  # stopped while it evaluates, it will begin there again
+        scored = {"eval": state.model, "eval_ema": state.ema.module} if state.ema else {"eval": state.model}
+        for kind, weights in scored.items():
+            scores, _ = run_evaluation(
+                weights,
+                training.val_loader,
+                training.category_of,
+                step.prepare,
+                state.device,
+                training.world,
+                precision=cfg.precision,
+                stop=stop,
+            )
+            run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
+            of = "EMA " if kind == "eval_ema" else ""
+            line += f"  {of}AP {scores.figures['AP']:.3f}  {of}AP50 {scores.figures['AP50']:.3f}"
+        # The last one counts: the average's, if there is one, for that is what will be used.
+        improved = scores.figures["AP"] > state.best or state.best == -1
+        state.best = max(state.best, scores.figures["AP"])
+    print(f"{line}  loss {state.means.take_total(training.world)['loss']:.3f}", flush=True)
+    state.epoch, state.step = state.epoch + 1, 0
+    run.save(best=improved, instead=evaluated)
+    return scores
+
+
+def train_one_epoch(
+    step: TrainStep,
+    loader,
+    stop: StopRequest,
+    log_every: int = 50,
+    description: str = "train",
+    on_log: Callable[[dict[str, float]], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> None:
+    """One pass over the training images, or what is left of it.
+
+    Args:
+        step: makes optimiser steps.
+        loader: yields this process's micro-batches of each step, from the state's step on.
+        stop: looked at before each step.
+        log_every: steps between logs, which is how often losses are brought to the host.
+        description: of the progress bar.
+        on_log: called with mean losses.
+        on_step: called after each step.
+
+    Raises:
+        Interrupted: a process was asked to stop, after the step before this one.
+        NonFinite: losses or gradients are.
+    """
+    state, world = step.state, step.world
+    step.model.train()
+    left = islice(loader, state.steps_per_epoch - state.step)
+    bar = progress(left, description, world, total=state.steps_per_epoch, initial=state.step)
+    for micro_batches in bar:
+        plan = plan_step(micro_batches, world, stop)
+        if plan.stop:
+            raise Interrupted
+        step(micro_batches, plan)
+        if state.step % log_every == 0 or state.step == state.steps_per_epoch:
+            means = step.means()
+            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            if on_log is not None:
+                on_log(means)
+        if on_step is not None:
+            on_step()
+
+
+def set_up(config: Config, world: World) -> Training | None:
+    """Build everything, and go on where a checkpoint was; None if the run has finished already.
+
+    Raises:
+        UserError: options, data, a checkpoint or a folder that cannot be used.
+    """
+    cfg = config.train
+    check_gpus(world, cfg.device)
+    device = pick_device(cfg.device, world.local_rank)
+    backend = selected_backend(device)
+    output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
+    resumed = checkpoint_to_resume(None if cfg.fast_dev_run and cfg.resume == "auto" else cfg.resume, output)
+    torch.manual_seed(cfg.seed)
+    with world.one_a_machine_first():  # which generates shapes and fetches weights
+        dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
+        source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
+        model = build_detector(config, dataset, resumed, source)
+        trained, branch = as_trained(config.loss, config.model, model)
+    category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
+    dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
+    trained.to(device, dtype)
+    loader, val_loader = make_loaders(config, dataset, val_dataset, device, world)
+    epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
+
+    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
+    scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
+    if source:
+        left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
+        print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
+    ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
+    order = [len(dataset), loader.batch_sampler.batch_size, cfg.seed, int(config.data.group_by_aspect)]
+    state = TrainingState(model, optimizer, scaler, device, ema, num_steps, order, branch=branch)
+    if world.rank:
+        torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
+    same_folder = restore(state, resumed, output, world, position=not cfg.fast_dev_run)
+    if resumed and state.epoch >= epochs:
+        print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
+        return None
+    state.best = state.best if (output / "best.pth").exists() else -1.0
+
+    print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
+    cfg.resume = None  # what is kept describes the run, not how it was last started
+    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
+    step = TrainStep(
+        distribute(config, model, trained, device, world),
+        build_criterion(config.loss),
+        ToDevice(device, dtype),
+        state,
+        lambda n: set_lr(optimizer, lr_factor(n, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps)),
+        world,
+        cfg.clip_norm,
+        cfg.precision,
+        cfg.padding == "batch",
+        run.dump,
+    )
+    return Training(step, run, loader, val_loader, category_of, epochs, world)
+
+
+def build_detector(
+    config: Config, dataset: CocoDetection, resumed: RawCheckpoint | None, source: LoadedDetector | None
+) -> DeformableDETR:
+    """The detector for the classes of a data set; a checkpoint that will fill it spares the backbone's own weights."""
+    brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
+    num_classes = 1 + max(c.label for c in dataset.categories)
+    return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+
+
+def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:
+    """Fill the state from a checkpoint, if there is one; whether it lies in the run's own folder.
+
+    Raises:
+        UserError: the processes do not find the same checkpoint.
+    """
+    if resumed:
+        for remark in state.restore(resumed, world, position):
+            print(remark)
+    if len(set(map(tuple, world.exchange([state.epoch, state.step, int(resumed is not None)])))) > 1:
+        raise UserError(
+            f"the processes do not find the same checkpoint; '{output}' must be a folder that all machines see"
+        )
+    return resumed is not None and resumed.path.resolve().parent == output.resolve()
+
+
+def make_loaders(
+    config: Config, dataset: CocoDetection, val_dataset: CocoDetection, device: torch.device, world: World
+) -> tuple[SampleLoader, SampleLoader]:
+    """This process's training batches and validation batches."""
+    cfg, data = config.train, config.data
+    share, pin = (world.rank, world.size), device.type == "cuda"
+    per_process = images_per_process(config, len(dataset), world)
+    micro = min(cfg.max_images_per_device or per_process, per_process)
+    loader = train_loader(dataset, cfg.batch_size, micro, data.workers, cfg.seed, pin, share, data.group_by_aspect)
+    eval_batch = cfg.eval_batch_size or min(8, cfg.max_images_per_device or cfg.batch_size)
+    return loader, eval_loader(val_dataset, eval_batch, data.workers, pin, share, 2 if cfg.fast_dev_run else None)
+
+
+def images_per_process(config: Config, images: int, world: World) -> int:
+    """Images of a step that one process takes at most; refuses batches that cannot be shared."""
+    batch = min(config.train.batch_size, images)
+    if batch < world.size:
+        raise UserError(f"a batch of {batch} images cannot be shared by {world.size} processes; raise train.batch_size")
+    if batch % world.size and config.model.backbone.norm == "trainable":
+        raise UserError(
+            f"a batch of {batch} images is no multiple of {world.size} processes, which trained batch norms need: they "
+            "take the statistics of all; change train.batch_size, or --model.backbone.norm frozen"
+        )
+    return -(-batch // world.size)
+
+
+def distribute(
+    config: Config, model: DeformableDETR, trained: nn.Module, device: torch.device, world: World
+) -> nn.Module:
+    """What training runs, with the options of memory and speed; gradients are exchanged between processes."""
+    model.transformer.checkpointing = config.train.checkpoint_activations
+    if world.size > 1 and config.model.backbone.norm == "trainable":
+        synchronise_batch_norms(model)
+    if config.train.compile:
+        model.compile_parts()
+    if world.size == 1:
+        return trained
+    devices = [device] if device.type == "cuda" else None
+    # Buffers are the same everywhere already; torch renamed the option that says so.
+    renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    still = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DistributedDataParallel(trained, devices, gradient_as_bucket_view=True, **still)

@@ -1,0 +1,90 @@
+"""The losses of a group of predictions. A loss is a function of the matched group, and sums over its layers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.matcher import Matches, generalized_iou
+from models.predictions import PredictionGroup
+from util.objects import Objects
+
+
+@dataclass
+class MatchedGroup:
+    """Predictions of N layers beside the objects that they stand for, in fp32 (fp64 for fp64 predictions).
+
+    Attributes:
+        logits: `[N, B, q, C]`.
+        boxes: `[N, B, q, 4]`, cxcywh in [0, 1].
+        matches: P pairs of a query and an object.
+        labels: `[P]`, class of each pair's object.
+        wanted: `[P, 4]`, box of each pair's object.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    matches: Matches
+    labels: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches) -> "MatchedGroup":
+        """A group and its matches put together."""
+        dtype = torch.promote_types(group.logits.dtype, torch.float32)
+        labels = torch.cat([o.labels for o in objects])[matches.object]
+        wanted = torch.cat([o.boxes for o in objects])[matches.object].to(dtype)
+        return cls(group.logits.to(dtype), group.boxes.to(dtype), matches, labels, wanted)
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """Predicted boxes of the pairs, `[P, 4]`."""
+        return self.boxes[self.matches.layer, self.matches.image, self.matches.query]
+
+    def per_layer(self, values: Tensor) -> Tensor:
+        """Values of the pairs `[P]` added up by layer, `[N]`."""
+        return values.new_zeros(len(self.logits)).index_add(0, self.matches.layer, values)
+
+
+Loss = Callable[[MatchedGroup], Tensor]  # to the sum over queries or pairs of each layer, `[N]`
+
+
+@dataclass(frozen=True)
+class FocalLoss:
+    """Sigmoid focal loss over all queries and classes (arXiv 1708.02002, equation 5).
+
+    Attributes:
+        alpha: share of positives.
+        gamma: focusing exponent.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __call__(self, group: MatchedGroup) -> Tensor:
+        """`[N]`."""
+        one_hot, matches = torch.zeros_like(group.logits), group.matches
+        one_hot[matches.layer, matches.image, matches.query, group.labels] = 1.0
+        return sigmoid_focal_loss(group.logits, one_hot, self.alpha, self.gamma).sum((1, 2, 3))
+
+
+def l1_loss(group: MatchedGroup) -> Tensor:
+    """Distance of the boxes of pairs, centre and size in [0, 1]: `[N]`."""
+    return group.per_layer((group.predicted - group.wanted).abs().sum(-1))
+
+
+def giou_loss(group: MatchedGroup) -> Tensor:
+    """1 - GIoU (arXiv 1902.09630) of the boxes of pairs: `[N]`."""
+    return group.per_layer(1 - generalized_iou(group.predicted, group.wanted))
+
+
+def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss (arXiv 1708.02002, equation 5), elementwise: `[..., C]` -> `[..., C]`."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
+    miss = probability + one_hot - 2 * probability * one_hot  # 1 - p of the truth
+    balance = (1 - alpha) + (2 * alpha - 1) * one_hot
+    return balance * cross_entropy * miss**gamma

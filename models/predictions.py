@@ -1,0 +1,78 @@
+"""What a detector says of a batch: groups of predictions, the first of which is its answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from util.objects import Objects
+
+
+@dataclass
+class Assignment:
+    """Which object each query stands for, where that is given and not matched. It is the same in every layer.
+
+    Attributes:
+        image: `[P]`, index in the batch.
+        query: `[P]`, index in the group.
+        object: `[P]`, index among the group's objects, those of all images one after the other.
+    """
+
+    image: Tensor
+    query: Tensor
+    object: Tensor
+
+
+@dataclass
+class PredictionGroup:
+    """Predictions that are compared with one set of objects.
+
+    Attributes:
+        name: of the group; the losses are named after it.
+        logits: `[N, B, q, C]` of N layers, one sigmoid a class.
+        boxes: `[N, B, q, 4]`, cxcywh in [0, 1] of the unpadded image.
+        objects: what the group is compared with, for each image; None for the objects of the batch.
+        assignment: which query stands for which object; None if they are to be matched.
+        layers: the number of each layer; None for a group that does not come from layers, where N is 1.
+    """
+
+    name: str
+    logits: Tensor
+    boxes: Tensor
+    objects: Sequence[Objects] | None = None
+    assignment: Assignment | None = None
+    layers: Sequence[int] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each layer: `decoder.0`, `decoder.1`, ...; for a group without layers its own."""
+        return [self.name] if self.layers is None else [f"{self.name}.{i}" for i in self.layers]
+
+    def last_layer(self) -> "PredictionGroup":
+        """The group with its last layer alone."""
+        layers = None if self.layers is None else self.layers[-1:]
+        return replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:], layers=layers)
+
+
+@dataclass
+class Predictions:
+    """What a detector predicts.
+
+    Attributes:
+        groups: the first is the decoder's answer, and the only one at inference. The others exist for training.
+        extra_losses: losses that a part of the model computes itself, by name: weighted sums over the batch, which
+            the criterion divides by the number of objects.
+    """
+
+    groups: list[PredictionGroup]
+    extra_losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """Class logits `[N_dec, B, Q, C]` of the first group."""
+        return self.groups[0].logits
+
+    @property
+    def boxes(self) -> Tensor:
+        """Boxes `[N_dec, B, Q, 4]` of the first group, cxcywh in [0, 1] of the unpadded image."""
+        return self.groups[0].boxes

@@ -1,0 +1,47 @@
+"""A command of `main.py`, and how its options are read. Nothing here imports torch unless a checkpoint is named."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from util import cli
+from util.config import RANGES
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word of the command line.
+
+    Attributes:
+        run: what it does, from its options (and the processes, if they may be several) to an exit code.
+        options: dataclass of its options.
+        example: what follows `python main.py` in its help.
+        together: whether several processes may run it, started by torchrun.
+        described_by: option that names a checkpoint, whose configuration is where the options start.
+        passed_over: sections of a preset that mean nothing to it, for a preset describes training.
+        rewrite: brings arguments of its own into the form that is parsed.
+    """
+
+    run: Callable[..., int]
+    options: type
+    example: str
+    together: bool = False
+    described_by: str | None = None
+    passed_over: tuple[str, ...] = ()
+    rewrite: Callable[[Sequence[str]], Sequence[str]] = list
+
+    def parse(self, name: str, argv: Sequence[str]) -> Any:
+        """The options that `argv` gives to the command of this name, checked.
+
+        Raises:
+            UserError: an option, file or checkpoint that cannot be used.
+        """
+        base = {}
+        if self.described_by and (path := cli.peek(argv, self.described_by)):
+            from util.checkpoint import described_options
+
+            base = described_options(path, self.described_by, argv)
+        example = f"example: python main.py {self.example}"
+        options = cli.parse(self.options, self.rewrite(argv), f"main.py {name}", example, base, self.passed_over)
+        cli.check_ranges(options, RANGES)
+        return options
