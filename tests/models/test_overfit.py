@@ -23,7 +23,7 @@ def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool
     losses = []
     while len(losses) < steps and (not losses or losses[-1] > 0.1 * losses[0]):
         set_lr(optimizer, min(1.0, (len(losses) + 1) / 20))
-        loss = sum(criterion(model(batch.images, batch.padding_mask), batch.targets).values())
+        loss = sum(criterion(model(batch.images, batch.padding_mask, batch.objects), batch.objects).values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)

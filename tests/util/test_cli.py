@@ -227,7 +227,7 @@ def test_to_yaml_reads_back_as_the_same_configuration(file):
     assert yaml.safe_load(cli.to_yaml(config))["train"]["lr"] == 3e-5
 
 
-@pytest.mark.parametrize("kind", [Config, *(kind for _, kind, _ in COMMANDS.values())])
+@pytest.mark.parametrize("kind", [Config, *(command.options for command in COMMANDS.values())])
 def test_the_defaults_read_back(file, kind):
     assert parse("--config", file(cli.to_yaml(kind())), kind=kind) == kind()
 
@@ -284,7 +284,7 @@ def test_help_lists_every_option_with_its_meaning(command, capsys):
         main([command, "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    options = options_of(COMMANDS[command][1])
+    options = options_of(COMMANDS[command].options)
     assert len(options) >= 7
     for option in options:
         assert re.search(rf"^ +--{re.escape(option)}\b.*\n? +\S", text, re.MULTILINE), option
