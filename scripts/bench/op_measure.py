@@ -1,6 +1,6 @@
 """One case of the benchmark of the operator, checked and timed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
@@ -128,10 +128,7 @@ def take_turns(contenders: Sequence[Contender], copy: Copy | None, settings: Set
         turns[copy], calls[copy] = settings.repeats, [(copy.run, 1, copy.forward_s)]
     for c in contenders:
         directions = [(c.forward, c.forward_s), (c.both, c.both_s)][: 1 if c.failure else 2]
-        runs = [run for run, _ in directions]
-        planned = within_memory(
-            partial(timing.plan, runs, settings.repeats, settings.device, settings.burst, settings.seconds)
-        )
+        planned = within_memory(partial(_plan, [run for run, _ in directions], settings))
         if planned is None:
             c.failure = OUT_OF_MEMORY
         else:
@@ -146,6 +143,13 @@ def take_turns(contenders: Sequence[Contender], copy: Copy | None, settings: Set
                     who.failure = OUT_OF_MEMORY
                 else:
                     found.append(taken)
+
+
+def _plan(calls: Sequence[Callable[[], object]], settings: Settings) -> tuple[int, list[int]]:
+    """Run calls once to warm them up; then see `timing.plan`."""
+    for call in calls:
+        call()
+    return timing.plan(calls, settings.repeats, settings.device, settings.burst, settings.seconds)
 
 
 def summary(case: str, dtype: str, contenders: Sequence[Contender], copy: Copy | None) -> dict:

@@ -73,10 +73,10 @@ def in_turns(contenders: Sequence[T], rounds: int, turns: Sequence[int] | None =
 def plan(
     calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, burst: float, budget: float
 ) -> tuple[int, list[int]]:
-    """Warm up calls that share their turns, and plan these by how long each takes.
+    """Plan the turns of calls by how long each takes.
 
     Args:
-        calls: made one after another in each turn.
+        calls: made one after another in each turn; each has run before.
         rounds: most turns.
         device: where the calls run.
         burst: seconds that a call's burst should take.
@@ -87,7 +87,6 @@ def plan(
     """
     counts, slowest = [], 0.0
     for call in calls:
-        seconds(call, device)
         once = max(seconds(call, device, 3 if device.type == "cuda" else 1), 1e-7)
         counts.append(max(1, min(2000, round(burst / once))))
         slowest = max(slowest, counts[-1] * once)
@@ -95,7 +94,7 @@ def plan(
 
 
 def median_seconds(calls: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device) -> dict[Key, float]:
-    """Median seconds of every call; all of them take turns."""
+    """Median seconds of every call, each of which has run before; all of them take turns."""
     turns, counts, found = [], {}, defaultdict(list)
     for key, call in calls.items():
         of_call, (counts[key],) = plan([call], rounds, device, BURST, BUDGET)

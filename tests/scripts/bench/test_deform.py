@@ -28,7 +28,7 @@ def test_wrong_results_are_noticed(monkeypatch, capsys, name):
 
     def wrong(*args, **options):
         out = right(*args, **options)
-        # Of the convolution, only one of the two backends errs.
+        # Only one of the two backends of the convolution errs.
         return out * 1.01 if not isinstance(args[-1], str) or args[-1] == "sampling" else out
 
     monkeypatch.setattr(deform, name, wrong)
