@@ -1,4 +1,4 @@
-"""A training step as it is often written, for `scripts/bench_train.py` to compare with.
+"""A training step as it is often written, for `scripts/bench/train.py` to compare with.
 
 Each layer is matched by itself with a transfer of its own, every query against the objects of all images; each loss is
 computed and read by itself; convolutions keep the ordinary memory layout; dropout is torch's; AdamW and clipping go
