@@ -13,15 +13,14 @@ from datasets.device import ToDevice
 from datasets.loader import Batch
 from engine.optim import adamw
 from engine.state import TrainingState
-from engine.step import train_one_epoch
+from engine.step import TrainStep
+from engine.train import train_one_epoch
 from models.detector import DeformableDETR
-from models.from_config import build_criterion, build_mimic
-from models.mimic import WithMimicking
+from models.from_config import as_trained, build_criterion
 from scripts.bench import naive_step
 from scripts.bench.timing import forced_backend
 from scripts.bench.train_clock import Clock, note_gradients
 from util.config import Config
-from util.distributed import ALONE
 from util.signals import StopRequest
 from util.syncs import SyncCount
 
@@ -57,8 +56,8 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
     """Set up a way to train a copy of the model: `ours`, `ours, compiled` or `naive`."""
     cfg, model, naive = config.train, copy.deepcopy(model).to(device), kind == "naive"
     model.transformer.checkpointing = cfg.checkpoint_activations and not naive
-    branch = build_mimic(config.loss, config.model, model)
-    trained = WithMimicking(model, branch.to(device)) if branch else model
+    trained, branch = as_trained(config.loss, config.model, model)
+    trained.to(device)
     optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     if naive:
         naive_step.make_ordinary(model)
@@ -82,15 +81,14 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
     criterion.matcher = clock.timed(criterion.matcher, "matching")
     losses_of, match = clock.timed(criterion, "criterion"), clock.timed(naive_step.match, "matching")
     naive_losses = clock.timed(lambda p, t: naive_step.losses_of(p, t, config.loss, match), "criterion")
-    rest = (lambda step: None, ALONE, StopRequest(), cfg.clip_norm, precision)
+    step = TrainStep(trained, losses_of, prepare, state, lambda _: None, clip_norm=cfg.clip_norm, precision=precision)
 
     def run(batch: Batch) -> None:
         with forced_backend(backend):
             if naive:
                 naive_step.step(batch, prepare, naive_losses, state, cfg.clip_norm)
             else:
-                options = {"with_targets": branch is not None, "log_every": ENDLESS}
-                train_one_epoch(trained, losses_of, [[batch]], state, prepare, *rest, **options)
+                train_one_epoch(step, [[batch]], StopRequest(), log_every=ENDLESS)
 
     return Contender(f"{kind}, {precision}, {backend}", run, state, clock)
 
@@ -98,6 +96,6 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
 @torch.no_grad()
 def deviation(model: DeformableDETR, config: Config, batch: Batch) -> float:
     """How far the naive sum of losses is from ours on the same predictions, as a part of it."""
-    predictions = model(batch.images, batch.padding_mask)
-    ours = sum(build_criterion(config.loss)(predictions, batch.targets).values())
-    return float((sum(naive_step.losses_of(predictions, batch.targets, config.loss).values()) - ours).abs() / ours)
+    predictions = model(batch.images, batch.padding_mask, batch.objects)
+    ours = sum(build_criterion(config.loss)(predictions, batch.objects).values())
+    return float((sum(naive_step.losses_of(predictions, batch.objects, config.loss).values()) - ours).abs() / ours)
