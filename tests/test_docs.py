@@ -322,9 +322,9 @@ def test_files_and_options_that_are_named_are_there(page):
     for file in re.findall(rf"(?<![\w./-])(?:main|(?:{'|'.join(OURS)})/[\w/]+)\.(?:py|sh|yaml|md)\b", text):
         assert (ROOT / file).is_file(), file
     kinds = [kind for kind in vars(config).values() if is_dataclass(kind) and kind.__name__.endswith("Config")]
-    known = {option for kind in kinds for option in cli.field_types(kind)} | {"config", "help"}
+    known = {option for kind in kinds for option in cli.field_types(kind)} | {"config", "help", "install"}
     scripts = "".join(file.read_text() for part in ("ops", "scripts") for file in (ROOT / part).rglob("*.py"))
-    for option in re.findall(r"--(\w[\w.-]*\w)", prose(page).replace("xcode-select --install", "")):
+    for option in re.findall(r"--(\w[\w.-]*\w)", prose(page)):
         assert option.replace("-", "_") in known or f'"--{option}"' in scripts, option
 
 
