@@ -169,6 +169,7 @@ COMMANDS = {
         config.AblateConfig,
         "ablate --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3",
         described_by="checkpoint",
+        by_pattern=True,
         rewrite=with_grid,
     ),
     "check-data": Command(check_data, config.CheckDataConfig, "check-data --data.root path/to/coco"),
