@@ -42,13 +42,12 @@ def train(options: config.Config, world: "World") -> int:
 def evaluate(options: config.EvalConfig, world: "World") -> int:
     """Score a checkpoint, or saved detections: the 12 COCO figures, AP by class and, if asked, where it errs."""
     from engine.evaluate import score_checkpoint, score_detections
-    from util.tables import score_tables
 
     evaluation = score_detections(options, world) if options.detections else score_checkpoint(options, world)
     output = make_folder(options.output, "output")
     if world.is_main:
         evaluation.write(output)
-    print(score_tables(evaluation.scores.figures, evaluation.scores.per_class))
+    print(evaluation.scores.text())
     if evaluation.views:
         print(f"\n{evaluation.views.cost_line()}")
     print(f"\nfigures are in {output / 'results.json'}")

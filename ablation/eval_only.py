@@ -13,7 +13,8 @@ from ablation.grid import cells_of, variants_of
 from ablation.processes import locked
 from ablation.records import Record, check_folder
 from ablation.sweep import Sweep
-from datasets.coco import Category, CocoDetection, match_categories
+from datasets.categories import Category, match_categories
+from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import eval_loader
 from datasets.splits import build_dataset

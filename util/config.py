@@ -202,6 +202,8 @@ class TrainConfig:
     """steps over which the learning rate rises linearly from zero"""
     eval_every: int = 1
     """evaluate after every n epochs, and after the last"""
+    best_metric: str = "AP"
+    """figure that best.pth follows: any of results.json (AP50, AP_small, AR_100, ...), or a class's, like AP/person"""
     eval_batch_size: int | None = None
     """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.coco import CocoDetection
+from datasets.dataset import CocoDetection
 from datasets.loader import Batch, collate, train_loader
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
