@@ -218,6 +218,8 @@ def run_command(argv: Sequence[str], world: "World | None" = None) -> tuple[int,
         if world is not None and not command.together:
             raise UserError(f"{argv[0]} is for a single process; start it without torchrun")
         options = command.parse(argv[0], argv[1:])
+        if not command.together:
+            return command.run(options), ""
         if world is None:
             from util.distributed import ALONE as world
         return command.run(options, world), ""

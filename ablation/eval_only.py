@@ -109,7 +109,7 @@ def ablate_trained(config: AblateConfig) -> int:
                 record = Record.read(folder)
                 if record is None or record.status != "done" or record.config != made_of:
                     begun = time.time()
-                    figures = score(less, categories, dataset)
+                    figures = score(less, categories, dataset, config, device)
                     record = Record("done", made_of, figures, "", [(begun, time.time() - begun)])
                     record.write(folder)
                 records[cell.name] = record
