@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
+from models.limits import check_model
 from util import config
 from util.command import Command
 from util.console import exit_quietly, is_unread
@@ -147,10 +148,21 @@ def profile(options: config.ProfileConfig) -> int:
     return 0
 
 
+def check_own_model(options: config.Config | config.VisualizeConfig | config.ProfileConfig) -> None:
+    """Refuse numbers that cannot make a model, unless a checkpoint brings the model."""
+    if not getattr(options, "checkpoint", None):
+        check_model(options.model)
+
+
 MODEL_ALONE = ("loss", "data", "train")  # sections of a preset that say nothing about its model
 COMMANDS = {
     "train": Command(
-        train, config.Config, "train --config configs/base.yaml --data.root path/to/coco", True, "train.resume"
+        train,
+        config.Config,
+        "train --config configs/base.yaml --data.root path/to/coco",
+        True,
+        "train.resume",
+        check=check_own_model,
     ),
     "eval": Command(
         evaluate, config.EvalConfig, "eval --checkpoint runs/base/best.pth --data.root coco", True, "checkpoint"
@@ -161,8 +173,15 @@ COMMANDS = {
         config.VisualizeConfig,
         "visualize --checkpoint runs/base --input photo.jpg",
         passed_over=MODEL_ALONE,
+        check=check_own_model,
     ),
-    "profile": Command(profile, config.ProfileConfig, "profile --config configs/base.yaml", passed_over=MODEL_ALONE),
+    "profile": Command(
+        profile,
+        config.ProfileConfig,
+        "profile --config configs/base.yaml",
+        passed_over=MODEL_ALONE,
+        check=check_own_model,
+    ),
     "ablate": Command(
         ablate,
         config.AblateConfig,

@@ -48,5 +48,7 @@ def make_data(config: Config, size: tuple[int, int], batch: int, repeats: int) -
             for epoch in range(repeats + 1):
                 loader.batch_sampler.set_epoch(epoch)
                 taken.append(1e3 * seconds(lambda: next(iter(loader)), torch.device("cpu")))
-        plain = CocoDetection(dataset.image_folder, dataset.annotation_file, eval_transform(min(size), max(size)))
+        plain = CocoDetection.from_annotations(
+            dataset.image_folder, dataset.annotations, eval_transform(min(size), max(size))
+        )
         return collate([plain[i] for i in range(batch)]), median(taken[1:])
