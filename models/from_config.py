@@ -1,10 +1,14 @@
 """From the configuration to the model and its criterion."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from models.backbone import Backbone
 from models.backbone_weights import load_backbone_weights
 from models.criterion import Criterion
+from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
 from models.limits import check_model
@@ -16,7 +20,7 @@ from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
 from models.queries import LearnedQueries, QuerySource
 from models.transformer import DeformableTransformer
-from util.config import LossConfig, ModelConfig
+from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.errors import UserError
 
 
@@ -35,21 +39,7 @@ def build_model(
         UserError: numbers that do not fit each other, or a backbone that cannot be had.
     """
     check_model(config)
-    weights = backbone_weights or config.backbone.weights
-    backbone = Backbone(
-        config.backbone.name,
-        num_features=min(3, config.num_levels),
-        pretrained=weights == "timm",
-        norm=config.backbone.norm,
-        frozen_stages=config.backbone.frozen_stages,
-        output_stride=config.backbone.output_stride,
-        dcn=config.backbone.dcn,
-        dcn_stages=config.backbone.dcn_stages,
-        dcn_offset_groups=config.backbone.dcn_offset_groups,
-        dcn_initial_modulation=config.backbone.dcn_initial_modulation,
-    )
-    if weights not in ("timm", "none"):
-        load_backbone_weights(backbone.body, weights)
+    backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights)
     neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups)
     transformer = DeformableTransformer(
         config.d_model,
@@ -69,6 +59,42 @@ def build_model(
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
     position = PositionEncoding(config.d_model, config.num_levels)
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
+
+
+def build_backbone(config: BackboneConfig, num_features: int, weights: str | None = None) -> Backbone:
+    """The backbone with its weights.
+
+    Args:
+        config: the `model.backbone` section.
+        num_features: maps to return, the deepest ones.
+        weights: overrides `config.weights`.
+
+    Raises:
+        UserError: a backbone, a change of it, or weights that cannot be had.
+    """
+    weights = weights or config.weights
+    backbone = Backbone(
+        config.name,
+        num_features,
+        pretrained=weights == "timm",
+        norm=config.norm,
+        frozen_stages=config.frozen_stages,
+        output_stride=config.output_stride,
+        changes=backbone_changes(config),
+    )
+    if weights not in ("timm", "none"):
+        load_backbone_weights(backbone.body, weights)
+    return backbone
+
+
+def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]]:
+    """What is changed in timm's network. A further option is a function of its own and a line here."""
+    changes: list[Callable[[nn.Module], None]] = []
+    if config.dcn != "none":
+        groups, modulation = config.dcn_offset_groups, config.dcn_initial_modulation
+        deform = partial(deform_stages, version=config.dcn, stages=config.dcn_stages, offset_groups=groups)
+        changes.append(partial(deform, initial_modulation=modulation))
+    return changes
 
 
 def build_queries(config: ModelConfig, num_classes: int) -> QuerySource:
