@@ -63,6 +63,10 @@ def test_the_markdown_table():
     assert columns["params M"] == "2.00" and columns["GFLOPs"] == "5.00" and columns["latency ms"] == "12.3"
     assert columns["peak MiB"] == "7" and columns["minutes"] == "1.5 ± 0.0" and columns["APl"] == "-"
     assert "| 4,2 " in second and "| 1, 1 failed, 1 left" in second and "+5.0 " in second
+    assert list(columns)[1:8] == ["AP", "Δ AP", "AP50", "AP75", "APs", "APm", "APl"]
+    assert [columns[name] for name in ("AP50", "AP75", "APs", "APm")] == [
+        *("60.0 ± 10.0", "10.0 ± 0.0", "10.0 ± 0.0", "20.0 ± 0.0")
+    ]
     assert set(rule) == {"|", "-"} and "96x128" in text
     assert "- `num_points=4-2`: no | memory" in rest
 
@@ -80,6 +84,14 @@ def test_the_csv_has_a_line_for_every_run():
     assert [line["seed"] for line in lines] == ["42", "42", "43", "43"]
     assert lines[0]["AP"] == "0.3" and lines[0]["AP_large"] == "" and lines[0]["flops"] == "5.0"
     assert lines[1]["error"] == "a, b" and lines[1]["model.num_points"] == "2" and lines[3]["AP"] == ""
+    assert list(lines[0])[4:10] == ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+
+
+def test_the_csv_has_whatever_figures_runs_have():
+    cells, records = sweep_of({"model.num_points": [1, 2]}, [0.3, 0.4], 1)
+    records[cells[1].name].figures |= {"AP60": 0.25}
+    lines = list(csv.DictReader(io.StringIO(results_csv(cells, records, {}))))
+    assert [line["AP60"] for line in lines] == ["", "0.25"]
 
 
 @pytest.mark.parametrize(
