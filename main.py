@@ -1,15 +1,4 @@
-"""Deformable DETR: train, evaluate, predict, ablate, check data and profile from one command line.
-
-    python main.py train      --config configs/quickstart.yaml
-    python main.py eval       --checkpoint runs/quickstart/best.pth
-    python main.py predict    --checkpoint runs/quickstart/best.pth --input photos/
-    python main.py visualize  --checkpoint runs/quickstart/best.pth --input photo.jpg
-    python main.py ablate     --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3
-    python main.py check-data --data.root path/to/coco
-    python main.py profile    --config configs/base.yaml
-
-`python main.py COMMAND --help` lists every option of a command.
-"""
+"""Deformable DETR: train, evaluate, predict, ablate, check data and profile from one command line."""
 
 import json
 import os
@@ -20,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
-from models.limits import check_model
+from models.limits import check_own_model
 from util import config
-from util.command import Command
+from util.command import Command, required
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
 from util.files import make_folder
@@ -108,15 +97,9 @@ def ablate(options: config.AblateConfig) -> int:
 
 def check_data(options: config.CheckDataConfig) -> int:
     """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are any."""
-    from datasets.defects import check_dataset
-    from datasets.paths import dataset_paths
+    from datasets.defects import check_splits
 
-    splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(options.data, split))}
-    if not splits:
-        raise UserError(
-            "nothing to check: give --data.root, or images and annotations (--data.train_* or --data.val_*)"
-        )
-    reports = {split: check_dataset(*paths) for split, paths in splits.items()}
+    reports = check_splits(options.data)
     print("\n\n".join(f"{split}: {report.text(options.show)}" for split, report in reports.items()))
     if options.output:
         file = make_folder(Path(options.output).parent, "output") / Path(options.output).name
@@ -148,49 +131,39 @@ def profile(options: config.ProfileConfig) -> int:
     return 0
 
 
-def check_own_model(options: config.Config | config.VisualizeConfig | config.ProfileConfig) -> None:
-    """Refuse numbers that cannot make a model, unless a checkpoint brings the model."""
-    if not getattr(options, "checkpoint", None):
-        check_model(options.model)
-
-
 MODEL_ALONE = ("loss", "data", "train")  # sections of a preset that say nothing about its model
 COMMANDS = {
     "train": Command(
         train,
         config.Config,
-        "train --config configs/base.yaml --data.root path/to/coco",
-        True,
-        "train.resume",
+        "--config configs/quickstart.yaml",
+        together=True,
+        described_by="train.resume",
         check=check_own_model,
     ),
     "eval": Command(
-        evaluate, config.EvalConfig, "eval --checkpoint runs/base/best.pth --data.root coco", True, "checkpoint"
+        evaluate, config.EvalConfig, "--checkpoint runs/quickstart/best.pth", together=True, described_by="checkpoint"
     ),
-    "predict": Command(predict, config.PredictConfig, 'predict --checkpoint runs/base/best.pth --input "*.jpg"'),
+    "predict": Command(predict, config.PredictConfig, "--checkpoint runs/quickstart/best.pth --input photos/"),
     "visualize": Command(
         visualize,
         config.VisualizeConfig,
-        "visualize --checkpoint runs/base --input photo.jpg",
-        passed_over=MODEL_ALONE,
-        check=check_own_model,
-    ),
-    "profile": Command(
-        profile,
-        config.ProfileConfig,
-        "profile --config configs/base.yaml",
+        "--checkpoint runs/quickstart/best.pth --input photo.jpg",
         passed_over=MODEL_ALONE,
         check=check_own_model,
     ),
     "ablate": Command(
         ablate,
         config.AblateConfig,
-        "ablate --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3",
+        "--config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3",
         described_by="checkpoint",
         by_pattern=True,
         rewrite=with_grid,
     ),
-    "check-data": Command(check_data, config.CheckDataConfig, "check-data --data.root path/to/coco"),
+    "check-data": Command(check_data, config.CheckDataConfig, "--data.root path/to/coco"),
+    "profile": Command(
+        profile, config.ProfileConfig, "--config configs/base.yaml", passed_over=MODEL_ALONE, check=check_own_model
+    ),
 }
 
 
@@ -202,7 +175,8 @@ def main(argv: Sequence[str]) -> int:
         by a signal, and can be resumed), 130 (interrupted).
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(__doc__)
+        examples = [f"    python main.py {name:10} {command.example}" for name, command in COMMANDS.items()]
+        print(__doc__, "", *examples, "", "`python main.py COMMAND --help` lists every option.", sep="\n")
         return 0 if argv else 2
     if os.environ.get("WORLD_SIZE", "1") == "1":
         code, message = run_command(argv)
@@ -258,13 +232,6 @@ def run_command(argv: Sequence[str], world: "World | None" = None) -> tuple[int,
         return 3, lost_contact(error)
     except KeyboardInterrupt:
         return 130, "interrupted"
-
-
-def required(value: str | None, option: str) -> str:
-    """The value of an option that a command cannot do without."""
-    if not value:
-        raise UserError(f"--{option} is missing")
-    return value
 
 
 def __getattr__(name: str) -> Any:

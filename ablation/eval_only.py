@@ -25,6 +25,7 @@ from models.detector import DeformableDETR
 from models.reduce import reduce_model
 from util import cli
 from util.checkpoint import checkpoints_of
+from util.command import required
 from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
 from util.devices import pick_device
 from util.errors import UserError
@@ -74,8 +75,7 @@ def ablate_trained(config: AblateConfig) -> int:
     cells = cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), config.seeds)
     device = pick_device(config.train.device)
     backend = selected_backend(device)
-    if not config.checkpoint:
-        raise UserError("--checkpoint is missing")
+    required(config.checkpoint, "checkpoint")
     check_reducible([key for cell in cells for key in cell.variant.values])
     checkpoints = checkpoints_of(config.checkpoint)
     if (config.model, config.loss) != (ModelConfig(), LossConfig()):

@@ -11,7 +11,9 @@ from tqdm import tqdm
 
 from datasets.coco import is_box, is_id, read_coco, read_lists, stated_size, to_coco
 from datasets.images import read_image
+from datasets.paths import dataset_paths
 from datasets.readers import read_annotations, reader_of
+from util.config import DataPaths
 from util.errors import UserError
 
 
@@ -84,6 +86,20 @@ class DataReport:
             if len(defects) > show:
                 lines.append(f"      ... and {len(defects) - show} more")
         return "\n".join(lines)
+
+
+def check_splits(data: DataPaths) -> dict[str, DataReport]:
+    """A report on each of the splits `train` and `val` that the configuration names.
+
+    Raises:
+        UserError: it names neither, or a file or folder is missing.
+    """
+    splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(data, split))}
+    if not splits:
+        raise UserError(
+            "nothing to check: give --data.root, or images and annotations (--data.train_* or --data.val_*)"
+        )
+    return {split: check_dataset(*paths) for split, paths in splits.items()}
 
 
 def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads: int = 4) -> DataReport:

@@ -27,6 +27,7 @@ from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
 from models.postprocess import postprocess
+from util.command import required
 from util.config import EvalConfig, TTAConfig, ValPaths
 from util.devices import autocast, pick_device
 from util.distributed import ALONE, World, check_gpus
@@ -97,9 +98,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     backend = selected_backend(device)
     views = views_of(config.tta, config.data.eval_size, config.data.max_size)
     sizes = sizes_of(views)
-    if not config.checkpoint:
-        raise UserError("--checkpoint is missing")
-    model, categories, _ = load_model(config.checkpoint, config.weights)
+    checkpoint = required(config.checkpoint, "checkpoint")
+    model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
     category_of = match_categories(categories, dataset.categories, "checkpoint")
@@ -114,7 +114,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
 
     evaluated, loader, prepare, pick = model.to(device), loaders[0], ToDevice(device), postprocess
-    subject = {"checkpoint": config.checkpoint, "data": str(dataset.annotations.source)}
+    subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
     multi_view = None
     if len(views) > 1:
         evaluated = multi_view = MultiView(model, views, prepare, pick, merge_views, config.tta)

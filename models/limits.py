@@ -3,8 +3,14 @@
 Nothing here imports torch, so that a command can refuse such numbers at once.
 """
 
-from util.config import ModelConfig
+from util.config import Config, ModelConfig, ProfileConfig, VisualizeConfig
 from util.errors import UserError
+
+
+def check_own_model(options: Config | VisualizeConfig | ProfileConfig) -> None:
+    """Refuse a command's model that cannot be built, unless a checkpoint brings the model."""
+    if not getattr(options, "checkpoint", None):
+        check_model(options.model)
 
 
 def check_model(config: ModelConfig) -> None:

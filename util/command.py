@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from util import cli
+from util.errors import UserError
 from util.ranges import check_ranges
 
 
@@ -15,7 +16,7 @@ class Command:
     Attributes:
         run: what it does, from its options (and the processes, if they may be several) to an exit code.
         options: dataclass of its options.
-        example: what follows `python main.py` in its help.
+        example: options that show its use.
         together: whether several processes may run it, started by torchrun.
         described_by: option that names a checkpoint, whose configuration is where the options start.
         by_pattern: whether that option may be a pattern; then the first checkpoint that it matches counts.
@@ -45,8 +46,19 @@ class Command:
             from util.checkpoint import described_options
 
             base = described_options(path, self.described_by, argv, self.by_pattern)
-        example = f"example: python main.py {self.example}"
+        example = f"example: python main.py {name} {self.example}"
         options = cli.parse(self.options, self.rewrite(argv), f"main.py {name}", example, base, self.passed_over)
         check_ranges(options)
         self.check(options)
         return options
+
+
+def required(value: str | None, option: str) -> str:
+    """The value of an option that a command cannot do without.
+
+    Raises:
+        UserError: it was not given.
+    """
+    if not value:
+        raise UserError(f"--{option} is missing")
+    return value
