@@ -19,5 +19,10 @@ def dataset_paths(data: ValPaths, split: str) -> tuple[Path, Path] | None:
         missing = f"data.{split}_annotations" if images else f"data.{split}_images"
         raise UserError(f"{missing} is missing: images and annotations are given together")
     if data.root:
-        return Path(data.root) / f"{split}2017", Path(data.root) / "annotations" / f"instances_{split}2017.json"
+        return coco_layout(data.root, split)
     return None
+
+
+def coco_layout(root: str, split: str) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split in the layout of COCO 2017."""
+    return Path(root) / f"{split}2017", Path(root) / "annotations" / f"instances_{split}2017.json"

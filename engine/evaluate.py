@@ -1,7 +1,7 @@
 """Evaluation: detect in every image, score what was found, write it down."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from datasets.annotations import Annotations
 from datasets.categories import match_categories
 from datasets.coco import read_json
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
-from datasets.loader import eval_loader
-from datasets.paths import dataset_paths
+from datasets.loader import SampleLoader, eval_loader
+from datasets.paths import coco_layout, dataset_paths
 from datasets.readers import read_annotations
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
@@ -28,7 +27,7 @@ from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
 from models.postprocess import postprocess
 from util.command import required
-from util.config import EvalConfig, TTAConfig, ValPaths
+from util.config import EvalConfig, TTAConfig
 from util.devices import autocast, pick_device
 from util.distributed import ALONE, World, check_gpus
 from util.errors import Interrupted, UserError
@@ -77,13 +76,16 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
         raise UserError("give either --checkpoint or --detections, not both")
     if config.tta != TTAConfig():
         raise UserError("saved detections have no views; --tta.flip and all of --tta need a --checkpoint")
-    truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
+    detections, data = required(config.detections, "detections"), config.data
+    folder = data.val_images or (coco_layout(data.root, "val")[0] if data.root else None)
+    truth = data.val_annotations
+    if not truth and data.root and (paths := dataset_paths(data, "val")):
+        truth = str(paths[1])
     if not truth:
         raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-    annotations, results = read_annotations(truth), read_json(config.detections, "file of detections")
+    annotations, results = read_annotations(truth), read_json(detections, "file of detections")
     scores = evaluate_detections(annotations, results, config.top_k)
-    folder = config.data.val_images or (config.data.root and dataset_paths(ValPaths(config.data.root), "val")[0])
-    subject = {"saved detections": config.detections, "data": str(truth)}
+    subject = {"saved detections": detections, "data": str(truth)}
     return Evaluation(scores, results, annotations, folder, subject)
 
 
@@ -113,7 +115,10 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     several = f", {world.size} processes" if world.size > 1 else ""
     print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
 
-    evaluated, loader, prepare, pick = model.to(device), loaders[0], ToDevice(device), postprocess
+    evaluated: nn.Module = model.to(device)
+    loader: SampleLoader | EverySize = loaders[0]
+    prepare: Callable = ToDevice(device)
+    pick: Callable = postprocess
     subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
     multi_view = None
     if len(views) > 1:
@@ -127,8 +132,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
 
 def run_evaluation(
     model: nn.Module,
-    loader: DataLoader | EverySize,
-    category_of: dict[int, int],
+    loader: SampleLoader | EverySize,
+    category_of: Mapping[int, int | float | str],
     prepare: Callable,
     device: torch.device,
     world: World = ALONE,

@@ -107,9 +107,10 @@ def fuse(every: Detections, view_of: torch.Tensor, views: int, iou: float, once:
         parts.append((boxes, scores, np.full(len(scores), int(label))))
     if not parts:
         return every
-    boxes, scores, labels = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts))
-    order = _best_first(scores)
-    return Detections(boxes[order].to(every.boxes.dtype), scores[order].to(every.scores.dtype), labels[order])
+    fused = Detections(*(torch.from_numpy(np.concatenate(part)) for part in zip(*parts)))
+    order = _best_first(fused.scores)
+    kinds = every.boxes.dtype, every.scores.dtype
+    return Detections(fused.boxes[order].to(kinds[0]), fused.scores[order].to(kinds[1]), fused.labels[order])
 
 
 def _fuse_class(

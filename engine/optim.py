@@ -29,7 +29,7 @@ def adamw(
         weight_decay: of all.
         branch: trained beside it.
     """
-    groups = {"backbone": [], "backbone_offsets": [], "offsets": [], "rest": []}
+    groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_offsets": [], "offsets": [], "rest": []}
     named = [*model.named_parameters(), *(branch.named_parameters() if branch is not None else [])]
     for name, parameter in named:
         if not parameter.requires_grad:

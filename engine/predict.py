@@ -123,17 +123,16 @@ def make_predictor(
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
     resizes, to_device = [eval_transform(*s) for s in sizes_of(views)], ToDevice(chosen)
-    model, pick = model.to(chosen), postprocess
-    if len(views) > 1:
-        model = MultiView(model, views, to_device, pick, merge_views, tta)
-        pick = model.postprocess
+    model.to(chosen)
+    multi_view = MultiView(model, views, to_device, postprocess, merge_views, tta) if len(views) > 1 else None
 
     def batch_of(pictures: Sequence[Image.Image]) -> Batch | ViewBatch:
         images = [to_image(p) for p in pictures]
         batches = [Batch(*pad_images([resize(i) for i in images]), [], []) for resize in resizes]
-        return model.prepare(batches) if len(views) > 1 else to_device(batches[0])
+        return multi_view.prepare(batches) if multi_view else to_device(batches[0])
 
-    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
+    pick: Callable = multi_view.postprocess if multi_view else postprocess
+    return Predictor(multi_view or model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
 
 
 def untrained_predictor(

@@ -33,14 +33,14 @@ class LossMeans:
 
     def take(self, world: World) -> dict[str, float]:
         """Means since the last call, over all processes; `loss` is the sum of the losses."""
-        means = _named(self.names, world.sum(self.recent) / self.counts[0])
+        means = _named(self.names, self.recent, self.counts[0], world)
         self.recent, self.counts[0] = None, 0
         return means
 
     def take_total(self, world: World) -> dict[str, float]:
         """Means of the whole pass; begins a new one."""
-        means = _named(self.names, world.sum(self.total) / self.counts[1])
-        self.__init__()
+        means = _named(self.names, self.total, self.counts[1], world)
+        self.names, self.recent, self.total, self.counts = [], None, None, [0, 0]
         return means
 
     def state_dict(self, world: World) -> dict[str, Any]:
@@ -60,8 +60,11 @@ class LossMeans:
             setattr(self, k, value)
 
 
-def _named(names: Sequence[str], values: Tensor) -> dict[str, float]:
-    means = dict(zip(names, values.tolist()))
+def _named(names: Sequence[str], sums: Tensor | None, steps: int, world: World) -> dict[str, float]:
+    """Means over steps and processes, by name; `loss` is the sum of the losses."""
+    if sums is None:
+        raise ValueError("there is no step to take the mean of")
+    means = dict(zip(names, (world.sum(sums) / steps).tolist()))
     return {"loss": sum(v for name, v in means.items() if name != "grad_norm"), **means}
 
 
@@ -223,11 +226,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pat
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Every generator's state, as plain data."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
         "cpu": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
     }
     return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 

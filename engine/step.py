@@ -100,7 +100,7 @@ class TrainStep:
                         predictions = self.model(batch.images, batch.padding_mask, batch.objects)
                     losses = self.criterion(predictions, batch.objects, plan.num_boxes)  # sync: the matcher's transfer
                     # DistributedDataParallel averages over processes, but a batch's losses add up.
-                    scaler.scale(sum(losses.values()) * self.world.size).backward()
+                    scaler.scale(sum_of(losses) * self.world.size).backward()
                 sums.append(torch.stack([loss.detach() for loss in losses.values()]))
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(state.parameters, self.clip_norm or math.inf)
@@ -137,5 +137,12 @@ class TrainStep:
 
     def _gradients_exchanged(self, last: bool) -> Any:
         """Gradients of earlier micro-batches stay in the process until those of the last are exchanged."""
-        wrapped = isinstance(self.model, DistributedDataParallel)
-        return self.model.no_sync() if wrapped and not last else nullcontext()
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+
+def sum_of(losses: dict[str, Tensor]) -> Tensor:
+    """All losses added up, on the device."""
+    first, *others = losses.values()
+    return sum(others, start=first)

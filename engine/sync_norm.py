@@ -18,15 +18,19 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        """What every process's loss asks of this one's part."""
+        """The sum of the gradients of all processes."""
         return SumOverProcesses.apply(gradient)
 
 
 class SyncedBatchNorm2d(nn.BatchNorm2d):
-    """Mean and variance of the images of all processes.
+    """A batch norm that takes mean and variance over the images of all processes.
 
     `nn.SyncBatchNorm` is for GPUs alone, and makes the host wait for the device three times in every layer.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, H, W]`; in training, mean and variance are those of the images of all processes."""
@@ -50,6 +54,9 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
 class SyncedBatchNormAct2d(SyncedBatchNorm2d):
     """The same for timm's batch norm with an activation inside."""
 
+    act: nn.Module
+    drop: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` -> `[B, C, H, W]`."""
         return self.act(self.drop(super().forward(x)))
@@ -65,8 +72,7 @@ def synchronise_batch_norms(model: nn.Module) -> None:
     """
     if not dist.is_initialized():
         raise RuntimeError("batch norms can only be synchronised between processes of a process group")
+    synchronised: dict[type, type] = {nn.BatchNorm2d: SyncedBatchNorm2d, BatchNormAct2d: SyncedBatchNormAct2d}
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncedBatchNorm2d
-        elif type(module) is BatchNormAct2d:
-            module.__class__ = SyncedBatchNormAct2d
+        if type(module) in synchronised:
+            module.__class__ = synchronised[type(module)]

@@ -1,12 +1,13 @@
 """Training: everything is set up, then it goes epoch by epoch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -59,7 +60,7 @@ class Training:
     run: Run
     loader: SampleLoader
     val_loader: SampleLoader
-    category_of: dict[int, int]
+    category_of: Mapping[int, int | float | str]
     epochs: int
     world: World
 
@@ -74,7 +75,7 @@ def train(config: Config, world: World) -> int:
         training = set_up(config, world)
         if training is None:
             return 0
-        begun, state, run = time.perf_counter(), training.step.state, training.run
+        begun, state, run, scores = time.perf_counter(), training.step.state, training.run, None
         with closing(training.loader):
             try:
                 while state.epoch < training.epochs:
@@ -83,20 +84,21 @@ def train(config: Config, world: World) -> int:
                 if state.step < state.steps_per_epoch:  # else it was saved before the evaluation
                     run.save()
                 world.barrier()  # whoever ends first has the others ended, and rank 0 is writing
-                print(
-                    f"stopped after step {state.global_step}; go on with --train.resume {training.run.folder}",
-                    flush=True,
-                )
+                print(f"stopped after step {state.global_step}; go on with --train.resume {run.folder}", flush=True)
                 return STOPPED
         minutes = (time.perf_counter() - begun) / 60
         print(f"\ntrained in {minutes:.1f} min, best {state.best_metric} {state.best:.3f}; of the last epoch:\n")
-        print(scores.text())
+        if scores is not None:
+            print(scores.text())
         run.finish()
         return 0
 
 
 def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
     """Train for one epoch, or what is left of it, evaluate if it is time to, and save.
+
+    Returns:
+        The scores, if the epoch ended with an evaluation; the last epoch always does.
 
     Raises:
         Interrupted: a process was asked to stop.
@@ -109,23 +111,8 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
     evaluated = state.epoch + 1 == training.epochs or (state.epoch + 1) % cfg.eval_every == 0
     if evaluated:
         run.save()  # stopped while it evaluates, it will begin there again
-        scored = {"eval": state.model, "eval_ema": state.ema.module} if state.ema else {"eval": state.model}
-        for kind, weights in scored.items():
-            scores, _ = run_evaluation(
-                weights,
-                training.val_loader,
-                training.category_of,
-                step.prepare,
-                state.device,
-                training.world,
-                precision=cfg.precision,
-                stop=stop,
-            )
-            run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
-            of = "EMA " if kind == "eval_ema" else ""
-            shown = dict.fromkeys(("AP", "AP50", state.best_metric))
-            line += "".join(f"  {of}{name} {scores.value(name):.3f}" for name in shown)
-        # The last one counts: the average's, if there is one, for that is what will be used.
+        scores, text = score_weights(training, stop)
+        line += text
         value = scores.value(state.best_metric)
         improved = value > state.best or state.best == -1
         state.best = max(state.best, value)
@@ -133,6 +120,35 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
     state.epoch, state.step = state.epoch + 1, 0
     run.save(best=improved, instead=evaluated)
     return scores
+
+
+def score_weights(training: Training, stop: StopRequest) -> tuple[Scores, str]:
+    """Score the weights, and their moving average if there is one, and log both.
+
+    Returns:
+        The scores of the average, if there is one, for that is what will be used; and a line about both.
+
+    Raises:
+        Interrupted: a process was asked to stop.
+    """
+    state, precision, text = training.step.state, training.run.config.train.precision, ""
+    scored = {"eval": state.model, "eval_ema": state.ema.module} if state.ema else {"eval": state.model}
+    for kind, weights in scored.items():
+        scores, _ = run_evaluation(
+            weights,
+            training.val_loader,
+            training.category_of,
+            training.step.prepare,
+            state.device,
+            training.world,
+            precision=precision,
+            stop=stop,
+        )
+        training.run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
+        of = "EMA " if kind == "eval_ema" else ""
+        shown = dict.fromkeys(("AP", "AP50", state.best_metric))
+        text += "".join(f"  {of}{name} {scores.value(name):.3f}" for name in shown)
+    return scores, text
 
 
 def train_one_epoch(
@@ -204,7 +220,7 @@ def set_up(config: Config, world: World) -> Training | None:
 
     optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-    if source:
+    if source and config.model.init_from:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
@@ -303,5 +319,5 @@ def distribute(
     devices = [device] if device.type == "cuda" else None
     # Buffers are the same everywhere already; torch renamed the option that says so.
     renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    still = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    still: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(trained, devices, gradient_as_bucket_view=True, **still)
