@@ -1,4 +1,4 @@
-"""Which implementation of the operator will run."""
+"""The implementation of the operator that will run."""
 
 import torch
 

@@ -14,7 +14,7 @@ def plot_run(folder: str | Path) -> Path:
     """Draw loss and AP over the steps of a run.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
 
     Returns:
         The picture, `curves.png` in the folder.
@@ -46,12 +46,12 @@ def plot_run(folder: str | Path) -> Path:
 
 
 def curves_of(line: dict) -> dict[str, str]:
-    """The losses to draw, and the style of each: every loss of every group, by its last layer.
+    """Choose the losses to draw, and their styles: every loss of every group, in its last layer.
 
     Losses are told by their names alone, `LOSS/GROUP` or `LOSS/GROUP.LAYER`, so that a new one is drawn, too.
 
     Args:
-        line: of metrics.jsonl.
+        line: a line of metrics.jsonl.
     """
     last: dict[tuple[str, str], int] = {}
     for key in line:
@@ -73,6 +73,6 @@ def figures_of(line: dict, count: int = 3) -> list[str]:
 
 
 def _draw(axes: Axes, lines: list[dict], name: str, suffix: str = "", **style) -> None:
-    """A figure over the steps; steps at which it was not a number are left out."""
+    """Draw a figure over the steps; leave out the steps at which it was not a number."""
     points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     axes.plot(*zip(*points), label=name.replace("/", " of ") + suffix, **style)

@@ -46,7 +46,7 @@ class Evaluation:
         annotations: the truth.
         image_folder: where the file names of the annotations are found, if that is known.
         subject: what was evaluated and on which data, for a report.
-        views: of test-time augmentation, if there is any.
+        views: the detector with test-time augmentation, if there is any.
     """
 
     scores: Scores
@@ -57,7 +57,7 @@ class Evaluation:
     views: MultiView | None = None
 
     def write(self, output: Path) -> None:
-        """`results.json`, and `detections.json` unless they came from a file."""
+        """Write `results.json`, and `detections.json` unless the detections came from a file."""
         if "saved detections" not in self.subject:
             (output / "detections.json").write_text(json.dumps(self.results))
         more = {"tta": self.views.to_dict()} if self.views else {}
@@ -142,9 +142,11 @@ def run_evaluation(
     stop: StopRequest | None = None,
     pick: Callable = postprocess,
 ) -> tuple[Scores, list[dict]]:
-    """Detect in every batch of every process and score what was found; also returns it in COCO result format.
+    """Detect in every batch of every process, and score what was found.
 
-    Rank 0 scores; the others get the same figures from it, and no detections.
+    Returns:
+        The scores, and the detections in COCO result format. Rank 0 scores and tells the others; they get no
+        detections.
     """
     found = detect(model, loader, partial(pick, top_k=top_k), prepare, device, precision, world=world, stop=stop)
     scores, results = None, []
@@ -170,12 +172,12 @@ def detect(
 
     Args:
         model: batch to predictions.
-        batches: of images, the share of this process.
+        batches: this process's share of the images.
         postprocess: (predictions, sizes) to detections of each image.
         prepare: batch to a batch on the device.
         device: where the model is.
         precision: `bf16` and `fp16` run the model under autocast.
-        description: of the progress bar.
+        description: text beside the progress bar.
         world: the processes.
         stop: looked at before each batch.
 

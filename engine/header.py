@@ -1,10 +1,10 @@
-"""What a run says before it begins."""
+"""The lines that a run prints before it begins."""
 
 from util.distributed import World
 
 
 def train_header(config, model, dataset, val_dataset, state, epochs: int, backend: str, world: World) -> str:
-    """What a training run is about to do, one line for each thing."""
+    """Say what a training run is about to do: data, model, batch, length, rates, device, folder."""
     cfg, names = config.train, [c.name for c in dataset.categories]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trainable

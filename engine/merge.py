@@ -32,11 +32,11 @@ def merge_views(
     """One list of detections from those of several views of an image.
 
     Args:
-        views: what was found in each, boxes in pixels of the original image, on the CPU.
+        views: the detections in each view, boxes in pixels of the original image, on the CPU.
         rule: `top_k`, `nms`, `soft_nms`, `wbf` or `wbf_set`; the module's first lines say what they do.
         top_k: most detections to keep.
-        iou: of `nms`, `wbf` and `wbf_set`: overlap above which two boxes are one object.
-        sigma: of `soft_nms`: larger ones lower the scores less.
+        iou: overlap above which `nms`, `wbf` and `wbf_set` take two boxes for one object.
+        sigma: width of `soft_nms`; a larger one lowers the scores less.
 
     Returns:
         Detections, best first. Equal scores have an order too: that of the views and of what was found in each; of

@@ -1,4 +1,4 @@
-"""When losses stop being numbers: which images, and a file that `scripts/replay_batch.py` computes again."""
+"""A step whose losses or gradients are not finite: its images, and a file for `scripts/replay_batch.py`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +17,13 @@ class Culprit:
     """A step that was not finite.
 
     Attributes:
-        micro_batches: of this process, on the host, as loaded.
+        micro_batches: the batches of this process, on the host, as loaded.
         losses: `[N]` of each micro-batch that was computed before.
         random_state: before the step.
-        num_boxes, size, processes, step: of it.
+        num_boxes: objects in the whole batch.
+        size: (H, W) of its largest image.
+        processes: number of processes.
+        step: number of the step, from 1.
         reason: what was seen.
     """
 
@@ -34,7 +37,7 @@ class Culprit:
     reason: str = ""
 
     def image_ids(self) -> list[int | str]:
-        """Of the micro-batches whose loss is not finite or was not reached; of all if every loss is."""
+        """Ids of the images in micro-batches whose loss is not finite or was not reached; every id if all are."""
         finite = [bool(torch.isfinite(loss).all()) for loss in self.losses]
         suspects = [
             b for i, b in enumerate(self.micro_batches) if i == len(finite) or (i < len(finite) and not finite[i])
@@ -47,7 +50,7 @@ class Culprit:
         return reached and all(bool(torch.isfinite(loss).all()) for loss in self.losses)
 
     def content(self) -> dict[str, Any]:
-        """As plain data, for a file."""
+        """The step as plain data, for a file."""
         return {
             "micro_batches": [
                 {"images": b.images, "padding_mask": b.padding_mask, "targets": [asdict(o) for o in b.objects]}

@@ -23,10 +23,10 @@ def adamw(
 
     Args:
         model: a detector.
-        lr: of all but the backbone.
-        lr_backbone: of the backbone.
-        lr_offset_factor: on both, for offsets and reference points.
-        weight_decay: of all.
+        lr: learning rate of all but the backbone.
+        lr_backbone: learning rate of the backbone.
+        lr_offset_factor: factor on both rates, for offsets and reference points.
+        weight_decay: decay of all parameters.
         branch: trained beside it.
     """
     groups: dict[str, list[nn.Parameter]] = {"backbone": [], "backbone_offsets": [], "offsets": [], "rest": []}
@@ -59,13 +59,13 @@ def lr_factor(
     drop_epochs: Sequence[int] = (40,),
     warmup_steps: int = 0,
 ) -> float:
-    """What the learning rates are multiplied by at an optimizer step.
+    """The factor on all learning rates at an optimizer step.
 
     Args:
         step: steps done before this one.
         steps_per_epoch, epochs: length of the run.
         schedule: `step` is 0.1 for each drop epoch passed; `cosine` falls from 1 to 0.01 over the run.
-        drop_epochs: of the step schedule.
+        drop_epochs: epochs after which the step schedule multiplies by 0.1.
         warmup_steps: linear rise from zero, times the schedule.
     """
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0

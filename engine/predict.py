@@ -28,7 +28,7 @@ from util.files import unused_name
 
 
 class Predictor:
-    """Pictures in, detections out.
+    """Takes pictures and returns detections.
 
     Args:
         model: batch to predictions.
@@ -49,7 +49,7 @@ class Predictor:
         """Detect in one picture, or in several at once.
 
         Args:
-            pictures: of any mode.
+            pictures: PIL images of any mode.
             threshold: smallest score to keep.
             top_k: most detections for each picture.
 
@@ -117,7 +117,7 @@ def make_predictor(
     size: int | None,
     tta: TTAConfig | None = None,
 ) -> Predictor:
-    """A model that takes PIL images; `load_predictor` says how."""
+    """Make a predictor of a model; the arguments are those of `load_predictor`."""
     tta = tta or TTAConfig()
     views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)

@@ -16,11 +16,11 @@ from util.logging import RunLog
 
 
 def checkpoint_to_resume(resume: str | None, folder: Path) -> RawCheckpoint | None:
-    """What a run goes on from.
+    """Find the checkpoint that a run goes on from.
 
     Args:
         resume: a checkpoint or a run's folder; `auto` takes the newest in `folder`, if there is one; None starts anew.
-        folder: of the run.
+        folder: the run's folder.
 
     Raises:
         UserError: nothing there, no whole checkpoint, or a new run in a folder that holds one.
@@ -35,11 +35,11 @@ def checkpoint_to_resume(resume: str | None, folder: Path) -> RawCheckpoint | No
 
 
 class Run:
-    """Writes a run's folder, from rank 0; the others call the same methods, for a checkpoint holds their state too.
+    """Writes a run's folder. Rank 0 writes; all processes call the same methods, for a checkpoint holds their state.
 
     Args:
         folder: made if it is not there.
-        state: what checkpoints are made of.
+        state: the state that checkpoints hold.
         config: the whole configuration, kept in every checkpoint.
         yaml: the same, kept in config.yaml.
         categories: classes of the data set.
@@ -66,12 +66,12 @@ class Run:
             self.log = RunLog(folder, state.log_bytes, state.global_step) if resumed else RunLog(folder)
 
     def write(self, kind: str, **figures: Any) -> None:
-        """A line in the log, at the state's step."""
+        """Write a line into the log, at the state's step."""
         if self.log is not None:
             self.log.write(kind, self.state.global_step, **figures)
 
     def log_means(self, means: dict[str, float]) -> None:
-        """A line with mean losses, and the learning rate of all but the backbone."""
+        """Log mean losses, and the learning rate of all but the backbone."""
         self.write("train", lr=self.state.optimizer.param_groups[-1]["lr"], **means)
 
     def save(self, best: bool = False, instead: bool = False) -> None:
@@ -79,7 +79,7 @@ class Run:
 
         Args:
             best: also as the best one (rank 0 decides).
-            instead: of the newest one, which is of the same step; the older ones stay.
+            instead: replace the newest checkpoint, which is of the same step; the older ones stay.
         """
         if self.log is not None:
             self.state.log_bytes = self.log.sync()
@@ -99,7 +99,7 @@ class Run:
             self.save()
 
     def dump(self, culprit: Culprit) -> str:
-        """Write down a step that is not finite, and the weights before it; gives the file's name."""
+        """Write down a step that is not finite, and the weights before it. Returns the file's name."""
         make_folder(self.folder, "train.output")  # which another machine may not see
         path = self.folder / f"nonfinite_step{culprit.step}_rank{self.world.rank}.pth"
         content = {

@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains: what a checkpoint holds and resuming restores."""
+"""Everything that changes while a run trains. A checkpoint holds it, and resuming restores it."""
 
 import random
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class LossMeans:
         self.counts = [0, 0]  # steps in recent, in total
 
     def add(self, names: Sequence[str], values: Tensor) -> None:
-        """One step's values `[N]`, of this process's images."""
+        """Add the values `[N]` of one step, for this process's images."""
         self.names = list(names)
         self.recent = values.clone() if self.recent is None else self.recent + values
         self.total = values.clone() if self.total is None else self.total + values
@@ -51,7 +51,7 @@ class LossMeans:
         return {"names": self.names, "counts": list(self.counts), **sums}
 
     def load_state_dict(self, saved: dict[str, Any], device: torch.device, world: World) -> None:
-        """The sums go to rank 0, for those of all processes will be added."""
+        """Restore the sums. Rank 0 takes them all, for the sums of the processes are added later."""
         self.names, self.counts = saved["names"], list(saved["counts"])
         for k in ("recent", "total"):
             value = saved[k]
@@ -74,10 +74,11 @@ class TrainingState:
 
     Attributes:
         model: without wrappers.
-        optimizer, scaler: of it; a disabled scaler does nothing.
+        optimizer: AdamW over the model's parameters.
+        scaler: scales the loss in fp16; disabled, it does nothing.
         device: where they are.
         ema: moving average of the weights, if there is one.
-        branch: what is trained beside the model, for training alone, if there is anything.
+        branch: a part that is trained beside the model and left behind, such as feature mimicking; or None.
         steps_per_epoch: steps in an epoch.
         order: numbers that the order of images follows from, beside the epoch.
         epoch: epochs that are complete, evaluation included.
@@ -113,7 +114,7 @@ class TrainingState:
         return self.epoch * self.steps_per_epoch + self.step
 
     def to_checkpoint(self, config: Any, categories: Sequence[Any], world: World) -> dict[str, Any] | None:
-        """All that `restore` needs, and what makes the file describe itself. Every process calls it, rank 0 gets it."""
+        """Everything that `restore` needs, and the configuration. Every process calls it; rank 0 gets the content."""
         means = self.means.state_dict(world)
         rng = world.gather(random_state(self.device))
         if rng is None:
@@ -236,7 +237,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Undo of `random_state`; what a state of another device lacks is left alone."""
+    """Restore what `random_state` returned. Generators that the state does not mention stay as they are."""
     torch.set_rng_state(state["cpu"])
     if "python" in state:
         version, numbers, gauss = state["python"]

@@ -136,7 +136,7 @@ class TrainStep:
         dump_and_raise(replace(self.culprit, reason=reason), self.world, together, self.dump)
 
     def _gradients_exchanged(self, last: bool) -> Any:
-        """Gradients of earlier micro-batches stay in the process until those of the last are exchanged."""
+        """A context in which processes exchange gradients only for the last micro-batch, which has the sum of all."""
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Training: everything is set up, then it goes epoch by epoch."""
+"""Training: set everything up, then go epoch by epoch."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -167,7 +167,7 @@ def train_one_epoch(
         loader: yields this process's micro-batches of each step, from the state's step on.
         stop: looked at before each step.
         log_every: steps between logs, which is how often losses are brought to the host.
-        description: of the progress bar.
+        description: text beside the progress bar.
         on_log: called with mean losses.
         on_step: called after each step.
 
@@ -257,14 +257,17 @@ def set_up(config: Config, world: World) -> Training | None:
 def build_detector(
     config: Config, dataset: CocoDetection, resumed: RawCheckpoint | None, source: LoadedDetector | None
 ) -> DeformableDETR:
-    """The detector for the classes of a data set; a checkpoint that will fill it spares the backbone's own weights."""
+    """Build the detector for a data set's classes. The backbone loads no weights if a checkpoint will bring them."""
     brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
     num_classes = 1 + max(c.label for c in dataset.categories)
     return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
 
 
 def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:
-    """Fill the state from a checkpoint, if there is one; whether it lies in the run's own folder.
+    """Fill the state from a checkpoint, if there is one.
+
+    Returns:
+        Whether the checkpoint lies in the run's own folder.
 
     Raises:
         UserError: the processes do not find the same checkpoint.

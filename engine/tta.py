@@ -36,10 +36,10 @@ class View:
 
 
 def views_of(tta: TTAConfig, size: int, max_size: int) -> list[View]:
-    """The views that are asked for, one if there is nothing to merge: by size, plain before mirrored.
+    """List the views by size, the plain one before the mirrored one. A single view needs no merging.
 
     Args:
-        tta: what is asked for.
+        tta: the options of test-time augmentation.
         size: the usual shorter side; the only one, if no others are given.
         max_size: bound of the longer side at that size. It grows and shrinks with the size: as it is, it would leave
             wide pictures as they are.
@@ -69,7 +69,7 @@ class ViewBatch:
     Attributes:
         images: for each size `[B, 3, H, W]`.
         padding_mask: for each size `[B, H, W]`, all False.
-        objects: of each image.
+        objects: the objects of each image.
         sizes: (height, width) in pixels of each image's file.
     """
 
@@ -80,7 +80,7 @@ class ViewBatch:
 
 
 class EverySize:
-    """Loaders of one data set at several sizes, in step: yields a tuple of batches of the same images.
+    """Loads one data set at several sizes at once: yields a tuple of batches of the same images.
 
     Args:
         loaders: one for each size; their batches hold the same images in the same order.
@@ -173,7 +173,7 @@ class MultiView(nn.Module):
         return merged
 
     def describe(self) -> str:
-        """How many views there are, and of what."""
+        """Say how many views there are, and how they are made."""
         flips = len(self.views) // len(self.sizes)
         several = f"{len(self.sizes)} size{'s' if len(self.sizes) > 1 else ''}"
         made_of = f"{several} x {flips}" if flips > 1 else several
@@ -198,7 +198,7 @@ class MultiView(nn.Module):
         }
 
     def cost_line(self) -> str:
-        """`cost` as a sentence."""
+        """Say the cost in a sentence."""
         cost = self.cost()
         line = f"{len(self.views)} views take {cost['seconds_per_image']:.4f} s an image"
         if cost["ratio"]:
@@ -218,7 +218,7 @@ def _mirrored(detections, width: int):
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, when the device has done what it was given."""
+    """Seconds on the clock, when the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
