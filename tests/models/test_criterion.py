@@ -1,99 +1,20 @@
-"""Matching and losses against brute force, torchvision, and values worked out from the formulas."""
-
-from itertools import permutations, product
+"""Losses against torchvision, and values worked out from the formulas."""
 
 import pytest
 import torch
 import torchvision
-from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from models.from_config import build_criterion
-from models.matcher import HungarianMatcher, _assign, shortlist
-from models.predictions import Assignment, PredictionGroup, Predictions
-from models.proposals import class_agnostic
+from models.matcher import HungarianMatcher
+from models.predictions import Assignment, Predictions
 from tests.models.helpers import random_objects
+from tests.models.outputs import decoder, predictions, two_stages
 from util.config import LossConfig
 from util.errors import UserError
 from util.objects import Objects
 
 CRITERION = build_criterion(LossConfig())
-
-
-def decoder(logits, boxes, **more) -> PredictionGroup:
-    return PredictionGroup("decoder", logits, boxes, layers=range(len(logits)), **more)
-
-
-def random_group(generator, *shape, classes=5, dtype=torch.float64):
-    logits = torch.randn(*shape, classes, generator=generator, dtype=dtype)
-    return logits, torch.rand(*shape, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
-
-
-def predictions(layers=3, batch=3, queries=7, seed=0, dtype=torch.float64) -> Predictions:
-    generator = torch.Generator().manual_seed(seed)
-    return Predictions([decoder(*random_group(generator, layers, batch, queries, dtype=dtype))])
-
-
-def two_stages(targets: list[Objects], tokens: int) -> Predictions:
-    """With proposals, whose objects have no class."""
-    proposals = random_group(torch.Generator().manual_seed(1), 1, len(targets), tokens)
-    out = predictions(batch=len(targets))
-    return Predictions([*out.groups, PredictionGroup("proposals", *proposals, class_agnostic(targets))])
-
-
-def cost_by_hand(logits, boxes, target):
-    """Cost `[Q, T]` of one image, from the formulas; GIoU by torchvision."""
-    p = logits.sigmoid()
-    positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
-    negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
-    xyxy = [box_convert(b.to(boxes.dtype), "cxcywh", "xyxy") for b in (boxes, target.boxes)]
-    return (
-        2 * (positive - negative)[:, target.labels]
-        + 5 * torch.cdist(boxes, target.boxes.to(boxes.dtype), p=1)
-        - 2 * generalized_box_iou(*xyxy)
-    )
-
-
-def pairs_of(matches, layer, image):
-    here = (matches.layer == layer) & (matches.image == image)
-    return sorted(zip(matches.query[here].tolist(), matches.object[here].tolist()))
-
-
-def test_costs_equal_the_formulas_of_each_image_alone():
-    out, targets = predictions(), random_objects([2, 0, 3])
-    cost = HungarianMatcher().cost(out.groups[0], targets)
-    assert cost.shape == (3, 3, 7, 3)  # padded to the most objects of an image, never one image against another
-    for layer in range(3):
-        for image, target in enumerate(targets):
-            expected = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
-            torch.testing.assert_close(cost[layer, image, :, : len(target.labels)], expected, atol=1e-5, rtol=0)
-
-
-def test_matching_is_the_cheapest_of_all():
-    out, targets = predictions(layers=2, queries=5), random_objects([3, 2, 1])
-    (matches,) = HungarianMatcher()(out.groups, [targets])
-    offset = 0
-    for image, target in enumerate(targets):
-        count = len(target.labels)
-        for layer in range(2):
-            cost = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
-            best = min(permutations(range(5), count), key=lambda q, c=cost: sum(c[a, b] for b, a in enumerate(q)))
-            assert pairs_of(matches, layer, image) == sorted((q, offset + t) for t, q in enumerate(best))
-        offset += count
-
-
-@pytest.mark.parametrize("objects", [1, 3, 12])
-def test_the_shortlist_holds_the_cheapest_assignment(objects):
-    """Against scipy on all queries; without ties the pairs are the same."""
-    cost = torch.randn(2, 3, 1500, objects, generator=torch.Generator().manual_seed(objects))
-    cost[0, 0, 7] -= 9  # a query that is the best one for every object
-    short, rows = shortlist(cost)
-    assert short.shape == (2, 3, objects * objects, objects)
-    for layer, image in product(range(2), range(3)):
-        assert torch.equal(cost[layer, image, rows[layer, image]], short[layer, image])
-    found = _assign(short.numpy(), rows.numpy(), [objects] * 3, torch.device("cpu"))
-    plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
-    for name in ("layer", "image", "query", "object"):
-        assert torch.equal(getattr(found, name), getattr(plain, name)), name
 
 
 def test_proposals_are_matched_by_the_shortlist_as_without_it(monkeypatch):
@@ -103,11 +24,6 @@ def test_proposals_are_matched_by_the_shortlist_as_without_it(monkeypatch):
     monkeypatch.setattr("models.matcher.shortlist", lambda cost: (cost, None))
     for name, loss in CRITERION(out, targets).items():
         assert torch.equal(short[name], loss), name
-
-
-def test_few_queries_are_not_shortened():
-    cost = torch.randn(1, 1, 300, 7)
-    assert shortlist(cost)[0] is cost and shortlist(cost)[1] is None
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [9, 0, 7], [12, 12, 12]])

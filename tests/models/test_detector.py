@@ -4,10 +4,6 @@ import pytest
 import torch
 
 from models.from_config import build_criterion, build_model
-from models.memory import Memory, valid_ratio
-from models.postprocess import postprocess
-from models.predictions import PredictionGroup, Predictions
-from models.proposals import token_anchors
 from models.transformer import encoder_reference_points
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from tests.models.test_from_config import TRAINABLE, preset
@@ -41,19 +37,6 @@ def test_refinement_detaches_references_between_layers():
     model(images, mask).boxes[1].sum().backward()
     assert not model.heads[0].regress.layers[0].weight.grad.any()
     assert model.heads[1].regress.layers[0].weight.grad.abs().sum() > 0
-
-
-def test_proposal_coordinates_are_detached_and_proposals_are_penalised():
-    model = small_model(two_stage=True, refinement=True)
-    scramble(model)
-    images, mask = padded_batch([(96, 96)])
-    model(images, mask).boxes[-1].sum().backward()
-    assert model.queries.head.regress.layers[0].weight.grad is None
-    objects = random_objects([2])
-    losses = build_criterion(LossConfig())(model(images, mask, objects), objects)
-    (losses["l1/proposals"] + losses["class/proposals"]).backward()
-    assert model.queries.head.regress.layers[0].weight.grad.abs().sum() > 0
-    assert model.queries.head.classify.weight.grad.abs().sum() > 0
 
 
 def test_without_refinement_every_layer_starts_from_the_same_reference():
@@ -111,42 +94,9 @@ def test_batch_of_equal_sizes_equals_single_images():
         torch.testing.assert_close(together.boxes[:, i], alone.boxes[:, 0], atol=1e-9, rtol=0)
 
 
-def test_valid_ratio_counts_what_is_not_padding():
-    mask = torch.zeros(1, 4, 10, dtype=torch.bool)
-    mask[:, 3:] = True
-    mask[:, :, 7:] = True
-    assert valid_ratio(mask)[0].tolist() == pytest.approx([0.7, 0.75])
-
-
 def test_encoder_references_are_pixel_centres_of_the_unpadded_part():
     ratios = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])  # level 1 has half its width padded
     points = encoder_reference_points([(1, 4), (1, 2)], ratios)
     assert points[0, :4, 0, 0].tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])  # on its own padded level
     assert points[0, :2, 1, 0].tolist() == pytest.approx([0.25, 0.75])  # as a share of the other, unpadded one
     assert points[0, 4:, 0, 0].tolist() == pytest.approx([0.125, 0.375])
-
-
-def test_token_anchors():
-    mask = torch.tensor([[False, False, True, True, False]])
-    ratios = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])
-    anchors, usable = token_anchors(Memory(torch.empty(1, 5, 0), mask, [(1, 4), (1, 1)], ratios))
-    assert anchors[0, :2].flatten().tolist() == pytest.approx([0.25, 0.5, 0.05, 0.05, 0.75, 0.5, 0.05, 0.05])
-    assert anchors[0, 4].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
-    assert usable[0, :, 0].tolist() == [True, True, False, False, True]
-    nothing = torch.zeros(1, 200, dtype=torch.bool)
-    far, usable = token_anchors(Memory(torch.empty(1, 200, 0), nothing, [(1, 200)], torch.ones(1, 1, 2)))
-    assert not usable[0, 0] and usable[0, 2] and far[0, 1, 0] == pytest.approx(1.5 / 200)
-
-
-def test_postprocess_by_hand():
-    logits = torch.full((2, 1, 3, 2), -10.0)
-    logits[-1, 0, 2, 1], logits[-1, 0, 0, 0], logits[-1, 0, 0, 1] = 2.0, 1.0, 0.0
-    boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.1, 0.1, 0.1], [0.25, 0.5, 0.5, 0.2]]).expand(2, 1, 3, 4)
-    predictions = Predictions([PredictionGroup("decoder", logits, boxes)])
-    (found,) = postprocess(predictions, [(100, 200)], top_k=3)
-    assert found.labels.tolist() == [1, 0, 1]
-    assert found.scores.tolist() == pytest.approx([0.880797, 0.731059, 0.5], abs=1e-5)
-    assert found.boxes[0].tolist() == pytest.approx([0, 40, 100, 60], abs=1e-4)
-    assert found.boxes[1].tolist() == found.boxes[2].tolist() == pytest.approx([0, 0, 200, 100])
-    assert len(postprocess(predictions, [(100, 200)], top_k=100)[0].scores) == 6  # fewer pairs than 100
-    assert len(found.above(0.6).scores) == 2

@@ -1,0 +1,72 @@
+"""Matching against brute force and the formulas."""
+
+from itertools import permutations, product
+
+import pytest
+import torch
+from torchvision.ops import box_convert, generalized_box_iou
+
+from models.matcher import HungarianMatcher, _assign, shortlist
+from tests.models.helpers import random_objects
+from tests.models.outputs import predictions
+
+
+def cost_by_hand(logits, boxes, target):
+    """Cost `[Q, T]` of one image, from the formulas; GIoU by torchvision."""
+    p = logits.sigmoid()
+    positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
+    negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
+    xyxy = [box_convert(b.to(boxes.dtype), "cxcywh", "xyxy") for b in (boxes, target.boxes)]
+    return (
+        2 * (positive - negative)[:, target.labels]
+        + 5 * torch.cdist(boxes, target.boxes.to(boxes.dtype), p=1)
+        - 2 * generalized_box_iou(*xyxy)
+    )
+
+
+def pairs_of(matches, layer, image):
+    here = (matches.layer == layer) & (matches.image == image)
+    return sorted(zip(matches.query[here].tolist(), matches.object[here].tolist()))
+
+
+def test_costs_equal_the_formulas_of_each_image_alone():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    cost = HungarianMatcher().cost(out.groups[0], targets)
+    assert cost.shape == (3, 3, 7, 3)  # padded to the most objects of an image, never one image against another
+    for layer in range(3):
+        for image, target in enumerate(targets):
+            expected = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
+            torch.testing.assert_close(cost[layer, image, :, : len(target.labels)], expected, atol=1e-5, rtol=0)
+
+
+def test_matching_is_the_cheapest_of_all():
+    out, targets = predictions(layers=2, queries=5), random_objects([3, 2, 1])
+    (matches,) = HungarianMatcher()(out.groups, [targets])
+    offset = 0
+    for image, target in enumerate(targets):
+        count = len(target.labels)
+        for layer in range(2):
+            cost = cost_by_hand(out.logits[layer, image], out.boxes[layer, image], target)
+            best = min(permutations(range(5), count), key=lambda q, c=cost: sum(c[a, b] for b, a in enumerate(q)))
+            assert pairs_of(matches, layer, image) == sorted((q, offset + t) for t, q in enumerate(best))
+        offset += count
+
+
+@pytest.mark.parametrize("objects", [1, 3, 12])
+def test_the_shortlist_holds_the_cheapest_assignment(objects):
+    """Against scipy on all queries; without ties the pairs are the same."""
+    cost = torch.randn(2, 3, 1500, objects, generator=torch.Generator().manual_seed(objects))
+    cost[0, 0, 7] -= 9  # a query that is the best one for every object
+    short, rows = shortlist(cost)
+    assert short.shape == (2, 3, objects * objects, objects)
+    for layer, image in product(range(2), range(3)):
+        assert torch.equal(cost[layer, image, rows[layer, image]], short[layer, image])
+    found = _assign(short.numpy(), rows.numpy(), [objects] * 3, torch.device("cpu"))
+    plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
+    for name in ("layer", "image", "query", "object"):
+        assert torch.equal(getattr(found, name), getattr(plain, name)), name
+
+
+def test_few_queries_are_not_shortened():
+    cost = torch.randn(1, 1, 300, 7)
+    assert shortlist(cost)[0] is cost and shortlist(cost)[1] is None
