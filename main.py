@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
+from models.limits import check_model
 from util import config
 from util.command import Command
 from util.console import exit_quietly, is_unread
@@ -42,13 +43,12 @@ def train(options: config.Config, world: "World") -> int:
 def evaluate(options: config.EvalConfig, world: "World") -> int:
     """Score a checkpoint, or saved detections: the 12 COCO figures, AP by class and, if asked, where it errs."""
     from engine.evaluate import score_checkpoint, score_detections
-    from util.tables import score_tables
 
     evaluation = score_detections(options, world) if options.detections else score_checkpoint(options, world)
     output = make_folder(options.output, "output")
     if world.is_main:
         evaluation.write(output)
-    print(score_tables(evaluation.scores.figures, evaluation.scores.per_class))
+    print(evaluation.scores.text())
     if evaluation.views:
         print(f"\n{evaluation.views.cost_line()}")
     print(f"\nfigures are in {output / 'results.json'}")
@@ -148,10 +148,21 @@ def profile(options: config.ProfileConfig) -> int:
     return 0
 
 
+def check_own_model(options: config.Config | config.VisualizeConfig | config.ProfileConfig) -> None:
+    """Refuse numbers that cannot make a model, unless a checkpoint brings the model."""
+    if not getattr(options, "checkpoint", None):
+        check_model(options.model)
+
+
 MODEL_ALONE = ("loss", "data", "train")  # sections of a preset that say nothing about its model
 COMMANDS = {
     "train": Command(
-        train, config.Config, "train --config configs/base.yaml --data.root path/to/coco", True, "train.resume"
+        train,
+        config.Config,
+        "train --config configs/base.yaml --data.root path/to/coco",
+        True,
+        "train.resume",
+        check=check_own_model,
     ),
     "eval": Command(
         evaluate, config.EvalConfig, "eval --checkpoint runs/base/best.pth --data.root coco", True, "checkpoint"
@@ -162,13 +173,21 @@ COMMANDS = {
         config.VisualizeConfig,
         "visualize --checkpoint runs/base --input photo.jpg",
         passed_over=MODEL_ALONE,
+        check=check_own_model,
     ),
-    "profile": Command(profile, config.ProfileConfig, "profile --config configs/base.yaml", passed_over=MODEL_ALONE),
+    "profile": Command(
+        profile,
+        config.ProfileConfig,
+        "profile --config configs/base.yaml",
+        passed_over=MODEL_ALONE,
+        check=check_own_model,
+    ),
     "ablate": Command(
         ablate,
         config.AblateConfig,
         "ablate --config configs/quickstart.yaml --grid model.num_points=1,2,4 --seeds 3",
         described_by="checkpoint",
+        by_pattern=True,
         rewrite=with_grid,
     ),
     "check-data": Command(check_data, config.CheckDataConfig, "check-data --data.root path/to/coco"),
@@ -218,6 +237,8 @@ def run_command(argv: Sequence[str], world: "World | None" = None) -> tuple[int,
         if world is not None and not command.together:
             raise UserError(f"{argv[0]} is for a single process; start it without torchrun")
         options = command.parse(argv[0], argv[1:])
+        if not command.together:
+            return command.run(options), ""
         if world is None:
             from util.distributed import ALONE as world
         return command.run(options, world), ""

@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from datasets.coco import CocoDetection, has_size
+from datasets.dataset import CocoDetection
 from datasets.splits import build_dataset
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model
@@ -79,7 +79,7 @@ def data_sizes(configs: Mapping[str, Config]) -> dict[str, DataSize]:
 
 def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:
     """(height, width) of every image whose annotations say so."""
-    return [(image["height"], image["width"]) for image in dataset.images if has_size(image)]
+    return [(image.height, image.width) for image in dataset.images if image.size]
 
 
 def typical_size(sizes: Sequence[tuple[int, int]], shorter: int, longest: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from ablation.grid import cells_of, variants_of
 from ablation.processes import locked
 from ablation.records import Record, check_folder
 from ablation.sweep import Sweep
-from datasets.coco import Category, CocoDetection, match_categories
+from datasets.categories import Category, match_categories
+from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import eval_loader
 from datasets.splits import build_dataset
@@ -109,7 +110,7 @@ def ablate_trained(config: AblateConfig) -> int:
                 record = Record.read(folder)
                 if record is None or record.status != "done" or record.config != made_of:
                     begun = time.time()
-                    figures = score(less, categories, dataset)
+                    figures = score(less, categories, dataset, config, device)
                     record = Record("done", made_of, figures, "", [(begun, time.time() - begun)])
                     record.write(folder)
                 records[cell.name] = record

@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from util import cli
-from util.config import RANGES, Config
+from util.config import Config
 from util.errors import UserError
+from util.ranges import check_ranges
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems end at 255 bytes
 # What the sweep itself decides, and what would change where a run writes.
@@ -141,7 +142,7 @@ def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell
     for variant in variants:
         try:
             config = cli.override(base, dict(variant.values))
-            cli.check_ranges(config, RANGES)
+            check_ranges(config)
         except UserError as error:
             raise UserError(f"variant '{variant.name}': {error}") from None
         same = next((v.name for v, c in typed if c == config), None)

@@ -11,7 +11,12 @@ from ablation.costs import Cost
 from ablation.grid import Cell, Variant, short_names
 from ablation.records import Record
 
-SCORES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+# Columns of the Markdown table, and the figure in each; results.csv has every figure.
+DIFFERENCE = "Δ AP"
+COLUMNS = {
+    **{"AP": "AP", DIFFERENCE: None, "AP50": "AP50", "AP75": "AP75"},
+    **{"APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"},
+}
 ABSENT = -1  # as pycocotools has it: nothing to score
 
 
@@ -110,19 +115,18 @@ def markdown(rows: Sequence[Row], trained: bool = True) -> str:
     """
     columns, settings = _settings(rows)
     size = next((row.cost.size for row in rows if row.cost.size != (0, 0)), (0, 0))
-    header = [*columns, "AP", "Δ AP", "AP50", "AP75", "APs", "APm", "APl"]
-    header += ["params M", "GFLOPs", "latency ms", "peak MiB", "minutes", "runs"]
+    header = [*columns, *COLUMNS, "params M", "GFLOPs", "latency ms", "peak MiB", "minutes", "runs"]
     lines = []
     for row, values in zip(rows, settings):
-        scores = [row.figures[name].text(100) if name in row.figures else "-" for name in SCORES]
-        difference = row.difference.text(100, sign=True) if row.difference else "-"
+        scores = {
+            heading: row.figures[name].text(100) if name in row.figures else "-" for heading, name in COLUMNS.items()
+        }
+        scores[DIFFERENCE] = row.difference.text(100, sign=True) if row.difference else "-"
         cost = row.cost
         lines.append(
             [
                 *values,
-                scores[0],
-                difference,
-                *scores[1:],
+                *scores.values(),
                 f"{cost.trainable / 1e6:.2f}" if cost.trainable else "-",
                 _number(cost.flops, 1e-9, 2),
                 _number(cost.latency, 1e3, 1),

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.coco import has_size, is_box, is_id, read_coco
+from datasets.coco import is_box, is_id, read_coco, read_lists, stated_size, to_coco
 from datasets.images import read_image
+from datasets.readers import read_annotations, reader_of
 from util.errors import UserError
 
 
@@ -86,19 +87,23 @@ class DataReport:
 
 
 def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads: int = 4) -> DataReport:
-    """Read every annotation and every image of a data set in COCO format.
+    """Read every annotation and every image of a data set.
+
+    COCO files are taken as they are, so that every malformed entry is listed. A file in another format must pass its
+    reader first, which names the first malformed entry.
 
     Args:
         image_folder, annotation_file: the data set.
         threads: images are read in parallel.
 
     Raises:
-        UserError: the file or folder is missing, or the file is not COCO-format JSON at all.
+        UserError: the file or folder is missing, or the file is not in its format at all.
     """
     image_folder, annotation_file = Path(image_folder), Path(annotation_file)
     if not image_folder.is_dir():
         raise UserError(f"no image folder '{image_folder}'")
-    content = read_coco(annotation_file)
+    is_coco = reader_of(annotation_file) is read_coco
+    content = read_lists(annotation_file) if is_coco else to_coco(read_annotations(annotation_file))
     report = DataReport(str(annotation_file), str(image_folder))
     categories = _check_categories(content["categories"], report)
     images = _check_entries(content["images"], report)
@@ -147,7 +152,7 @@ def _check_entries(entries: list, report: DataReport) -> dict:
         else:
             images[entry["id"]] = dict(entry)
             stated = (entry.get("width"), entry.get("height"))
-            if not has_size(entry) and stated != (None, None):
+            if stated_size(entry) is None and stated != (None, None):
                 detail = f"width {stated[0]!r} and height {stated[1]!r} must be whole numbers of pixels"
                 report.defects.append(Defect("malformed image entry", entry["file_name"], None, detail))
     report.defects += [
@@ -159,7 +164,7 @@ def _check_entries(entries: list, report: DataReport) -> dict:
 
 def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -> None:
     def read(entry: dict) -> tuple[tuple[int, int] | None, Defect | None]:
-        path, stated = folder / entry["file_name"], (entry["width"], entry["height"]) if has_size(entry) else None
+        path, stated = folder / entry["file_name"], stated_size(entry)
         if not path.is_file():
             return None, Defect("missing image", entry["file_name"], None, f"no file '{path}'")
         try:
@@ -181,7 +186,7 @@ def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -
                 report.defects.append(defect)
             if size is not None:
                 sizes[f"{size[0]}x{size[1]}"] += 1
-                if not has_size(entry):
+                if stated_size(entry) is None:
                     entry["width"], entry["height"] = size
     report.image_sizes = dict(sizes.most_common(10))
 
@@ -254,8 +259,9 @@ def _box_fault(bbox: list, image: dict | None) -> tuple[str, str] | None:
         return "negative box", f"width {w:g}, height {h:g}"
     if w == 0 or h == 0:
         return "empty box", f"width {w:g}, height {h:g}"
-    if image is not None and has_size(image):
-        width, height = image["width"], image["height"]
+    size = None if image is None else stated_size(image)
+    if size is not None:
+        width, height = size
         over = max(-x, -y, x + w - width, y + h - height)
         if over > 1:  # annotation tools round; a pixel over is no defect
             return "box outside the image", f"bbox {bbox} is {over:g} pixels outside {width}x{height}"

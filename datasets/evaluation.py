@@ -5,12 +5,15 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco import is_id
+from datasets.annotations import Annotations, CategoryEntry, Id
+from datasets.categories import distinct_names
+from datasets.coco import is_id, to_coco
+from datasets.metrics import figures_of, figures_of_class, limits_of, tables_of
 from util.errors import UserError
+from util.tables import table
 
 
 @dataclass
@@ -18,15 +21,35 @@ class Scores:
     """COCO figures in [0, 1]; -1 (as pycocotools has it) where there is nothing to score.
 
     Attributes:
-        figures: the 12 by name: AP, AP50, AP75, AP_small, AP_medium, AP_large, then AR likewise.
-        per_class: for each class name its AP, AP50, AP75 and the number of objects.
+        figures: those of `datasets.metrics` by name, in their order: AP, AP50, ..., then AR likewise.
+        per_class: for each class name those of its figures, and the number of `objects`.
+        tables: names of the figures that are printed in one table each.
     """
 
     figures: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    tables: list[list[str]]
+
+    def value(self, name: str) -> float:
+        """A figure by its name, or as `AP/NAME` that of a class."""
+        if name in self.figures:
+            return self.figures[name]
+        figure, _, of_class = name.partition("/")
+        return self.per_class[of_class][figure]
+
+    def to_dict(self) -> dict[str, dict]:
+        """All figures, for JSON."""
+        return {"figures": self.figures, "per_class": self.per_class}
+
+    def text(self) -> str:
+        """Tables of the figures and of every class, to print."""
+        coco = "\n".join(table(names, [[self.figures[name] for name in names]]) for names in self.tables)
+        columns = list(next(iter(self.per_class.values()), {}))
+        rows = [[name, *figures.values()] for name, figures in self.per_class.items()]
+        return f"{coco}\n\n" + table(["class", *columns], rows)
 
 
-def to_coco_results(image_id: int, boxes, scores, labels, category_of: dict[int, int]) -> list[dict]:
+def to_coco_results(image_id: Id, boxes, scores, labels, category_of: dict[int, Id]) -> list[dict]:
     """One image's detections in COCO result format.
 
     Args:
@@ -49,14 +72,14 @@ def to_coco_results(image_id: int, boxes, scores, labels, category_of: dict[int,
 
 
 def evaluate_detections(
-    annotations: dict, results: list[dict], max_detections: int = 100, image_ids: Iterable[int] | None = None
+    annotations: Annotations, results: list[dict], max_detections: int = 100, image_ids: Iterable[Id] | None = None
 ) -> Scores:
-    """Score COCO-format detections against COCO-format ground truth.
+    """Score COCO-format detections.
 
     Every image counts, also those without detections; finding a crowd is neither right nor wrong.
 
     Args:
-        annotations: content of the annotation file.
+        annotations: the truth.
         results: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]`.
         max_detections: detections of an image that are looked at, best first.
         image_ids: score only these images; None scores all.
@@ -68,7 +91,7 @@ def evaluate_detections(
 
 
 def run_cocoeval(
-    annotations: dict, results: list[dict], max_detections: int = 100, image_ids: Iterable[int] | None = None
+    annotations: Annotations, results: list[dict], max_detections: int = 100, image_ids: Iterable[Id] | None = None
 ) -> COCOeval:
     """pycocotools' evaluation of boxes, matched and accumulated; arguments and errors as `evaluate_detections`.
 
@@ -76,7 +99,7 @@ def run_cocoeval(
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
-        truth.dataset = _complete(annotations)
+        truth.dataset = _numbered(annotations)
         truth.createIndex()
         found = COCO()
         found.dataset = {k: truth.dataset[k] for k in ("images", "categories")}
@@ -84,29 +107,21 @@ def run_cocoeval(
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
         run.params.imgIds = sorted(truth.imgs if image_ids is None else image_ids)
-        run.params.maxDets = [min(limit, max_detections) for limit in (1, 10, max_detections)]  # it sorts them
+        run.params.maxDets = limits_of(max_detections)
         run.evaluate()
         run.accumulate()
     return run
 
 
-def _complete(annotations: dict) -> dict:
-    """A copy with the optional fields that pycocotools insists on, and annotations numbered anew from 1.
+def _numbered(annotations: Annotations) -> dict:
+    """What pycocotools takes, with annotations numbered anew from 1.
 
     pycocotools takes an annotation id of 0 for "not matched", and loses annotations that share an id.
     """
-    numbered = [
-        {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
-        | {k: v for k, v in a.items() if v is not None}
-        | {"id": i + 1}
-        for i, a in enumerate(annotations["annotations"])
-    ]
-    return {
-        "info": {},
-        "images": annotations["images"],
-        "categories": annotations["categories"],
-        "annotations": numbered,
-    }
+    content = to_coco(annotations)
+    for number, entry in enumerate(content["annotations"], 1):
+        entry["id"] = number
+    return {"info": {}, **content}
 
 
 def _as_annotations(results: list[dict], image_ids: set, category_ids: set) -> list[dict]:
@@ -149,35 +164,11 @@ def _as_annotations(results: list[dict], image_ids: set, category_ids: set) -> l
 
 def summarize(run: COCOeval) -> Scores:
     """Means over pycocotools' accumulated tables; its own summary has no AP for a limit other than 100."""
-    truth = run.cocoGt
-    precision, recall = (
-        run.eval["precision"],
-        run.eval["recall"],
-    )  # [IoU, R, class, area, limit], [IoU, class, area, limit]
-
-    def mean(values: np.ndarray) -> float:
-        values = values[values > -1]
-        return float(values.mean()) if values.size else -1.0
-
-    limits = run.params.maxDets
-    figures = {
-        "AP": mean(precision[:, :, :, 0, 2]),
-        "AP50": mean(precision[0, :, :, 0, 2]),
-        "AP75": mean(precision[5, :, :, 0, 2]),
-    }
-    figures |= {f"AP_{size}": mean(precision[:, :, :, i + 1, 2]) for i, size in enumerate(("small", "medium", "large"))}
-    figures |= {f"AR_{limit}": mean(recall[:, :, 0, i]) for i, limit in enumerate(limits)}
-    figures |= {f"AR_{size}": mean(recall[:, :, i + 1, 2]) for i, size in enumerate(("small", "medium", "large"))}
-
-    scored = set(run.params.imgIds)
+    truth, scored = run.cocoGt, set(run.params.imgIds)
+    names = distinct_names(CategoryEntry(k, truth.cats[k]["name"]) for k in run.params.catIds)
     per_class = {}
-    for k, category in enumerate(run.params.catIds):
+    for k, (name, category) in enumerate(zip(names, run.params.catIds)):
         objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]
-        name = str(truth.cats[category]["name"])
-        per_class[f"{name} ({category})" if name in per_class else name] = {
-            "AP": mean(precision[:, :, k, 0, 2]),
-            "AP50": mean(precision[0, :, k, 0, 2]),
-            "AP75": mean(precision[5, :, k, 0, 2]),
-            "objects": sum(not o["iscrowd"] and o["image_id"] in scored for o in objects),
-        }
-    return Scores(figures, per_class)
+        counted = sum(not o["iscrowd"] and o["image_id"] in scored for o in objects)
+        per_class[name] = {**figures_of_class(run, k), "objects": counted}
+    return Scores(figures_of(run), per_class, tables_of(run.params.maxDets))

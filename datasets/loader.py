@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datasets.coco import CocoDetection, Sample, has_size
+from datasets.annotations import ImageEntry
+from datasets.dataset import CocoDetection, Sample
 from util.distributed import share_of
 from util.errors import UserError
 from util.objects import Objects
@@ -121,9 +122,9 @@ class EpochBatches(Sampler):
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def aspect_groups(images: Sequence[dict]) -> list[int]:
+def aspect_groups(images: Sequence[ImageEntry]) -> list[int]:
     """0 for each image that is at least as wide as high (or of unknown size), 1 for each that is higher."""
-    return [int(has_size(image) and image["height"] > image["width"]) for image in images]
+    return [int(image.size is not None and image.height > image.width) for image in images]
 
 
 class SameSizeBatches(Sampler):
@@ -140,12 +141,11 @@ class SameSizeBatches(Sampler):
     """
 
     def __init__(
-        self, images: Sequence[dict], batch_size: int, share: tuple[int, int] = (0, 1), limit: int | None = None
+        self, images: Sequence[ImageEntry], batch_size: int, share: tuple[int, int] = (0, 1), limit: int | None = None
     ):
         groups: dict[tuple, list[int]] = {}
         for index, image in enumerate(images):
-            size = (image["width"], image["height"]) if has_size(image) else ("unknown", index)
-            groups.setdefault(size, []).append(index)
+            groups.setdefault(image.size or ("unknown", index), []).append(index)
         batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
         self.batches = batches[:limit][share[0] :: share[1]]
 

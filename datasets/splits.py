@@ -1,6 +1,6 @@
 """From the `data` section of the configuration to data sets."""
 
-from datasets.coco import CocoDetection
+from datasets.dataset import CocoDetection
 from datasets.paths import dataset_paths
 from datasets.shapes import generate
 from datasets.transforms import eval_transform, train_transform
@@ -40,4 +40,4 @@ def build_dataset(data: DataConfig | EvalDataConfig, split: str, seed: int = 0) 
         )
     else:
         transform = eval_transform(data.eval_size, data.max_size)
-    return CocoDetection(*paths, transform, getattr(data, "category_ids", "contiguous"), seed)
+    return CocoDetection.from_file(*paths, transform, getattr(data, "category_ids", "contiguous"), seed)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets.coco import load_annotations, match_categories, read_json
+from datasets.annotations import Annotations
+from datasets.categories import match_categories
+from datasets.coco import read_json
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.loader import eval_loader
 from datasets.paths import dataset_paths
+from datasets.readers import read_annotations
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
 from engine.backend import selected_backend
@@ -48,7 +51,7 @@ class Evaluation:
 
     scores: Scores
     results: list[dict]
-    annotations: Any
+    annotations: Annotations
     image_folder: str | Path | None
     subject: dict[str, str]
     views: MultiView | None = None
@@ -58,7 +61,7 @@ class Evaluation:
         if "saved detections" not in self.subject:
             (output / "detections.json").write_text(json.dumps(self.results))
         more = {"tta": self.views.to_dict()} if self.views else {}
-        (output / "results.json").write_text(json.dumps(asdict(self.scores) | more, indent=1))
+        (output / "results.json").write_text(json.dumps(self.scores.to_dict() | more, indent=1))
 
 
 def score_detections(config: EvalConfig, world: World) -> Evaluation:
@@ -76,7 +79,7 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     truth = config.data.val_annotations or (config.data.root and dataset_paths(config.data, "val")[1])
     if not truth:
         raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-    annotations, results = load_annotations(truth), read_json(config.detections, "file of detections")
+    annotations, results = read_annotations(truth), read_json(config.detections, "file of detections")
     scores = evaluate_detections(annotations, results, config.top_k)
     folder = config.data.val_images or (config.data.root and dataset_paths(ValPaths(config.data.root), "val")[0])
     subject = {"saved detections": config.detections, "data": str(truth)}
@@ -111,7 +114,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
 
     evaluated, loader, prepare, pick = model.to(device), loaders[0], ToDevice(device), postprocess
-    subject = {"checkpoint": config.checkpoint, "data": str(dataset.annotation_file)}
+    subject = {"checkpoint": config.checkpoint, "data": str(dataset.annotations.source)}
     multi_view = None
     if len(views) > 1:
         evaluated = multi_view = MultiView(model, views, prepare, pick, merge_views, config.tta)

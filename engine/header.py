@@ -31,7 +31,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (", compiled" if cfg.compile else "")
         + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else "")
         + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
-        "output": cfg.output,
+        "output": cfg.output + (f", best.pth by {cfg.best_metric}" if cfg.best_metric != "AP" else ""),
     }
     if backbone.weights == "none" and backbone.norm == "frozen" and not (state.global_step or config.model.init_from):
         lines["note"] = (

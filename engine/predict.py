@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datasets.coco import Category, foreign_categories
+from datasets.categories import Category, foreign_categories
 from datasets.device import ToDevice
 from datasets.images import read_each, to_rgb, upright
 from datasets.loader import Batch, pad_images

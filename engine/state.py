@@ -79,7 +79,8 @@ class TrainingState:
         order: numbers that the order of images follows from, beside the epoch.
         epoch: epochs that are complete, evaluation included.
         step: steps done in the epoch after those; all of them if only its evaluation is missing.
-        best: best AP so far; -1 before any.
+        best: best value so far of the figure that best.pth follows; -1 before any.
+        best_metric: name of that figure.
         log_bytes: length of metrics.jsonl.
         means: losses since the last log.
     """
@@ -97,6 +98,7 @@ class TrainingState:
     log_bytes: int = 0
     means: LossMeans = field(default_factory=LossMeans)
     branch: nn.Module | None = None
+    best_metric: str = "AP"
 
     def __post_init__(self) -> None:
         trained = [self.model] if self.branch is None else [self.model, self.branch]
@@ -170,7 +172,7 @@ class TrainingState:
         if self.scaler.is_enabled() and content.get("scaler"):
             self.scaler.load_state_dict(content["scaler"])
         if position:
-            self._restore_position(raw, world)
+            remarks += self._restore_position(raw, world)
         states = content["rng"] if isinstance(content["rng"], list) else [content["rng"]]
         if len(states) == world.size:
             set_random_state(states[world.rank], self.device)
@@ -182,7 +184,7 @@ class TrainingState:
             torch.manual_seed(hash((self.global_step, world.rank)) % 2**32)
         return remarks
 
-    def _restore_position(self, raw: RawCheckpoint, world: World) -> None:
+    def _restore_position(self, raw: RawCheckpoint, world: World) -> list[str]:
         content, at = raw.content, raw.content["schedule"]
         self.epoch, self.step, self.best = content["epoch"], at.get("step_in_epoch", 0), content["best"]
         self.log_bytes = content.get("log_bytes", 0)
@@ -194,6 +196,11 @@ class TrainingState:
             )
         if content.get("means"):
             self.means.load_state_dict(content["means"], self.device, world)
+        followed = content.get("config", {}).get("train", {}).get("best_metric", "AP")  # older ones say nothing
+        if followed == self.best_metric:
+            return []
+        self.best = -1.0
+        return [f"best.pth followed {followed} and now follows {self.best_metric}, whose best begins anew"]
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], path: Any) -> None:

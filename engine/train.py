@@ -13,10 +13,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.coco import CocoDetection, match_categories
+from datasets.categories import distinct_names, match_categories
+from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.evaluation import Scores
 from datasets.loader import SampleLoader, eval_loader, train_loader
+from datasets.metrics import check_figure
 from datasets.splits import build_dataset
 from engine.backend import selected_backend
 from engine.evaluate import run_evaluation
@@ -37,7 +39,6 @@ from util.distributed import World, check_gpus
 from util.errors import Interrupted, UserError
 from util.progress import progress
 from util.signals import STOPPED, StopRequest
-from util.tables import score_tables
 
 
 @dataclass
@@ -88,8 +89,8 @@ def train(config: Config, world: World) -> int:
                 )
                 return STOPPED
         minutes = (time.perf_counter() - begun) / 60
-        print(f"\ntrained in {minutes:.1f} min, best AP {state.best:.3f}; of the last epoch:\n")
-        print(score_tables(scores.figures, scores.per_class))
+        print(f"\ntrained in {minutes:.1f} min, best {state.best_metric} {state.best:.3f}; of the last epoch:\n")
+        print(scores.text())
         run.finish()
         return 0
 
@@ -122,10 +123,12 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
             )
             run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
             of = "EMA " if kind == "eval_ema" else ""
-            line += f"  {of}AP {scores.figures['AP']:.3f}  {of}AP50 {scores.figures['AP50']:.3f}"
+            shown = dict.fromkeys(("AP", "AP50", state.best_metric))
+            line += "".join(f"  {of}{name} {scores.value(name):.3f}" for name in shown)
         # The last one counts: the average's, if there is one, for that is what will be used.
-        improved = scores.figures["AP"] > state.best or state.best == -1
-        state.best = max(state.best, scores.figures["AP"])
+        value = scores.value(state.best_metric)
+        improved = value > state.best or state.best == -1
+        state.best = max(state.best, value)
     print(f"{line}  loss {state.means.take_total(training.world)['loss']:.3f}", flush=True)
     state.epoch, state.step = state.epoch + 1, 0
     run.save(best=improved, instead=evaluated)
@@ -189,6 +192,7 @@ def set_up(config: Config, world: World) -> Training | None:
     torch.manual_seed(cfg.seed)
     with world.one_a_machine_first():  # which generates shapes and fetches weights
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
+        check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         model = build_detector(config, dataset, resumed, source)
         trained, branch = as_trained(config.loss, config.model, model)
@@ -205,7 +209,9 @@ def set_up(config: Config, world: World) -> Training | None:
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
     order = [len(dataset), loader.batch_sampler.batch_size, cfg.seed, int(config.data.group_by_aspect)]
-    state = TrainingState(model, optimizer, scaler, device, ema, num_steps, order, branch=branch)
+    state = TrainingState(
+        model, optimizer, scaler, device, ema, num_steps, order, branch=branch, best_metric=cfg.best_metric
+    )
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
     same_folder = restore(state, resumed, output, world, position=not cfg.fast_dev_run)

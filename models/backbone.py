@@ -1,13 +1,12 @@
 """Feature pyramids from timm: any `features_only` backbone, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from models.deform_backbone import deform_stages
 from util.errors import UserError
 
 
@@ -22,8 +21,7 @@ class Backbone(nn.Module):
         frozen_stages: how many feature stages, shallow first, are not trained: no gradient, and norms keep their
             statistics (2 for a ResNet: stem and layer1).
         output_stride: stride of the deepest map; 16 dilates the last stage (DC5). None keeps the network's own.
-        dcn: `v1` or `v2` makes the 3x3 convolutions of `dcn_stages` deformable; `none` leaves them.
-        dcn_stages, dcn_offset_groups, dcn_initial_modulation: see `deform_stages`.
+        changes: functions that change timm's network in place, before norms and stages are frozen.
 
     Attributes:
         channels: channels of each returned map.
@@ -42,20 +40,12 @@ class Backbone(nn.Module):
         norm: str = "frozen",
         frozen_stages: int = 2,
         output_stride: int | None = None,
-        dcn: str = "none",
-        dcn_stages: Sequence[int] = (3, 4, 5),
-        dcn_offset_groups: int = 1,
-        dcn_initial_modulation: float = 0.5,
+        changes: Sequence[Callable[[nn.Module], None]] = (),
     ):
         super().__init__()
         self.body = _create(name, pretrained, output_stride)
-        if dcn != "none":
-            if frozen := [stage for stage in dcn_stages if stage <= frozen_stages]:
-                raise UserError(
-                    f"model.backbone.dcn_stages has {frozen}, but the first {frozen_stages} are frozen, and offsets "
-                    "would stay zero there; leave them out, or lower model.backbone.frozen_stages"
-                )
-            deform_stages(self.body, dcn, dcn_stages, dcn_offset_groups, dcn_initial_modulation)
+        for change in changes:
+            change(self.body)
         if norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
         self.body.to(memory_format=torch.channels_last)  # how convolutions are fastest, on CPUs and GPUs alike

@@ -1,12 +1,17 @@
 """From the configuration to the model and its criterion."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from models.backbone import Backbone
 from models.backbone_weights import load_backbone_weights
 from models.criterion import Criterion
+from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
+from models.limits import check_model
 from models.losses import FocalLoss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
 from models.mimic import FeatureMimic, WithMimicking
@@ -15,7 +20,7 @@ from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
 from models.queries import LearnedQueries, QuerySource
 from models.transformer import DeformableTransformer
-from util.config import LossConfig, ModelConfig
+from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.errors import UserError
 
 
@@ -34,21 +39,7 @@ def build_model(
         UserError: numbers that do not fit each other, or a backbone that cannot be had.
     """
     check_model(config)
-    weights = backbone_weights or config.backbone.weights
-    backbone = Backbone(
-        config.backbone.name,
-        num_features=min(3, config.num_levels),
-        pretrained=weights == "timm",
-        norm=config.backbone.norm,
-        frozen_stages=config.backbone.frozen_stages,
-        output_stride=config.backbone.output_stride,
-        dcn=config.backbone.dcn,
-        dcn_stages=config.backbone.dcn_stages,
-        dcn_offset_groups=config.backbone.dcn_offset_groups,
-        dcn_initial_modulation=config.backbone.dcn_initial_modulation,
-    )
-    if weights not in ("timm", "none"):
-        load_backbone_weights(backbone.body, weights)
+    backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights)
     neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups)
     transformer = DeformableTransformer(
         config.d_model,
@@ -70,53 +61,47 @@ def build_model(
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
 
 
+def build_backbone(config: BackboneConfig, num_features: int, weights: str | None = None) -> Backbone:
+    """The backbone with its weights.
+
+    Args:
+        config: the `model.backbone` section.
+        num_features: maps to return, the deepest ones.
+        weights: overrides `config.weights`.
+
+    Raises:
+        UserError: a backbone, a change of it, or weights that cannot be had.
+    """
+    weights = weights or config.weights
+    backbone = Backbone(
+        config.name,
+        num_features,
+        pretrained=weights == "timm",
+        norm=config.norm,
+        frozen_stages=config.frozen_stages,
+        output_stride=config.output_stride,
+        changes=backbone_changes(config),
+    )
+    if weights not in ("timm", "none"):
+        load_backbone_weights(backbone.body, weights)
+    return backbone
+
+
+def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]]:
+    """What is changed in timm's network. A further option is a function of its own and a line here."""
+    changes: list[Callable[[nn.Module], None]] = []
+    if config.dcn != "none":
+        groups, modulation = config.dcn_offset_groups, config.dcn_initial_modulation
+        deform = partial(deform_stages, version=config.dcn, stages=config.dcn_stages, offset_groups=groups)
+        changes.append(partial(deform, initial_modulation=modulation))
+    return changes
+
+
 def build_queries(config: ModelConfig, num_classes: int) -> QuerySource:
     """Where the decoder starts. A further scheme is a class of its own and a line here."""
     if config.two_stage:
         return ProposalGenerator(config.num_queries, config.d_model, num_classes)
     return LearnedQueries(config.num_queries, config.d_model)
-
-
-def check_model(config: ModelConfig) -> None:
-    """Refuse numbers that cannot make a model, naming the option and what would fit."""
-
-    def at_least(option: str, least: int) -> None:
-        if getattr(config, option) < least:
-            raise UserError(f"model.{option} is {getattr(config, option)}; it must be at least {least}")
-
-    for option in ("d_model", "num_levels", "num_queries", "decoder_layers", "num_heads", "norm_groups", "ffn_dim"):
-        at_least(option, 1)
-    at_least("encoder_layers", 0)
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout is {config.dropout}; it must be in [0, 1)")
-    for option in ("num_heads", "encoder_heads", "decoder_heads", "self_attention_heads", "norm_groups"):
-        divisor = getattr(config, option)
-        if divisor is not None and (divisor < 1 or config.d_model % divisor):
-            raise UserError(
-                f"model.{option} is {divisor}, which does not divide model.d_model {config.d_model}; "
-                f"try {_divisor_near(config.d_model, divisor)}"
-            )
-    if config.d_model % 4:
-        raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
-    in_encoder = config.encoder_points or config.num_points
-    if not config.cross_level and isinstance(in_encoder, list):
-        raise UserError(
-            f"model.cross_level is false, so levels share the encoder's weights, and K must be one number, not "
-            f"{in_encoder}; give model.encoder_points"
-        )
-    for option in ("num_points", "encoder_points", "decoder_points"):
-        points = getattr(config, option)
-        if isinstance(points, list) and len(points) != config.num_levels:
-            raise UserError(
-                f"model.{option} lists {len(points)} numbers, but model.num_levels is {config.num_levels}; "
-                "give one number, or one for each level"
-            )
-        if points is not None and (min(points) < 0 or sum(points) < 1 if isinstance(points, list) else points < 1):
-            raise UserError(f"model.{option} is {points}; at least one sampling point is needed")
-
-
-def _divisor_near(number: int, wish: int) -> int:
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))
 
 
 def build_criterion(config: LossConfig) -> Criterion:

@@ -12,7 +12,9 @@ from torch.amp import is_autocast_available
 from ops import backends, library, reference
 
 BACKEND_VARIABLE = "MS_DEFORM_ATTN_BACKEND"
-BACKENDS = ("cuda", "cpu", "reference")
+# In PyTorch, for any device. A variation of the sampling rule is a function of its own and a line here.
+IN_PYTORCH = {"reference": reference.ms_deform_attn}
+BACKENDS = ("cuda", "cpu", *IN_PYTORCH)
 MAX_LEVELS = 32  # kMaxLevels of csrc/problem.h
 
 # Opened when this module is: later would be within somebody's torch.compile. Only device types with a library of ours.
@@ -106,7 +108,7 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
         return device_type if device_type in _COMPILED and _unavailable(device_type) is None else "reference"
     if asked not in BACKENDS:
         raise RuntimeError(f"ms_deform_attn has no backend '{asked}'; there are: {', '.join(BACKENDS)}")
-    if asked == "reference":
+    if asked in IN_PYTORCH:
         return asked
     reason = _unavailable(asked)
     if reason is not None:
@@ -143,7 +145,8 @@ def _unfit_card(index: int) -> str | None:
 
 
 def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
-    if selected_backend(device_type, backend) != "reference":
+    selected = selected_backend(device_type, backend)
+    if selected not in IN_PYTORCH:
         return library.ms_deform_attn
     forced = backend or os.environ.get(BACKEND_VARIABLE)
     if device_type in _COMPILED and not forced and device_type not in _warned and not torch.compiler.is_compiling():
@@ -153,7 +156,7 @@ def _select(backend: str | None, device_type: str) -> Callable[..., Tensor]:
             RuntimeWarning,
             stacklevel=3,
         )
-    return reference.ms_deform_attn
+    return IN_PYTORCH[selected]
 
 
 def _compute_type(value: Tensor) -> torch.dtype:

@@ -20,7 +20,7 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
     of a pixel, read bilinearly).
 
     All methods give the same numbers: bit by bit for whole pixels (on CUDA unless a convolution takes TF32), and to
-    rounding for fractions. They differ in cost, which `scripts/bench_shift.py` measures; on one CPU thread:
+    rounding for fractions. They differ in cost, which `scripts/bench/shift.py` measures; on one CPU thread:
 
     - `slice` copies each group once: the fastest, except (forward, by a third) with many groups of a small map. The
       choice for whole pixels unless there is a reason against it.

@@ -52,17 +52,17 @@ if [[ -n "$sanitizer" ]]; then
 else
   echo "sanitizer: skipped, there is no compute-sanitizer" | tee -a "$summary"
 fi
-step bench 120 "$python" scripts/bench_op.py --device cuda --dtype float32 bfloat16 --seconds 1 \
+step bench 120 "$python" scripts/bench/op.py --device cuda --dtype float32 bfloat16 --seconds 1 \
   --json "$folder/bench.json" --plot "$folder/bench.png"
 if "$python" -c 'import transformers' 2> /dev/null; then
-  step model 45 "$python" scripts/bench_model.py --device cuda --repeats 10
+  step model 45 "$python" scripts/bench/model.py --device cuda --repeats 10
 fi
-train=("$python" scripts/bench_train.py --device cuda --batch 8 --size 800 1066)
+train=("$python" scripts/bench/train.py --device cuda --batch 8 --size 800 1066)
 step train 150 "${train[@]}" --precision fp32 bf16 fp16 --compile --naive --json "$folder/train.json"
 step train_checkpointed 60 "${train[@]}" --precision bf16 --checkpoint-activations
 step train_dcn 90 "${train[@]}" --precision bf16 --repeats 3 -- --model.backbone.dcn v2 --loss.mimic_weight 0.1
-step deform 60 "$python" scripts/bench_deform.py --device cuda
-step shift 60 "$python" scripts/bench_shift.py --device cuda
+step deform 60 "$python" scripts/bench/deform.py --device cuda
+step shift 60 "$python" scripts/bench/shift.py --device cuda
 step profile 60 "$python" main.py profile --config configs/base.yaml --device cuda --precision bf16
 echo
 cat "$summary"

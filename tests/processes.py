@@ -14,7 +14,7 @@ from pathlib import Path
 from torch.distributed import TCPStore
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["main"])
+CONTEXT.set_forkserver_preload(["main", "engine.train"])
 
 
 class Launched:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -280,20 +280,21 @@ def _compare(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> tuple[li
     return missing, misfit, surplus
 
 
-def described_options(path: str, option: str, argv: Sequence[str]) -> dict[str, Any]:
+def described_options(path: str, option: str, argv: Sequence[str], by_pattern: bool = False) -> dict[str, Any]:
     """What a checkpoint on the command line says: the whole run to resume it, its data section to evaluate it.
 
     Args:
-        path: checkpoint, or run's folder; `auto` for the newest in the run's own folder; or a pattern of several.
+        path: checkpoint, or run's folder; `auto` for the newest in the run's own folder.
         option: that names it, `train.resume` or `checkpoint`.
         argv: the other options; `data.root` wins over the checkpoint's explicit paths.
+        by_pattern: whether `path` may be a pattern, of whose matches the first counts.
     """
     resume = option == "train.resume"
     if resume and path == "auto":
         path = cli.peek(argv, "train.output") or Config().train.output
         if not kept_checkpoints(path):
             return {}
-    elif not Path(path).exists() and has_magic(path):
+    elif by_pattern:
         path = checkpoints_of(path)[0]
     config = saved_config(path, keep_paths=not cli.peek(argv, "data.root"))
     return config if resume else {k: config[k] for k in config if k == "data"}

@@ -2,8 +2,9 @@
 
 import datetime
 import difflib
+import functools
 import json
-import math
+import operator
 import re
 import types
 import typing
@@ -122,23 +123,6 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
 
 
-def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Refuse numbers (and numbers in lists) outside [smallest, largest], by dotted option name.
-
-    Options that `config` does not have, and those that are null, are passed over.
-
-    Raises:
-        UserError: names the option and its range.
-    """
-    values = _flatten(asdict(config), field_types(type(config)))
-    for option, (smallest, largest) in ranges.items():
-        value = values.get(option)
-        numbers = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(smallest <= v <= largest for v in numbers):
-            bound = f"at least {smallest}" if largest == math.inf else f"between {smallest} and {largest}"
-            raise UserError(f"{option} is {value}; it must be {bound}")
-
-
 def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
     """Types of all options by dotted name."""
     hints, found = typing.get_type_hints(kind), {}
@@ -154,6 +138,10 @@ class _Parser(jsonargparse.ArgumentParser):
     """jsonargparse with errors for users."""
 
     options: dict[str, Any]
+
+    def print_help(self, file: Any = None) -> None:
+        """Fail if nobody reads it any more, where argparse would ignore that."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         key = re.search(r'[Kk]ey "([\w.]+)"', message)
@@ -200,10 +188,17 @@ def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     target = parser.add_argument_group((kind.__doc__ or "").strip()) if prefix and plain else parser
     for f in plain:
         default = f.default if f.default is not MISSING else f.default_factory()
-        target.add_argument(f"--{prefix}{f.name}", type=hints[f.name], default=default, help=help_of[f.name])
+        target.add_argument(
+            f"--{prefix}{f.name}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
+        )
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
             _add_options(parser, hints[f.name], f"{prefix}{f.name}.")
+
+
+def _written_out(hint: Any) -> Any:
+    """`int | None` for `Optional[int]`, which is what Python makes of `Positive | None`, so that the help says null."""
+    return functools.reduce(operator.or_, typing.get_args(hint)) if typing.get_origin(hint) is Union else hint
 
 
 def describe(hint: Any) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from util import cli
-from util.config import RANGES
+from util.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class Command:
         example: what follows `python main.py` in its help.
         together: whether several processes may run it, started by torchrun.
         described_by: option that names a checkpoint, whose configuration is where the options start.
+        by_pattern: whether that option may be a pattern; then the first checkpoint that it matches counts.
         passed_over: sections of a preset that mean nothing to it, for a preset describes training.
         rewrite: brings arguments of its own into the form that is parsed.
+        check: refuses options that do not fit each other.
     """
 
     run: Callable[..., int]
@@ -27,8 +29,10 @@ class Command:
     example: str
     together: bool = False
     described_by: str | None = None
+    by_pattern: bool = False
     passed_over: tuple[str, ...] = ()
     rewrite: Callable[[Sequence[str]], Sequence[str]] = list
+    check: Callable[[Any], None] = lambda options: None
 
     def parse(self, name: str, argv: Sequence[str]) -> Any:
         """The options that `argv` gives to the command of this name, checked.
@@ -40,8 +44,9 @@ class Command:
         if self.described_by and (path := cli.peek(argv, self.described_by)):
             from util.checkpoint import described_options
 
-            base = described_options(path, self.described_by, argv)
+            base = described_options(path, self.described_by, argv, self.by_pattern)
         example = f"example: python main.py {self.example}"
         options = cli.parse(self.options, self.rewrite(argv), f"main.py {name}", example, base, self.passed_over)
-        cli.check_ranges(options, RANGES)
+        check_ranges(options)
+        self.check(options)
         return options

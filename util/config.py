@@ -4,12 +4,17 @@ The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, 
 lists only what differs from them.
 """
 
-import math
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from util.ranges import Range
 
 T = TypeVar("T")
+Positive = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
 
 
 @dataclass
@@ -22,17 +27,17 @@ class BackboneConfig:
     """`timm` downloads ImageNet weights, `none` starts at random, else a local file"""
     norm: Literal["frozen", "trainable"] = "frozen"
     """batch norms: fixed statistics and affine, or trained"""
-    frozen_stages: int = 2
+    frozen_stages: Natural = 2
     """feature stages without gradient, shallow first (2 of a ResNet: stem and layer1); use 0 from scratch"""
-    output_stride: int | None = None
+    output_stride: Positive | None = None
     """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
     dcn: Literal["none", "v1", "v2"] = "none"
     """deformable convolutions in place of the 3x3 ones of a ResNet or ResNeXt; v2 modulates them"""
     dcn_stages: list[int] = field(default_factory=lambda: [3, 4, 5])
     """stages that get them, from 2 (the first after the stem) to 5"""
-    dcn_offset_groups: int = 1
+    dcn_offset_groups: Positive = 1
     """groups of channels that move apart"""
-    dcn_initial_modulation: float = 0.5
+    dcn_initial_modulation: Annotated[float, Range(0.001, 0.999)] = 0.5
     """modulation that v2 starts with: 0.5 is the paper's; near 1 changes little of what pretrained weights compute"""
 
 
@@ -40,6 +45,7 @@ class BackboneConfig:
 class ModelConfig:
     """Model"""
 
+    # These numbers have no ranges here: they must fit each other, and models/limits.py checks them together.
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     d_model: int = 256
     """embedding width E"""
@@ -85,29 +91,29 @@ class ModelConfig:
 class LossConfig:
     """Losses and matching costs"""
 
-    class_weight: float = 2.0
+    class_weight: NonNegative = 2.0
     """weight of the focal loss"""
-    l1_weight: float = 5.0
+    l1_weight: NonNegative = 5.0
     """weight of the L1 box loss"""
-    giou_weight: float = 2.0
+    giou_weight: NonNegative = 2.0
     """weight of the GIoU loss"""
-    class_cost: float = 2.0
+    class_cost: NonNegative = 2.0
     """weight of the focal term in matching"""
-    l1_cost: float = 5.0
+    l1_cost: NonNegative = 5.0
     """weight of the L1 term in matching"""
-    giou_cost: float = 2.0
+    giou_cost: NonNegative = 2.0
     """weight of the GIoU term in matching"""
-    focal_alpha: float = 0.25
+    focal_alpha: Share = 0.25
     """share of positives in the focal loss"""
-    focal_gamma: float = 2.0
+    focal_gamma: NonNegative = 2.0
     """focusing exponent of the focal loss"""
     auxiliary: bool = True
     """penalise every decoder layer; if not, only the last, whose gradient then reaches the earlier box heads too"""
-    mimic_weight: float = 0.0
+    mimic_weight: NonNegative = 0.0
     """feature mimicking, for backbones with dcn: weight of its losses in training; 0.1 is the paper's, 0 is none"""
-    mimic_regions: int = 32
+    mimic_regions: Positive = 32
     """objects of an image that are also seen cropped; of more, so many are drawn"""
-    mimic_size: int = 224
+    mimic_size: Annotated[int, Range(32, 2048)] = 224
     """side in pixels that crops are resized to"""
 
 
@@ -137,11 +143,11 @@ class DataPaths(ValPaths):
 class EvalDataConfig(ValPaths):
     """Data: COCO-format detection"""
 
-    eval_size: int = 800
+    eval_size: Positive = 800
     """shorter side in evaluation and prediction"""
-    max_size: int = 1333
+    max_size: Positive = 1333
     """longest the longer side may be"""
-    workers: int = 4
+    workers: Natural = 4
     """processes that read and augment images; 0 reads in the main process"""
 
 
@@ -151,21 +157,21 @@ class DataConfig(EvalDataConfig, DataPaths):
 
     category_ids: Literal["contiguous", "original"] = "contiguous"
     """labels 0..C-1 in the order of ids, or the file's own ids (to keep the heads of released 91-class checkpoints)"""
-    train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
+    train_sizes: list[Positive] = field(default_factory=lambda: list(range(480, 801, 32)))
     """shorter side in training, one drawn for each image"""
     crop: bool = True
     """half of the training images: resize to crop_sizes, crop, resize again (DETR's recipe)"""
-    crop_sizes: list[int] = field(default_factory=lambda: [400, 500, 600])
+    crop_sizes: list[Positive] = field(default_factory=lambda: [400, 500, 600])
     """shorter side before the crop"""
-    crop_range: list[int] = field(default_factory=lambda: [384, 600])
+    crop_range: list[Positive] = field(default_factory=lambda: [384, 600])
     """smallest and largest side of the crop"""
-    horizontal_flip: float = 0.5
+    horizontal_flip: Share = 0.5
     """probability of mirroring left and right"""
-    vertical_flip: float = 0.0
+    vertical_flip: Share = 0.0
     """probability of mirroring top and bottom (microscopy, aerial images)"""
     group_by_aspect: bool = False
     """batches of only wide or only high images, which need less padding"""
-    color_jitter: float = 0.0
+    color_jitter: NonNegative = 0.0
     """strength of random brightness, contrast and saturation; 0.2 is mild"""
 
 
@@ -175,34 +181,36 @@ class TrainConfig:
 
     output: str = "runs/train"
     """folder of the run: checkpoints, config.yaml, metrics.jsonl, TensorBoard"""
-    epochs: int = 50
+    epochs: Positive = 50
     """passes over the training images"""
-    batch_size: int = 32
+    batch_size: Positive = 32
     """images for each optimizer step, over all processes"""
-    max_images_per_device: int | None = None
+    max_images_per_device: Positive | None = None
     """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once"""
     padding: Literal["batch", "micro_batch"] = "batch"
     """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
     to compute, of each micro-batch"""
-    lr: float = 2e-4
+    lr: NonNegative = 2e-4
     """learning rate of AdamW"""
-    lr_backbone: float = 2e-5
+    lr_backbone: NonNegative = 2e-5
     """learning rate of the backbone"""
-    lr_offset_factor: float = 0.1
+    lr_offset_factor: NonNegative = 0.1
     """factor on lr (and lr_backbone) for sampling offsets and reference points"""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """decoupled weight decay"""
-    clip_norm: float = 0.1
+    clip_norm: NonNegative = 0.1
     """largest gradient norm; 0 does not clip"""
     schedule: Literal["step", "cosine"] = "step"
     """step: x0.1 at drop_epochs; cosine: to 1% of lr over the run"""
-    drop_epochs: list[int] = field(default_factory=lambda: [40])
+    drop_epochs: list[Natural] = field(default_factory=lambda: [40])
     """epochs after which the step schedule multiplies by 0.1"""
-    warmup_steps: int = 0
+    warmup_steps: Natural = 0
     """steps over which the learning rate rises linearly from zero"""
-    eval_every: int = 1
+    eval_every: Positive = 1
     """evaluate after every n epochs, and after the last"""
-    eval_batch_size: int | None = None
+    best_metric: str = "AP"
+    """figure that best.pth follows: any of results.json (AP50, AP_small, AR_100, ...), or a class's, like AP/person"""
+    eval_batch_size: Positive | None = None
     """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """bf16, fp16: matrix products in half precision (autocast; fp16 with loss scaling), costs, losses and boxes in
@@ -211,15 +219,15 @@ class TrainConfig:
     """less memory: keep only the input of each encoder and decoder layer, compute its inside again for the gradient"""
     compile: bool = False
     """torch.compile backbone, encoder, decoder and heads; takes minutes at first, and again for new image sizes"""
-    ema_decay: float = 0.0
+    ema_decay: Share = 0.0
     """moving average of the weights, evaluated and saved beside them; 0.9997 is common, 0 is none"""
-    log_every: int = 50
+    log_every: Positive = 50
     """steps between lines in metrics.jsonl"""
-    save_every: int | None = None
+    save_every: Positive | None = None
     """also save a checkpoint every n steps; null only at the end of an epoch"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive = 2
     """newest checkpoints to keep: last.pth, last.1.pth, ...; best.pth is kept beside them"""
-    seed: int = 42
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 42
     """seeds weights, order, augmentation and dropout"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
@@ -248,14 +256,14 @@ class AblateConfig(Config):
     (--grid "model.num_points=[4,4,4],[8,4,2]"); in a file a mapping of option to list"""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """named variants, in a file: {name: {option: value, ...}, ...}; combined with the grid, if there is one"""
-    seeds: int = 1
+    seeds: Positive = 1
     """runs of each variant, with train.seed, train.seed + 1, ..."""
     output: str = "runs/ablate"
     """folder of the sweep: table.md, results.csv, plots, and a run's folder for each variant and seed; call again to
     go on"""
-    jobs: int = 1
+    jobs: Positive = 1
     """runs at once, each with a GPU or a share of the CPU cores"""
-    repeats: int = 10
+    repeats: Positive = 10
     """timed forward passes of each variant for its latency; variants take turns"""
     dry_run: bool = False
     """print the plan and end"""
@@ -272,14 +280,14 @@ class TTAConfig:
 
     flip: bool = False
     """also look at the image mirrored left and right"""
-    sizes: list[int] = field(default_factory=list)
+    sizes: list[Positive] = field(default_factory=list)
     """shorter sides to look at, like [480,576,672]; empty for the usual one alone"""
     merge: Literal["top_k", "nms", "soft_nms", "wbf", "wbf_set"] = "wbf_set"
     """top_k: the best of all views, doubles included; nms: of overlapping boxes the best; soft_nms: also the others,
     with lowered scores; wbf: their weighted mean; wbf_set: the same, but of each view one box at most"""
-    iou: float = 0.55
+    iou: Share = 0.55
     """of nms, wbf and wbf_set: overlap above which two boxes are one object"""
-    sigma: float = 0.5
+    sigma: Annotated[float, Range(0.01)] = 0.5
     """of soft_nms: larger ones lower the scores of overlapping boxes less"""
 
 
@@ -295,15 +303,15 @@ class EvalConfig:
     """of the checkpoint: the moving average if there is one, or one of the two"""
     output: str = "runs/eval"
     """folder for results.json, detections.json and the analysis"""
-    batch_size: int = 4
+    batch_size: Positive = 4
     """images at once"""
-    top_k: int = 100
+    top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
     analyse: bool = False
     """also find out where it errs: report.html, analysis.json and worst/ in the output folder"""
-    threshold: float = 0.5
+    threshold: NonNegative = 0.5
     """of the analysis: smallest score in the confusion matrix and of a confident mistake"""
-    worst: int = 8
+    worst: Natural = 8
     """of the analysis: images to draw, the worst first"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
@@ -323,11 +331,11 @@ class PredictConfig:
     """of the checkpoint: the moving average if there is one, or one of the two"""
     output: str = "runs/predict"
     """folder for the drawn pictures and predictions.json"""
-    threshold: float = 0.5
+    threshold: NonNegative = 0.5
     """smallest score that is drawn and listed"""
-    top_k: int = 100
+    top_k: Positive = 100
     """most detections for each picture"""
-    size: int | None = None
+    size: Positive | None = None
     """shorter side to resize to; null takes the checkpoint's"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
@@ -351,9 +359,9 @@ class VisualizeConfig:
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
     field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the
     smallest region that is enough (saliency)"""
-    threshold: float = 0.5
+    threshold: NonNegative = 0.5
     """smallest score of a query to be drawn"""
-    top_k: int = 3
+    top_k: Positive = 3
     """most queries to draw, the best ones"""
     queries: list[int] | None = None
     """queries to draw instead, from 0"""
@@ -361,13 +369,13 @@ class VisualizeConfig:
     """decoder layers to draw, from 0; null for all"""
     pixel: list[int] | None = None
     """x and y in the picture for the points of encoder and backbone; null takes the centre of the first query's box"""
-    bound: float = 0.1
+    bound: Share = 0.1
     """of saliency: how far the score, relatively, and the box's IoU may stray"""
-    cells: int = 16
+    cells: Annotated[int, Range(1, 512)] = 16
     """of saliency: cells along the longer side of the picture"""
-    size: int | None = None
+    size: Positive | None = None
     """shorter side to resize to; null takes the checkpoint's"""
-    num_classes: int = 91
+    num_classes: Positive = 91
     """classes C of the heads, where no checkpoint says"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
@@ -382,15 +390,15 @@ class ProfileConfig:
     """take the model of a checkpoint instead of the model section"""
     sizes: list[str] = field(default_factory=lambda: ["480x640", "800x1066", "800x1333"])
     """image sizes, HEIGHTxWIDTH in pixels"""
-    batch_size: int = 1
+    batch_size: Positive = 1
     """images at once"""
-    num_classes: int = 91
+    num_classes: Positive = 91
     """classes C of the heads, where no checkpoint says"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """as in training"""
     compile: bool = False
     """torch.compile the model first"""
-    repeats: int = 10
+    repeats: Positive = 10
     """timed passes of each size; the median is shown"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
@@ -403,7 +411,7 @@ class CheckDataConfig:
 
     output: str | None = None
     """JSON file for the whole report"""
-    show: int = 20
+    show: Natural = 20
     """defects of each kind to print"""
     data: DataPaths = field(default_factory=DataPaths)
 
@@ -413,35 +421,3 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     hints = typing.get_type_hints(kind)
     known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
     return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
-
-
-# Smallest and largest values of the numbers that nothing else checks.
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("train.epochs", "train.batch_size", "train.max_images_per_device"), (1, math.inf)),
-    **dict.fromkeys(("train.log_every", "train.save_every", "train.keep_checkpoints"), (1, math.inf)),
-    "train.ema_decay": (0, 1),
-    **dict.fromkeys(("train.eval_every", "train.eval_batch_size", "batch_size", "top_k", "size"), (1, math.inf)),
-    **dict.fromkeys(("num_classes", "repeats"), (1, math.inf)),
-    **dict.fromkeys(("train.lr", "train.lr_backbone", "train.lr_offset_factor", "train.clip_norm"), (0, math.inf)),
-    **dict.fromkeys(("train.weight_decay", "train.warmup_steps", "data.workers", "data.color_jitter"), (0, math.inf)),
-    **dict.fromkeys(("data.train_sizes", "data.eval_size", "data.max_size"), (1, math.inf)),
-    **dict.fromkeys(("data.crop_sizes", "data.crop_range"), (1, math.inf)),
-    **dict.fromkeys(("data.horizontal_flip", "data.vertical_flip"), (0, 1)),
-    **dict.fromkeys(("loss.class_weight", "loss.l1_weight", "loss.giou_weight", "loss.focal_gamma"), (0, math.inf)),
-    **dict.fromkeys(("loss.class_cost", "loss.l1_cost", "loss.giou_cost", "threshold"), (0, math.inf)),
-    "model.backbone.frozen_stages": (0, math.inf),
-    "model.backbone.dcn_offset_groups": (1, math.inf),
-    "model.backbone.dcn_initial_modulation": (0.001, 0.999),
-    "loss.focal_alpha": (0, 1),
-    "loss.mimic_weight": (0, math.inf),
-    "loss.mimic_regions": (1, math.inf),
-    "loss.mimic_size": (32, 2048),
-    "train.seed": (0, 2**32 - 1),
-    "bound": (0, 1),
-    "cells": (1, 512),
-    "tta.sizes": (1, math.inf),
-    "tta.iou": (0, 1),
-    "tta.sigma": (0.01, math.inf),
-    **dict.fromkeys(("show", "worst"), (0, math.inf)),
-    **dict.fromkeys(("seeds", "jobs"), (1, math.inf)),
-}

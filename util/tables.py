@@ -18,10 +18,3 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value == -1 else f"{value:.3f}"
     return str(value)
-
-
-def score_tables(figures: dict[str, float], per_class: dict[str, dict[str, float]]) -> str:
-    """The COCO figures and the AP of every class, to print."""
-    rows = [[name, *(v[k] for k in ("AP", "AP50", "AP75", "objects"))] for name, v in per_class.items()]
-    coco = "\n".join(table(names, [[figures[n] for n in names]]) for names in (list(figures)[:6], list(figures)[6:]))
-    return f"{coco}\n\n" + table(["class", "AP", "AP50", "AP75", "objects"], rows)

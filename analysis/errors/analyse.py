@@ -8,7 +8,6 @@ from PIL import Image
 from analysis.errors.diagnosis import Diagnosis, diagnose
 from analysis.errors.error_pictures import draw_errors
 from analysis.errors.report import html_report
-from datasets.coco import has_size
 from datasets.images import read_image
 from engine.evaluate import Evaluation
 from util.errors import UserError
@@ -67,9 +66,7 @@ def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.I
         scene, verdict = diagnosis.scenes[rank.index], diagnosis.verdicts[rank.index]
         image = scene.image
         try:
-            picture = read_image(
-                Path(folder) / image["file_name"], (image["width"], image["height"]) if has_size(image) else None
-            )
+            picture = read_image(Path(folder) / image.file_name, image.size)
         except UserError as error:
             pictures.append(None)
             unread.append(str(error))

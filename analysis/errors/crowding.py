@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.errors.scenes import Scene
+from datasets.annotations import Annotations
 from datasets.evaluation import evaluate_detections
 
 BINS: tuple[tuple[int, int | None], ...] = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, None))
@@ -29,12 +30,12 @@ class Bin:
 
 
 def by_object_count(
-    annotations: dict, results: list[dict], scenes: Sequence[Scene], max_detections: int, threshold: float
+    annotations: Annotations, results: list[dict], scenes: Sequence[Scene], max_detections: int, threshold: float
 ) -> list[Bin]:
     """Score the images of each bin apart; bins without images are left out. Crowds do not count as objects.
 
     Args:
-        annotations: content of the annotation file.
+        annotations: the truth.
         results: detections in COCO result format.
         scenes: of the same evaluation.
         max_detections: as in that evaluation.
@@ -46,7 +47,7 @@ def by_object_count(
         if not chosen:
             continue
         name = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-        figures = evaluate_detections(annotations, results, max_detections, [s.image["id"] for s in chosen]).figures
+        figures = evaluate_detections(annotations, results, max_detections, [s.image.id for s in chosen]).figures
         spurious = sum(int(s.wrong(threshold).sum()) for s in chosen) / len(chosen)
         objects = sum(len(s.truth_classes) for s in chosen)
         bins.append(Bin(name, len(chosen), objects, {k: figures[k] for k in ("AP", "AP50", "AP75")}, spurious))

@@ -12,6 +12,7 @@ from analysis.errors.precision_recall import GRID, ThresholdCurve, precision_rec
 from analysis.errors.scenes import Scene, scenes_of
 from analysis.errors.tide import Losses, Verdict, judge, losses
 from analysis.errors.worst import Rank, worst_images
+from datasets.annotations import Annotations
 from datasets.evaluation import Scores, run_cocoeval, summarize
 from util.errors import UserError
 
@@ -73,8 +74,8 @@ class Diagnosis:
             "by_threshold": _curve(self.overall),
             "worst_images": [
                 {
-                    "image_id": self.scenes[r.index].image["id"],
-                    "file_name": self.scenes[r.index].image["file_name"],
+                    "image_id": self.scenes[r.index].image.id,
+                    "file_name": self.scenes[r.index].image.file_name,
                     "penalty": r.penalty,
                     "unfound": r.unfound,
                     "wrong": r.wrong,
@@ -85,12 +86,12 @@ class Diagnosis:
 
 
 def diagnose(
-    annotations: dict, results: list[dict], max_detections: int = 100, threshold: float = 0.5, worst: int = 8
+    annotations: Annotations, results: list[dict], max_detections: int = 100, threshold: float = 0.5, worst: int = 8
 ) -> Diagnosis:
     """Score detections once more and look at every error.
 
     Args:
-        annotations: content of the annotation file.
+        annotations: the truth.
         results: detections in COCO result format.
         max_detections: as in the evaluation.
         threshold: score from which a detection counts where AP's ranking of all of them is not what is asked.
@@ -103,7 +104,7 @@ def diagnose(
     for i, result in enumerate(results):
         if not all(math.isfinite(float(v)) for v in (*result["bbox"], result["score"])):
             raise UserError(f"detection {i} has a bbox or score that is not finite, so its errors cannot be told")
-    scores, scenes = summarize(run), scenes_of(run)
+    scores, scenes = summarize(run), scenes_of(run, annotations)
     verdicts, names = [judge(s) for s in scenes], list(scores.per_class)
     return Diagnosis(
         names,

@@ -76,7 +76,7 @@ def _tiles(diagnosis: Diagnosis) -> str:
     )
     return _section(
         "Scores",
-        "The twelve COCO figures. AP is the mean over IoU 0.5 to 0.95, AP50 and AP75 that at one IoU; AR is the recall "
+        "The COCO figures. AP is the mean over IoU 0.5 to 0.95, AP50 and AP75 that at one IoU; AR is the recall "
         "with so many detections an image. Small objects have less than 32² pixels, large ones more than 96².",
         f'<div class="tiles">{tiles}</div>',
     )
@@ -242,7 +242,7 @@ def _worst(diagnosis: Diagnosis, pictures: Sequence[Image.Image | None], note: s
     if note:
         shown += f'<p class="note">{escape(note)}</p>'
     for number, (rank, picture) in enumerate(zip(diagnosis.worst, pictures), 1):
-        name = str(diagnosis.scenes[rank.index].image["file_name"])
+        name = diagnosis.scenes[rank.index].image.file_name
         image = f'<img alt="ground truth and detections" src="{_data_url(picture)}">' if picture else ""
         shown += (
             f"<figure>{image}<figcaption><b>{number}. {escape(name)}</b> penalty {rank.penalty:.2f}: "

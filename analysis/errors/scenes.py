@@ -6,6 +6,8 @@ import numpy as np
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval
 
+from datasets.annotations import Annotations, ImageEntry
+
 MATCH_IOU = 0.5
 
 
@@ -14,7 +16,7 @@ class Scene:
     """Objects and detections of one image; classes are indices in the order of category ids.
 
     Attributes:
-        image: entry of the annotation file.
+        image: as the annotation file lists it.
         truth_boxes: `[T, 4]`, xywh in pixels, without crowds.
         truth_classes: `[T]`.
         crowd_boxes: `[N, 4]`, xywh in pixels.
@@ -26,7 +28,7 @@ class Scene:
         ignored: `[D]`, whether a detection lies on a crowd, which is neither right nor wrong.
     """
 
-    image: dict
+    image: ImageEntry
     truth_boxes: np.ndarray
     truth_classes: np.ndarray
     crowd_boxes: np.ndarray
@@ -51,12 +53,14 @@ class Scene:
         return (self.matches < 0) & ~self.ignored & (self.scores >= threshold)
 
 
-def scenes_of(run: COCOeval) -> list[Scene]:
+def scenes_of(run: COCOeval, annotations: Annotations) -> list[Scene]:
     """The images of an evaluation in its order.
 
     Args:
         run: accumulated, see `datasets.evaluation.run_cocoeval`.
+        annotations: what it was made of.
     """
+    entry_of = {image.id: image for image in annotations.images}
     images, index = run.params.imgIds, {category: k for k, category in enumerate(run.params.catIds)}
     at = int(np.argmin(np.abs(run.params.iouThrs - MATCH_IOU)))
     # pycocotools lists class by class, in it area by area (all sizes come first), in it image by image.
@@ -78,7 +82,7 @@ def scenes_of(run: COCOeval) -> list[Scene]:
         order = np.argsort(-scores, kind="stable")  # at equal scores as pycocotools has them
         scenes.append(
             Scene(
-                run.cocoGt.imgs[image],
+                entry_of[image],
                 _boxes(truth),
                 _classes(truth, index),
                 _boxes(crowds),

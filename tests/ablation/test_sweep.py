@@ -10,7 +10,7 @@ import pytest
 from ablation.grid import cells_of, variants_of
 from datasets.shapes import generate
 from main import main
-from models.from_config import check_model
+from models.limits import check_model
 from tests.test_main import ROOT, SMALL
 from util import cli
 from util.config import AblateConfig, Config, from_dict

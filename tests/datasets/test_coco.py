@@ -1,124 +1,63 @@
 import json
 import math
-from itertools import islice
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torchvision.transforms.v2 import functional as TF
 
-from datasets.coco import (
-    Category,
-    CocoDetection,
-    categories_of,
-    clip_box,
-    foreign_categories,
-    load_annotations,
-    match_categories,
-)
-from datasets.loader import train_loader
-from datasets.transforms import train_transform
-from tests.datasets.helpers import annotation, picture, write_coco, write_json
+from datasets.annotations import CategoryEntry, ImageEntry
+from datasets.coco import from_coco, read_coco, to_coco
+from tests.datasets.helpers import annotation, write_coco, write_json
 from util.errors import UserError
 
-GAPPY = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]
 
-
-def test_contiguous_labels_follow_the_order_of_ids(tmp_path):
-    objects = [
-        annotation(1, 1, 90, [0, 0, 4, 4]),
-        annotation(2, 1, 3, [0, 0, 8, 8]),
-        annotation(3, 2, 18, [1, 1, 5, 5]),
-    ]
-    dataset = CocoDetection(*write_coco(tmp_path, objects, categories=GAPPY))
-    assert dataset.categories == [Category(0, 3, "car"), Category(1, 18, "dog"), Category(2, 90, "toothbrush")]
-    assert [dataset[i].labels.tolist() for i in range(3)] == [[2, 0], [1], []]
-
-
-def test_original_labels_are_the_ids(tmp_path):
-    objects = [annotation(1, 1, 90, [0, 0, 4, 4]), annotation(2, 1, 3, [0, 0, 8, 8])]
-    dataset = CocoDetection(*write_coco(tmp_path, objects, categories=GAPPY), category_ids="original")
-    assert dataset.categories == [Category(3, 3, "car"), Category(18, 18, "dog"), Category(90, 90, "toothbrush")]
-    assert dataset[0].labels.tolist() == [90, 3]
-
-
-def test_boxes_are_centres_and_sizes_relative_to_the_image(tmp_path):
-    dataset = CocoDetection(*write_coco(tmp_path, [annotation(1, 1, 1, [10, 15, 20, 6])]))
-    sample = dataset[0]  # 40 wide, 30 high
-    assert sample.boxes.tolist() == [pytest.approx([20 / 40, 18 / 30, 20 / 40, 6 / 30])]
-    assert (sample.image_id, sample.original_size) == (1, (30, 40))
-    assert torch.equal(sample.image, TF.pil_to_tensor(picture(40, 30, 1)))
-    assert type(sample.boxes) is torch.Tensor
-    assert type(sample.image) is torch.Tensor
-
-
-def test_crowds_are_left_out_and_images_without_objects_stay(tmp_path):
-    objects = [annotation(1, 1, 1, [0, 0, 30, 20], iscrowd=1), annotation(2, 2, 2, [1, 2, 3, 4], iscrowd=0)]
-    dataset = CocoDetection(*write_coco(tmp_path, objects))
-    assert len(dataset) == 3
-    assert [len(dataset[i].labels) for i in range(3)] == [0, 1, 0]
-    assert dataset[2].boxes.shape == (0, 4)
-    assert dataset.dropped == 0
-
-
-def test_degenerate_boxes_are_dropped_and_counted(tmp_path):
-    degenerate = [[5, 5, 0, 4], [5, 5, 4, 0], [5, 5, -3, 4], [50, 5, 4, 4], [math.nan, 0, 4, 4], [0, 0, math.inf, 4]]
-    objects = [annotation(i, 1, 1, bbox) for i, bbox in enumerate(degenerate)]
-    objects.append(annotation(9, 1, 2, [30, 20, 100, 100]))
-    dataset = CocoDetection(*write_coco(tmp_path, objects))
-    assert dataset.dropped == len(degenerate)
-    assert dataset.boxes[0].tolist() == [[30, 20, 40, 30]]
-    assert dataset.labels[0].tolist() == [1]
-
-
-@pytest.mark.parametrize(
-    ("bbox", "expected"),
-    [
-        ([2, 3, 4, 5], (2, 3, 6, 8)),
-        ([-2, -3, 10, 10], (0, 0, 8, 7)),
-        ([35, 25, 10, 10], (35, 25, 40, 30)),
-        ([-5, -5, 100, 100], (0, 0, 40, 30)),
-        ([40, 0, 5, 5], None),
-        ([-5, 0, 5, 5], None),
-    ],
-)
-def test_boxes_are_clipped_to_the_image(bbox, expected):
-    assert clip_box(bbox, {"width": 40, "height": 30}) == expected
-
-
-def test_boxes_of_images_of_unknown_size_are_clipped_at_zero_only():
-    assert clip_box([-1, 2, 1000, 5], {"width": None}) == (0, 2, 999, 7)
-
-
-def test_images_of_unknown_size_are_read(tmp_path):
-    images, file = write_coco(tmp_path, [annotation(1, 1, 1, [10, 15, 20, 6])], sizes=((40, 30), (20, 10)))
+def test_what_a_file_says(tmp_path):
+    objects = [annotation(7, 2, 2, [1, 2, 3, 4], area=5, iscrowd=1), annotation("x", 1, 1.0, [0.5, 0, 4, 4])]
+    _, file = write_coco(tmp_path, objects, sizes=((40, 30), (20, 10)))
     content = json.loads(file.read_text())
-    content["images"][0] |= {"width": None, "height": None}
-    del content["images"][1]["width"], content["images"][1]["height"]
-    dataset = CocoDetection(images, write_json(file, content))
-    assert [dataset[i].original_size for i in range(2)] == [(30, 40), (10, 20)]
-    assert dataset[0].boxes.tolist() == [pytest.approx([0.5, 0.6, 0.5, 0.2])]
+    content["images"][1] = {"id": 2.0, "file_name": "2.png", "width": None, "license": 3}
+    content["images"].append({"id": "three", "file_name": "3.png", "width": 8.0, "height": 6.0})
+    content["categories"].insert(0, {"id": 9, "name": 5})
+    read = read_coco(write_json(file, content))
+    assert read.source == file
+    assert read.categories == [CategoryEntry(9, "5"), CategoryEntry(1, "circle"), CategoryEntry(2, "square")]
+    assert read.images[:2] == [ImageEntry(1, "1.png", 40, 30), ImageEntry(2.0, "2.png", None, None)]
+    assert [i.size for i in read.images] == [(40, 30), None, (8, 6)] and read.images[2].id == "three"
+    assert (read.ids, read.image_ids, read.category_ids) == ([7, "x"], [2, 1], [2, 1.0])
+    assert [type(v) for v in (read.images[1].id, read.category_ids[1])] == [float, float]  # ids stay as written
+    assert read.boxes.dtype == np.float64 and read.boxes.tolist() == [[1, 2, 3, 4], [0.5, 0, 4, 4]]
+    assert read.areas.tolist() == [5, 16]  # of the box, where the file gives none
+    assert read.crowds.tolist() == [True, False] and len(read) == 2
 
 
-@pytest.mark.parametrize(
-    ("broken", "said"),
-    [
-        (annotation(77, 1, 5, [0, 0, 4, 4]), ["annotation 77", "category 5"]),
-        (annotation(78, 9, 1, [0, 0, 4, 4]), ["annotation 78", "image 9"]),
-        (annotation(79, 1, 1, [0, 0, 4]), ["annotation 79", "bbox"]),
-        (annotation(80, 1, 1, ["0", 0, 4, 4]), ["annotation 80", "bbox"]),
-        (annotation(81, 1, 1, None), ["annotation 81", "bbox"]),
-        ({"id": 82, "image_id": 1, "bbox": [0, 0, 1, 1]}, ["'annotations'", "entry 1", "'category_id'"]),
-        (annotation(83, [1], 1, [0, 0, 4, 4]), ["'annotations'", "entry 1", "image_id"]),
-        ("text", ["'annotations'", "entry 1", "'id'"]),
-    ],
-)
-def test_a_broken_annotation_is_named(tmp_path, broken, said):
-    images, file = write_coco(tmp_path, [annotation(1, 1, 1, [0, 0, 4, 4]), broken])
-    with pytest.raises(UserError) as raised:
-        CocoDetection(images, file)
-    assert all(part in str(raised.value) for part in [*said, str(file)])
+def test_what_is_missing_or_null_has_a_value():
+    crowd = [annotation(i, 1, 1, [0, 0, 2, 3], iscrowd=v, area=None) for i, v in enumerate((None, 0, False, 1, True))]
+    content = {"images": [], "annotations": crowd, "categories": [{"id": 1, "name": "a"}]}
+    read = from_coco(content, "memory")
+    assert read.crowds.tolist() == [False, False, False, True, True] and set(read.areas) == {6}
+
+
+def test_written_and_read_again_it_says_the_same(tmp_path):
+    objects = [annotation(1, 1, 1, [math.inf, 2, 3, 4]), annotation(1, 9, 5, [1, 2, 3, 4], iscrowd=1, area=2)]
+    _, file = write_coco(tmp_path, objects)
+    first = read_coco(file)
+    second = read_coco(write_json(file, to_coco(first)))
+    assert first.images == second.images and first.categories == second.categories
+    assert (first.ids, first.image_ids, first.category_ids) == (second.ids, second.image_ids, second.category_ids)
+    for column in ("boxes", "areas", "crowds"):
+        assert np.array_equal(getattr(first, column), getattr(second, column))
+    assert to_coco(second) == to_coco(first)
+
+
+def test_a_file_without_objects_has_empty_columns(tmp_path):
+    read = read_coco(write_coco(tmp_path, [])[1])
+    assert read.boxes.shape == (0, 4) and read.areas.shape == read.crowds.shape == (0,) and len(read) == 0
+
+
+@pytest.mark.parametrize("area", ["12", [3]])
+def test_an_area_that_is_no_number_is_named(tmp_path, area):
+    _, file = write_coco(tmp_path, [annotation(77, 1, 1, [0, 0, 4, 4], area=area)])
+    with pytest.raises(UserError, match=r"annotation 77 in .* has the area .* must be a number"):
+        read_coco(file)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +74,11 @@ def test_a_broken_annotation_is_named(tmp_path, broken, said):
     ],
 )
 def test_a_broken_entry_is_named(tmp_path, part, entry, said):
-    images, file = write_coco(tmp_path, [])
+    _, file = write_coco(tmp_path, [])
     content = json.loads(file.read_text())
     content[part].append(entry)
     with pytest.raises(UserError, match=said) as raised:
-        CocoDetection(images, write_json(file, content))
+        read_coco(write_json(file, content))
     assert str(file) in str(raised.value)
 
 
@@ -149,143 +88,4 @@ def test_a_missing_part_is_named(tmp_path, part):
     content = json.loads(file.read_text())
     del content[part]
     with pytest.raises(UserError, match=f"no list '{part}'"):
-        load_annotations(write_json(file, content))
-
-
-@pytest.mark.parametrize("part", ["images", "categories"])
-def test_a_file_without_images_or_categories_is_refused(tmp_path, part):
-    images, file = write_coco(tmp_path, [])
-    with pytest.raises(UserError, match=part):
-        CocoDetection(images, write_json(file, json.loads(file.read_text()) | {part: []}))
-
-
-def test_a_picture_of_another_size_is_named(tmp_path):
-    images, file = write_coco(tmp_path, [])
-    picture(41, 30).save(images / "1.png")
-    with pytest.raises(UserError, match=r"'1\.png' is 41x30 pixels.*40x30"):
-        CocoDetection(images, file)[0]
-
-
-def test_text_and_whole_float_ids_are_ids(tmp_path):
-    images, file = write_coco(tmp_path, [annotation("x", "one", 2.0, [0, 0, 4, 4])], sizes=((40, 30),))
-    content = json.loads(file.read_text())
-    content["images"][0]["id"] = "one"
-    sample = CocoDetection(images, write_json(file, content))[0]
-    assert (sample.image_id, sample.labels.tolist()) == ("one", [1])
-
-
-@pytest.mark.parametrize("bad", [-1, "one"])
-def test_original_labels_need_ids_that_can_be_labels(bad):
-    categories = {"categories": [{"id": 1, "name": "a"}, {"id": bad, "name": "b"}]}
-    assert {c.id for c in categories_of(categories)} == {1, bad}
-    with pytest.raises(UserError, match=repr(bad)):
-        categories_of(categories, "original")
-
-
-def test_exif_rotated_picture_with_annotations_of_either_view(tmp_path):
-    images, file = write_coco(tmp_path, [annotation(1, 1, 1, [0, 0, 10, 6])], sizes=((20, 10), (10, 20)))
-    stored = Image.new("RGB", (20, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = json.loads(file.read_text())
-    for entry in content["images"]:
-        entry["file_name"] = f"{entry['id']}.jpg"
-        stored.save(images / entry["file_name"], exif=exif)
-    dataset = CocoDetection(images, write_json(file, content))
-    assert dataset[0].image.shape == (3, 10, 20)
-    assert dataset[0].boxes.tolist() == [pytest.approx([0.25, 0.3, 0.5, 0.6])]
-    assert dataset[1].image.shape == (3, 20, 10)
-
-
-def test_match_categories_goes_by_name():
-    model = [Category(0, 1, "cat"), Category(1, 2, "dog"), Category(2, 3, "bird")]
-    data = [Category(0, 7, "dog"), Category(1, 1, "bird"), Category(2, 5, "fish")]
-    assert match_categories(model, data) == {1: 7, 2: 1}
-
-
-def test_match_categories_goes_by_id_only_without_names():
-    data = [Category(0, 7, "dog"), Category(1, 1, "bird")]
-    assert match_categories([Category(7, 7, ""), Category(8, 8, "")], data) == {7: 7}
-
-
-@pytest.mark.parametrize("model", [[Category(0, 7, "cat")], [Category(0, 3, "")]])
-def test_match_categories_refuses_classes_that_have_nothing_in_common(model):
-    with pytest.raises(UserError, match="none in common"):
-        match_categories(model, [Category(0, 7, "dog"), Category(1, 1, "bird")])
-
-
-def test_91_foreign_classes_are_those_of_coco():
-    categories = foreign_categories(91, {})
-    assert len(categories) == 80
-    assert all(c.label == c.id for c in categories)
-    names = {c.id: c.name for c in categories}
-    assert [names[i] for i in (1, 13, 90)] == ["person", "stop sign", "toothbrush"]
-    assert not set(names) & {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-
-
-def test_other_foreign_classes_keep_the_names_they_have():
-    assert foreign_categories(3, {0: "a", 2: "c"}) == [Category(0, 0, "a"), Category(1, 1, ""), Category(2, 2, "c")]
-    assert foreign_categories(91, {1: "N/A"})[1] == Category(1, 1, "N/A")
-
-
-@pytest.fixture
-def augmented(tmp_path):
-    objects = [annotation(i, 1 + i % 6, 1 + i % 2, [2 * i, i, 12, 10]) for i in range(12)]
-    paths = write_coco(tmp_path, objects, sizes=((40, 30),) * 6)
-
-    def build(seed: int) -> CocoDetection:
-        transform = train_transform([24, 28, 32], 48, True, [24, 30], [16, 28], 0.5, 0.5, 0.3)
-        return CocoDetection(*paths, transform, seed=seed)
-
-    return build
-
-
-def samples(dataset: CocoDetection, workers: int, epochs: tuple[int, ...]) -> dict:
-    loader = train_loader(dataset, 3, 2, workers, seed=0, pin_memory=False)
-    found = {}
-    for epoch in epochs:
-        loader.batch_sampler.set_epoch(epoch)
-        for step in loader:
-            for batch in step:
-                for image, mask, target in zip(batch.images, batch.padding_mask, batch.targets):
-                    height, width = int((~mask[:, 0]).sum()), int((~mask[0]).sum())
-                    key = (epoch, target.image_id)
-                    found[key] = (image[:, :height, :width].numpy().tobytes(), target.boxes.tolist(), target.labels)
-    return {k: (pixels, boxes, labels.tolist()) for k, (pixels, boxes, labels) in found.items()}
-
-
-def test_augmentation_is_the_same_whoever_does_it(augmented):
-    here = samples(augmented(5), 0, (0, 1))
-    torch.manual_seed(123)
-    np.random.seed(7)
-    assert samples(augmented(5), 2, (0, 1)) == here
-    assert len(here) == 12
-
-
-def test_augmentation_differs_between_epochs_seeds_and_images(augmented):
-    first, other = samples(augmented(5), 0, (0, 1)), samples(augmented(6), 0, (0,))
-    assert all(first[0, i][0] != first[1, i][0] for i in range(1, 7))
-    assert all(first[0, i][0] != other[0, i][0] for i in range(1, 7))
-    sizes = {len(first[epoch, i][0]) for epoch in (0, 1) for i in range(1, 7)}
-    assert len(sizes) > 3
-
-
-def test_augmentation_leaves_the_callers_random_state_alone(augmented):
-    dataset = augmented(5)
-    torch.manual_seed(0)
-    expected = torch.rand(4)
-    torch.manual_seed(0)
-    dataset[3, 2]
-    assert torch.equal(torch.rand(4), expected)
-
-
-def test_a_workers_error_is_the_sentence_alone(tmp_path):
-    images, file = write_coco(tmp_path, [])
-    (images / "2.png").write_bytes((images / "2.png").read_bytes()[:300])
-    loader = train_loader(CocoDetection(images, file), 3, None, 2, seed=0, pin_memory=False)
-    with pytest.raises(UserError) as raised:
-        list(islice(loader, 1))
-    said = str(raised.value)
-    del raised  # its traceback holds the loader, whose workers would end late
-    assert said.startswith(f"image '{images / '2.png'}' cannot be read")
-    assert "\n" not in said
+        read_coco(write_json(file, content))

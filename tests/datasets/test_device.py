@@ -5,7 +5,8 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.device import ToDevice
-from datasets.loader import Batch, Target, pad_images
+from datasets.loader import Batch, pad_images
+from util.objects import Objects
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,8 @@ def bytes_of(height: int, width: int, seed: int = 0) -> torch.Tensor:
 def batch_of(*images: torch.Tensor, objects: tuple[int, ...] = ()) -> Batch:
     padded, mask = pad_images(images)
     boxes = [torch.rand(n, 4) for n in objects or [1] * len(images)]
-    return Batch(padded, mask, [Target(b, torch.arange(len(b)), i, (1, 1)) for i, b in enumerate(boxes)])
+    truth = [Objects(b, torch.arange(len(b)), i) for i, b in enumerate(boxes)]
+    return Batch(padded, mask, truth, [(1, 1)] * len(boxes))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -51,11 +53,12 @@ def test_padding_more_changes_nothing_inside():
 def test_every_image_keeps_its_objects():
     batch = batch_of(bytes_of(2, 2), bytes_of(2, 2), bytes_of(2, 2), objects=(2, 0, 3))
     moved = ToDevice(CPU)(batch)
-    for before, after in zip(batch.targets, moved.targets):
+    for before, after in zip(batch.objects, moved.objects):
         assert torch.equal(before.boxes, after.boxes) and torch.equal(before.labels, after.labels)
         assert before.image_id == after.image_id
+    assert moved.sizes == batch.sizes
 
 
-def test_a_batch_without_targets_is_for_prediction():
+def test_a_batch_without_objects_is_for_prediction():
     images, mask = pad_images([bytes_of(3, 3)])
-    assert ToDevice(CPU)(Batch(images, mask, [])).targets == []
+    assert ToDevice(CPU)(Batch(images, mask, [], [])).objects == []

@@ -10,8 +10,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco import read_json
-from datasets.evaluation import evaluate_detections, to_coco_results
+from datasets.coco import from_coco, read_json, to_coco
+from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from util.errors import UserError
 
 NAMES = [
@@ -60,6 +60,11 @@ def random_scene(seed: int) -> tuple[dict, list[dict]]:
     return truth_of(annotations, 12, ("cat", "dog", "cow")), results
 
 
+def score(truth: dict, results: list[dict], *args, **options) -> Scores:
+    """Of what a file with this content says."""
+    return evaluate_detections(from_coco(truth, "truth.json"), results, *args, **options)
+
+
 def by_pycocotools(truth: dict, results: list[dict], image_ids: list[int] | None = None) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -77,7 +82,7 @@ def by_pycocotools(truth: dict, results: list[dict], image_ids: list[int] | None
 @pytest.mark.parametrize("seed", range(4))
 def test_the_twelve_figures_are_those_of_pycocotools(seed):
     truth, results = random_scene(seed)
-    scores = evaluate_detections(truth, results)
+    scores = score(truth, results)
     assert list(scores.figures) == NAMES
     expected = by_pycocotools(truth, results)
     assert 0.05 < expected[0] < 0.95
@@ -88,16 +93,17 @@ def test_restricted_to_some_images_they_are_still_those_of_pycocotools():
     truth, results = random_scene(1)
     chosen = [2, 3, 8, 11]
     expected = by_pycocotools(truth, results, chosen)
-    assert list(evaluate_detections(truth, results, image_ids=chosen).figures.values()) == pytest.approx(expected)
-    assert evaluate_detections(truth, results, image_ids=iter(chosen)).figures["AP"] == pytest.approx(expected[0])
+    assert list(score(truth, results, image_ids=chosen).figures.values()) == pytest.approx(expected)
+    assert score(truth, results, image_ids=iter(chosen)).figures["AP"] == pytest.approx(expected[0])
     assert expected[0] != pytest.approx(by_pycocotools(truth, results)[0], abs=1e-3)
 
 
 def test_the_inputs_are_not_changed():
     truth, results = random_scene(2)
-    before = copy.deepcopy((truth, results))
-    evaluate_detections(truth, results)
-    assert (truth, results) == before
+    annotations = from_coco(truth, "truth.json")
+    before = copy.deepcopy((to_coco(annotations), results))
+    evaluate_detections(annotations, results)
+    assert (to_coco(annotations), results) == before
 
 
 def perfect(truth: dict) -> list[dict]:
@@ -108,7 +114,7 @@ def perfect(truth: dict) -> list[dict]:
 
 def test_perfect_detections_have_ap_1():
     truth, _ = random_scene(3)
-    scores = evaluate_detections(truth, perfect(truth))
+    scores = score(truth, perfect(truth))
     assert {k: v for k, v in scores.figures.items() if k not in ("AR_1", "AR_10")} == pytest.approx(
         dict.fromkeys([n for n in NAMES if n not in ("AR_1", "AR_10")], 1.0)
     )
@@ -117,20 +123,20 @@ def test_perfect_detections_have_ap_1():
 
 def test_sizes_without_objects_have_no_score():
     truth = truth_of([thing(1, 1, 10, [0, 0, 50, 50])])
-    figures = evaluate_detections(truth, perfect(truth)).figures
+    figures = score(truth, perfect(truth)).figures
     assert (figures["AP_small"], figures["AP_medium"], figures["AP_large"]) == (-1, pytest.approx(1), -1)
 
 
 def test_images_without_detections_count():
     truth = truth_of([thing(1, 1, 10, [0, 0, 50, 50]), thing(2, 2, 10, [0, 0, 50, 50])], images=2)
-    figures = evaluate_detections(truth, [found(1, 10, [0, 0, 50, 50], 0.9)]).figures
+    figures = score(truth, [found(1, 10, [0, 0, 50, 50], 0.9)]).figures
     # Precision 1 up to recall 1/2: 51 of the 101 recall points.
     assert figures["AP"] == pytest.approx(51 / 101)
     assert figures["AR_100"] == pytest.approx(0.5)
 
 
 def test_no_detections_at_all_have_ap_0():
-    scores = evaluate_detections(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), [])
+    scores = score(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), [])
     assert scores.figures["AP"] == 0
     assert scores.figures["AR_100"] == 0
     assert scores.per_class["cat"] == {"AP": 0, "AP50": 0, "AP75": 0, "objects": 1}
@@ -138,7 +144,7 @@ def test_no_detections_at_all_have_ap_0():
 
 
 def test_no_objects_at_all_have_no_score():
-    scores = evaluate_detections(truth_of([]), [found(1, 10, [0, 0, 5, 5], 0.5)])
+    scores = score(truth_of([]), [found(1, 10, [0, 0, 5, 5], 0.5)])
     assert set(scores.figures.values()) == {-1}
 
 
@@ -147,15 +153,15 @@ def test_a_found_crowd_is_neither_right_nor_wrong():
     truth = truth_of([crowd, thing(2, 1, 10, [310, 210, 50, 50])])
     right = found(1, 10, [310, 210, 50, 50], 0.5)
     inside = [found(1, 10, [20 * i, 20 * i, 30, 30], 0.9) for i in range(5)]
-    assert evaluate_detections(truth, [right, *inside]).figures["AP"] == pytest.approx(1)
+    assert score(truth, [right, *inside]).figures["AP"] == pytest.approx(1)
     without = truth_of([thing(2, 1, 10, [310, 210, 50, 50])])
-    assert evaluate_detections(without, [right, *inside]).figures["AP"] == pytest.approx(1 / 6)
+    assert score(without, [right, *inside]).figures["AP"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2], [5, 5, 5], ["a", "b", "a"]])
 def test_annotation_ids_do_not_matter(ids):
     truth = truth_of([thing(i, 1, 10, [60 * k, 0, 50, 50]) for k, i in enumerate(ids)])
-    scores = evaluate_detections(truth, perfect(truth))
+    scores = score(truth, perfect(truth))
     assert scores.figures["AP"] == pytest.approx(1)
     assert scores.per_class["cat"]["objects"] == 3
 
@@ -170,7 +176,7 @@ def test_area_and_iscrowd_may_be_missing(missing):
             del entry["area"], entry["iscrowd"]
         else:
             entry["area"] = entry["iscrowd"] = None
-    assert list(evaluate_detections(truth, results).figures.values()) == pytest.approx(expected)
+    assert list(score(truth, results).figures.values()) == pytest.approx(expected)
 
 
 def test_top_300_looks_at_detections_beyond_the_hundredth():
@@ -178,7 +184,7 @@ def test_top_300_looks_at_detections_beyond_the_hundredth():
     truth = truth_of([thing(i + 1, 1, 10, bbox) for i, bbox in enumerate(boxes)])
     truth["images"][0] |= {"width": 400, "height": 300}
     results = [found(1, 10, bbox, 0.9 - i / 1000) for i, bbox in enumerate(boxes)]
-    hundred, all_of_them = evaluate_detections(truth, results), evaluate_detections(truth, results, 300)
+    hundred, all_of_them = score(truth, results), score(truth, results, 300)
     assert hundred.figures["AR_100"] == pytest.approx(100 / 150)
     assert hundred.figures["AP"] == pytest.approx(67 / 101)  # recall points 0, 0.01 .. 0.66 are reached
     assert all_of_them.figures["AR_300"] == pytest.approx(1)
@@ -189,7 +195,7 @@ def test_top_300_looks_at_detections_beyond_the_hundredth():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_larger_limit_never_finds_less(seed):
     truth, results = random_scene(seed)
-    hundred, more = evaluate_detections(truth, results).figures, evaluate_detections(truth, results, 300).figures
+    hundred, more = score(truth, results).figures, score(truth, results, 300).figures
     assert more["AR_300"] >= hundred["AR_100"]
     assert more["AP"] >= hundred["AP"] - 1e-12
 
@@ -199,7 +205,7 @@ def test_a_limit_below_ten_is_kept(limit, expected):
     boxes = [[60 * i, 0, 50, 50] for i in range(5)]
     truth = truth_of([thing(i + 1, 1, 10, bbox) for i, bbox in enumerate(boxes)])
     results = [found(1, 10, bbox, 0.9 - i / 10) for i, bbox in enumerate(boxes)]
-    figures = evaluate_detections(truth, results, limit).figures
+    figures = score(truth, results, limit).figures
     assert figures[f"AR_{limit}"] == pytest.approx(expected)
     assert figures["AP50"] == pytest.approx((int(100 * expected) + 1) / 101)
 
@@ -220,7 +226,7 @@ def test_ap_of_each_class_by_hand():
         found(2, 10, [0, 0, 50, 50], 0.7),
         found(1, 20, [100, 100, 40, 62], 0.9),  # IoU 0.62: right for 0.50, 0.55 and 0.60
     ]
-    per_class = evaluate_detections(truth, results).per_class
+    per_class = score(truth, results).per_class
     # Precision is 1 up to recall 0.5 (51 points), then 2/3 (50 points).
     cat = (51 + 50 * 2 / 3) / 101
     assert per_class["cat"] == pytest.approx({"AP": cat, "AP50": cat, "AP75": cat, "objects": 2})
@@ -229,7 +235,7 @@ def test_ap_of_each_class_by_hand():
 
 def test_objects_are_counted_in_the_scored_images_only():
     truth = truth_of([thing(i, 1 + i % 2, 10, [0, 0, 50, 50]) for i in range(5)], images=2)
-    assert evaluate_detections(truth, [], image_ids=[1]).per_class["cat"]["objects"] == 3
+    assert score(truth, [], image_ids=[1]).per_class["cat"]["objects"] == 3
 
 
 def test_to_coco_results_by_hand():
@@ -244,9 +250,7 @@ def test_to_coco_results_by_hand():
 
 def test_unknown_categories_of_results_score_nothing():
     truth = truth_of([thing(1, 1, 10, [0, 0, 50, 50])])
-    assert evaluate_detections(truth, [*perfect(truth), found(1, 99, [0, 0, 5, 5], 1.0)]).figures[
-        "AP"
-    ] == pytest.approx(1)
+    assert score(truth, [*perfect(truth), found(1, 99, [0, 0, 5, 5], 1.0)]).figures["AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +272,7 @@ def test_unknown_categories_of_results_score_nothing():
 )
 def test_bad_results_are_named(results, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        evaluate_detections(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), results)
+        score(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), results)
 
 
 def test_read_json_names_a_file_that_is_missing_or_no_json(tmp_path):

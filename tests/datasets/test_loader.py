@@ -3,7 +3,8 @@ from collections import Counter
 import pytest
 import torch
 
-from datasets.coco import CocoDetection, Sample
+from datasets.annotations import ImageEntry
+from datasets.dataset import CocoDetection, Sample
 from datasets.loader import (
     EpochBatches,
     SameSizeBatches,
@@ -16,13 +17,17 @@ from datasets.loader import (
 )
 from datasets.transforms import eval_transform
 from tests.datasets.helpers import annotation, write_coco
+from util.objects import Objects
 
 
 def sample(width: int, height: int, image_id: int = 1, objects: int = 1) -> Sample:
     boxes = torch.arange(4 * objects, dtype=torch.float32).reshape(-1, 4)
-    return Sample(
-        torch.full((3, height, width), float(image_id)), boxes, torch.arange(objects), image_id, (height, width)
-    )
+    truth = Objects(boxes, torch.arange(objects), image_id)
+    return Sample(torch.full((3, height, width), float(image_id)), truth, (height, width))
+
+
+def image_of(width: int | None = None, height: int | None = None) -> ImageEntry:
+    return ImageEntry(1, "1.png", width, height)
 
 
 def test_images_are_padded_right_and_below():
@@ -43,13 +48,13 @@ def test_images_of_one_size_are_not_padded():
     assert not mask.any()
 
 
-def test_collate_keeps_every_images_targets():
+def test_collate_keeps_every_images_objects():
     batch = collate([sample(4, 2, 7, 2), sample(1, 3, 8, 0)])
-    assert [t.image_id for t in batch.targets] == [7, 8]
-    assert [t.original_size for t in batch.targets] == [(2, 4), (3, 1)]
-    assert batch.targets[0].boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert batch.targets[0].labels.tolist() == [0, 1]
-    assert batch.targets[1].boxes.shape == (0, 4)
+    assert [o.image_id for o in batch.objects] == [7, 8]
+    assert batch.sizes == [(2, 4), (3, 1)]
+    assert batch.objects[0].boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert batch.objects[0].labels.tolist() == [0, 1]
+    assert batch.objects[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_collate_keeps_every_images_targets():
 def test_micro_batches_hold_every_sample_once_in_order(count, limit, expected):
     batches = collate_step([sample(3, 3, i) for i in range(count)], limit)
     assert [len(b.images) for b in batches] == expected
-    assert [t.image_id for b in batches for t in b.targets] == list(range(count))
+    assert [o.image_id for b in batches for o in b.objects] == list(range(count))
 
 
 def test_micro_batches_are_padded_only_to_their_own_size():
@@ -106,20 +111,20 @@ def test_fewer_samples_than_a_batch_make_one_batch():
 
 
 def test_the_epoch_reaches_workers_that_stay(tmp_path):
-    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
+    dataset = CocoDetection.from_file(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
     loader = train_loader(dataset, 2, 1, 1, seed=0, pin_memory=False)
     orders = []
     for epoch in (0, 1, 0):
         loader.batch_sampler.set_epoch(epoch)
         steps = list(loader)
         assert [[len(b.images) for b in step] for step in steps] == [[1, 1]] * 3
-        orders.append([t.image_id for step in steps for b in step for t in b.targets])
+        orders.append([o.image_id for step in steps for b in step for o in b.objects])
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[1]) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_pass_that_is_cut_short_does_not_spoil_the_next(tmp_path):
-    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
+    dataset = CocoDetection.from_file(*write_coco(tmp_path, [], sizes=((8, 8),) * 6))
     loader = train_loader(dataset, 2, None, 1, seed=0, pin_memory=False)
     for _ in loader:
         break
@@ -127,7 +132,7 @@ def test_a_pass_that_is_cut_short_does_not_spoil_the_next(tmp_path):
 
 
 def test_the_whole_batch_is_one_micro_batch_unless_limited(tmp_path):
-    dataset = CocoDetection(*write_coco(tmp_path, [], sizes=((8, 8),) * 4))
+    dataset = CocoDetection.from_file(*write_coco(tmp_path, [], sizes=((8, 8),) * 4))
     (step,) = train_loader(dataset, 4, None, 0, seed=0, pin_memory=False)
     assert [len(b.images) for b in step] == [4]
 
@@ -135,10 +140,10 @@ def test_the_whole_batch_is_one_micro_batch_unless_limited(tmp_path):
 def test_evaluation_yields_every_image_once_without_padding(tmp_path):
     objects = [annotation(1, 2, 1, [0, 0, 4, 4])]
     paths = write_coco(tmp_path, objects, sizes=((8, 8), (16, 8), (8, 8), (8, 8), (8, 8)))
-    loader = eval_loader(CocoDetection(*paths, eval_transform(8, 16)), 2, 0, pin_memory=False)
+    loader = eval_loader(CocoDetection.from_file(*paths, eval_transform(8, 16)), 2, 0, pin_memory=False)
     batches = list(loader)
-    assert [[t.image_id for t in b.targets] for b in batches] == [[1, 3], [4, 5], [2]]  # by size
-    assert [len(t.labels) for t in batches[2].targets] == [1]
+    assert [[o.image_id for o in b.objects] for b in batches] == [[1, 3], [4, 5], [2]]  # by size
+    assert [len(o.labels) for o in batches[2].objects] == [1]
     assert not any(b.padding_mask.any() for b in batches)
     assert len(loader) == 3
 
@@ -161,7 +166,7 @@ def test_a_pass_can_start_at_any_batch():
 
 
 def test_batches_of_one_aspect():
-    images = [{"width": 30 + 20 * (i % 3 == 0), "height": 40} for i in range(100)]
+    images = [image_of(30 + 20 * (i % 3 == 0), 40) for i in range(100)]
     groups = aspect_groups(images)
     assert sum(groups) == 66
     batches = EpochBatches(100, 8, seed=0, groups=groups)
@@ -179,12 +184,12 @@ def test_batches_of_one_aspect():
 
 
 def test_images_of_unknown_size_are_taken_for_wide():
-    assert aspect_groups([{}, {"width": 2, "height": 1}, {"width": 1, "height": 2}]) == [0, 0, 1]
+    assert aspect_groups([image_of(), image_of(2, 1), image_of(1, 2)]) == [0, 0, 1]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_evaluation_is_dealt_out_without_doubles(processes):
-    images = [{"width": 8 + i % 3, "height": 8} for i in range(11)]
+    images = [image_of(8 + i % 3, 8) for i in range(11)]
     whole = SameSizeBatches(images, 2).batches
     parts = [SameSizeBatches(images, 2, (rank, processes)).batches for rank in range(processes)]
     dealt = [batch for part in parts for batch in part]

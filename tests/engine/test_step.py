@@ -1,12 +1,15 @@
 """The training step: accumulation is exact, the rate is set, losses are means, clipping clips."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from timm.utils import ModelEmaV3
 
-from datasets.loader import Batch, Target
+from datasets.loader import Batch
 from engine.state import TrainingState
-from engine.step import train_one_epoch
+from engine.step import TrainStep
+from engine.train import train_one_epoch
 from models.from_config import build_criterion
 from tests.models.helpers import padded_batch, random_objects, small_model
 from util.config import LossConfig
@@ -20,13 +23,13 @@ CPU = torch.device("cpu")
 
 def batch_of(counts: list[int], seed: int = 0) -> Batch:
     images, mask = padded_batch([(48, 64)] * len(counts), seed)
-    targets = [Target(o.boxes.double(), o.labels, o.image_id, (48, 64)) for o in random_objects(counts, seed=seed)]
-    return Batch(images.double(), mask, targets)
+    objects = [replace(o, boxes=o.boxes.double()) for o in random_objects(counts, seed=seed)]
+    return Batch(images.double(), mask, objects, [(48, 64)] * len(counts))
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    parts = [slice(i, i + size) for i in range(0, len(batch.targets), size)]
-    return [Batch(batch.images[s], batch.padding_mask[s], batch.targets[s]) for s in parts]
+    parts = [slice(i, i + size) for i in range(0, len(batch.objects), size)]
+    return [Batch(batch.images[s], batch.padding_mask[s], batch.objects[s], batch.sizes[s]) for s in parts]
 
 
 def still_norms(model: torch.nn.Module) -> torch.nn.Module:
@@ -45,22 +48,18 @@ def state_of(model: torch.nn.Module, steps: int, ema: ModelEmaV3 | None = None) 
 
 
 def run_epoch(
-    state: TrainingState, steps: list[list[Batch]], stop: StopRequest | None = None, **options
+    state: TrainingState,
+    steps: list[list[Batch]],
+    stop: StopRequest | None = None,
+    log_every: int = 50,
+    on_step=None,
+    **options,
 ) -> list[tuple[int, dict]]:
     """Logged (step, means)."""
-    logged = []
-    train_one_epoch(
-        state.model,
-        build_criterion(LossConfig()),
-        steps,
-        state,
-        lambda batch, size: batch,
-        lambda step: None,
-        ALONE,
-        stop or StopRequest(),
-        on_log=lambda means: logged.append((state.global_step, means)),
-        **options,
-    )
+    logged, criterion = [], build_criterion(LossConfig())
+    step = TrainStep(state.model, criterion, lambda batch, size: batch, state, lambda number: None, **options)
+    on_log = lambda means: logged.append((state.global_step, means))  # noqa: E731
+    train_one_epoch(step, steps, stop or StopRequest(), log_every, on_log=on_log, on_step=on_step)
     return logged
 
 
@@ -190,7 +189,7 @@ def test_fp16_that_never_recovers_ends_the_run():
     state = state_of(model, 3)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     batch = batch_of([2, 1])
-    steps = [[Batch(batch.images.float(), batch.padding_mask, batch.targets)]] * 3
+    steps = [[replace(batch, images=batch.images.float())]] * 3
     with pytest.raises(NonFinite, match=r"step 2: fp16 gradients are not finite at any scale.*images 100, 101"):
         run_epoch(state, steps, log_every=1)
 
@@ -203,5 +202,6 @@ def test_every_trainable_parameter_gets_a_gradient_even_without_objects(two_stag
     model = small_model(auxiliary=auxiliary, two_stage=two_stage, refinement=True, encoder_layers=encoder_layers)
     images, mask = padded_batch([(48, 64), (40, 64)])
     criterion = build_criterion(LossConfig(auxiliary=auxiliary))
-    sum(criterion(model(images, mask), random_objects([0, 0])).values()).backward()
+    objects = random_objects([0, 0])
+    sum(criterion(model(images, mask, objects), objects).values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []

@@ -16,11 +16,11 @@ from datasets.device import ToDevice
 from datasets.loader import Batch
 from datasets.transforms import eval_transform, to_image
 from engine.merge import merge_views
-from engine.predict import Predictor
+from engine.predict import Predictor, load_model, load_predictor, make_predictor
 from engine.tta import MultiView, View, sizes_of, views_of
-from main import load_model, load_predictor, main, make_predictor
-from models.detector import Predictions
+from main import main
 from models.postprocess import postprocess
+from models.predictions import PredictionGroup, Predictions
 from tests.datasets.helpers import write_coco
 from tests.processes import Launched
 from tests.test_main import SMALL
@@ -78,7 +78,7 @@ class Finder(nn.Module):
             height, width = image.shape[1:]
             boxes.append([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
         found = torch.tensor(boxes)[None, :, None]  # [1, B, 1, 4]
-        return Predictions(torch.full((1, len(images), 1, 1), 2.0), found, None)
+        return Predictions([PredictionGroup("decoder", torch.full((1, len(images), 1, 1), 2.0), found)])
 
 
 def finder(tta: TTAConfig, size: int, max_size: int) -> Predictor:
@@ -88,7 +88,9 @@ def finder(tta: TTAConfig, size: int, max_size: int) -> Predictor:
 
     def batch_of(pictures):
         images = [[resize(to_image(p)) for p in pictures] for resize in resizes]
-        return model.prepare([Batch(torch.stack(i), torch.zeros(len(i), *i[0].shape[1:]).bool(), []) for i in images])
+        return model.prepare(
+            [Batch(torch.stack(i), torch.zeros(len(i), *i[0].shape[1:]).bool(), [], []) for i in images]
+        )
 
     return Predictor(model, lambda p: p, batch_of, model.postprocess, {})
 
@@ -139,7 +141,7 @@ def test_padding_is_refused():
     images, mask = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :, 7] = True
     with pytest.raises(ValueError, match="padding"):
-        predictor.model.prepare([Batch(images, mask, [])])
+        predictor.model.prepare([Batch(images, mask, [], [])])
 
 
 def test_the_views_of_a_real_detector_are_those_it_has_alone(place):

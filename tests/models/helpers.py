@@ -1,19 +1,11 @@
 """Small models and targets for tests."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from models.from_config import build_model
 from util.config import BackboneConfig, ModelConfig
-
-
-@dataclass
-class Objects:
-    boxes: Tensor
-    labels: Tensor
-    image_id: int = 1
+from util.objects import Objects
 
 
 def small_config(**options) -> ModelConfig:

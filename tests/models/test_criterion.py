@@ -7,22 +7,37 @@ import torch
 import torchvision
 from torchvision.ops import box_convert, generalized_box_iou, sigmoid_focal_loss
 
-from models.criterion import Criterion
-from models.detector import Predictions, Proposals
-from models.matcher import HungarianMatcher, LayerPredictions, _assign, shortlist
-from tests.models.helpers import Objects, random_objects
+from models.from_config import build_criterion
+from models.matcher import HungarianMatcher, _assign, shortlist
+from models.predictions import Assignment, PredictionGroup, Predictions
+from models.proposals import class_agnostic
+from tests.models.helpers import random_objects
+from util.config import LossConfig
 from util.errors import UserError
+from util.objects import Objects
+
+CRITERION = build_criterion(LossConfig())
 
 
-def predictions(layers=3, batch=3, queries=7, classes=5, tokens=None, seed=0, dtype=torch.float64) -> Predictions:
+def decoder(logits, boxes, **more) -> PredictionGroup:
+    return PredictionGroup("decoder", logits, boxes, layers=range(len(logits)), **more)
+
+
+def random_group(generator, *shape, classes=5, dtype=torch.float64):
+    logits = torch.randn(*shape, classes, generator=generator, dtype=dtype)
+    return logits, torch.rand(*shape, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
+
+
+def predictions(layers=3, batch=3, queries=7, seed=0, dtype=torch.float64) -> Predictions:
     generator = torch.Generator().manual_seed(seed)
+    return Predictions([decoder(*random_group(generator, layers, batch, queries, dtype=dtype))])
 
-    def some(*shape):
-        logits = torch.randn(*shape, classes, generator=generator, dtype=dtype)
-        return logits, torch.rand(*shape, 4, generator=generator, dtype=dtype) * 0.5 + 0.2
 
-    proposals = None if tokens is None else Proposals(*some(batch, tokens))
-    return Predictions(*some(layers, batch, queries), proposals)
+def two_stages(targets: list[Objects], tokens: int) -> Predictions:
+    """With proposals, whose objects have no class."""
+    proposals = random_group(torch.Generator().manual_seed(1), 1, len(targets), tokens)
+    out = predictions(batch=len(targets))
+    return Predictions([*out.groups, PredictionGroup("proposals", *proposals, class_agnostic(targets))])
 
 
 def cost_by_hand(logits, boxes, target):
@@ -40,12 +55,12 @@ def cost_by_hand(logits, boxes, target):
 
 def pairs_of(matches, layer, image):
     here = (matches.layer == layer) & (matches.image == image)
-    return sorted(zip(matches.query[here].tolist(), matches.target[here].tolist()))
+    return sorted(zip(matches.query[here].tolist(), matches.object[here].tolist()))
 
 
 def test_costs_equal_the_formulas_of_each_image_alone():
     out, targets = predictions(), random_objects([2, 0, 3])
-    cost = HungarianMatcher().cost(LayerPredictions(["a", "b", "c"], out.logits, out.boxes), targets)
+    cost = HungarianMatcher().cost(out.groups[0], targets)
     assert cost.shape == (3, 3, 7, 3)  # padded to the most objects of an image, never one image against another
     for layer in range(3):
         for image, target in enumerate(targets):
@@ -55,8 +70,7 @@ def test_costs_equal_the_formulas_of_each_image_alone():
 
 def test_matching_is_the_cheapest_of_all():
     out, targets = predictions(layers=2, queries=5), random_objects([3, 2, 1])
-    group = LayerPredictions(["a", "b"], out.logits, out.boxes)
-    (matches,) = HungarianMatcher()([group], [targets])
+    (matches,) = HungarianMatcher()(out.groups, [targets])
     offset = 0
     for image, target in enumerate(targets):
         count = len(target.labels)
@@ -78,15 +92,16 @@ def test_the_shortlist_holds_the_cheapest_assignment(objects):
         assert torch.equal(cost[layer, image, rows[layer, image]], short[layer, image])
     found = _assign(short.numpy(), rows.numpy(), [objects] * 3, torch.device("cpu"))
     plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
-    for name in ("layer", "image", "query", "target"):
+    for name in ("layer", "image", "query", "object"):
         assert torch.equal(getattr(found, name), getattr(plain, name)), name
 
 
 def test_proposals_are_matched_by_the_shortlist_as_without_it(monkeypatch):
-    out, targets = predictions(tokens=3000), random_objects([2, 0, 3])
-    short = Criterion(HungarianMatcher())(out, targets)
+    targets = random_objects([2, 0, 3])
+    out = two_stages(targets, 3000)
+    short = CRITERION(out, targets)
     monkeypatch.setattr("models.matcher.shortlist", lambda cost: (cost, None))
-    for name, loss in Criterion(HungarianMatcher())(out, targets).items():
+    for name, loss in CRITERION(out, targets).items():
         assert torch.equal(short[name], loss), name
 
 
@@ -98,27 +113,28 @@ def test_few_queries_are_not_shortened():
 @pytest.mark.parametrize("counts", [[0, 0, 0], [9, 0, 7], [12, 12, 12]])
 def test_no_objects_and_more_objects_than_queries(counts):
     out, targets = predictions(queries=7), random_objects(counts)
-    losses = Criterion(HungarianMatcher())(out, targets)
+    losses = CRITERION(out, targets)
     assert all(torch.isfinite(loss) for loss in losses.values())
-    (matches,) = HungarianMatcher()([LayerPredictions(["a"] * 3, out.logits, out.boxes)], [targets])
+    (matches,) = HungarianMatcher()(out.groups, [targets])
     assert len(matches.query) == 3 * sum(min(7, n) for n in counts)
     if not any(counts):
         assert all(losses[k] == 0 for k in losses if not k.startswith("class")) and losses["class/decoder.0"] > 0
 
 
 def test_losses_equal_torchvision_and_the_formulas():
-    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
-    losses = Criterion(HungarianMatcher())(out, targets)
+    targets = random_objects([2, 0, 3])
+    out = two_stages(targets, 11)
+    losses = CRITERION(out, targets)
     agnostic = [Objects(t.boxes, torch.zeros_like(t.labels), t.image_id) for t in targets]
     layers = {f"decoder.{i}": (out.logits[i], out.boxes[i], targets) for i in range(3)}
-    layers["proposals"] = (out.proposals.logits, out.proposals.boxes, agnostic)
+    layers["proposals"] = (out.groups[1].logits[0], out.groups[1].boxes[0], agnostic)
     assert set(losses) == {f"{name}/{layer}" for name in ("class", "l1", "giou") for layer in layers}
     for layer, (logits, boxes, objects) in layers.items():
-        (matches,) = HungarianMatcher()([LayerPredictions(["x"], logits[None], boxes[None])], [objects])
+        (matches,) = HungarianMatcher()([decoder(logits[None], boxes[None])], [objects])
         one_hot, l1, giou = torch.zeros_like(logits), 0.0, 0.0
         labels = torch.cat([t.labels for t in objects])
         wanted = torch.cat([t.boxes for t in objects]).double()
-        for image, query, target in zip(*(v.tolist() for v in (matches.image, matches.query, matches.target))):
+        for image, query, target in zip(*(v.tolist() for v in (matches.image, matches.query, matches.object))):
             one_hot[image, query, labels[target]] = 1
             l1 += (boxes[image, query] - wanted[target]).abs().sum()
             pair = [box_convert(b[None], "cxcywh", "xyxy") for b in (boxes[image, query], wanted[target])]
@@ -130,20 +146,22 @@ def test_losses_equal_torchvision_and_the_formulas():
 
 def test_layers_together_equal_layers_alone():
     out, targets = predictions(), random_objects([2, 0, 3])
-    together = Criterion(HungarianMatcher())(out, targets)
+    together = CRITERION(out, targets)
     for i in range(3):
-        alone = Criterion(HungarianMatcher())(Predictions(out.logits[i : i + 1], out.boxes[i : i + 1]), targets)
+        alone = CRITERION(Predictions([decoder(out.logits[i : i + 1], out.boxes[i : i + 1])]), targets)
         for name in ("class", "l1", "giou"):
             torch.testing.assert_close(together[f"{name}/decoder.{i}"], alone[f"{name}/decoder.0"])
 
 
 def test_batch_equals_its_images_with_the_same_divisor():
     out, targets = predictions(), random_objects([2, 0, 3])
-    whole = sum(Criterion(HungarianMatcher())(out, targets).values())
+    whole = sum(CRITERION(out, targets).values())
     parts = sum(
         sum(
-            Criterion(HungarianMatcher())(
-                Predictions(out.logits[:, i : i + 1], out.boxes[:, i : i + 1]), targets[i : i + 1], num_boxes=5
+            CRITERION(
+                Predictions([decoder(out.logits[:, i : i + 1], out.boxes[:, i : i + 1])]),
+                targets[i : i + 1],
+                num_boxes=5,
             ).values()
         )
         for i in range(3)
@@ -153,7 +171,7 @@ def test_batch_equals_its_images_with_the_same_divisor():
 
 def test_without_auxiliary_losses_only_the_last_layer():
     out, targets = predictions(), random_objects([2, 0, 3])
-    losses = Criterion(HungarianMatcher(), auxiliary=False)(out, targets)
+    losses = build_criterion(LossConfig(auxiliary=False))(out, targets)
     assert set(losses) == {"class/decoder.2", "l1/decoder.2", "giou/decoder.2"}
 
 
@@ -163,8 +181,9 @@ def test_one_transfer_to_the_host_for_all_layers_and_proposals(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self.shape) or original(self))
     for name in ("item", "tolist", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, _refuse_device(name, getattr(torch.Tensor, name)))
-    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
-    Criterion(HungarianMatcher())(out, targets)
+    targets = random_objects([2, 0, 3])
+    out = two_stages(targets, 11)
+    CRITERION(out, targets)
     assert len(transfers) == 1
 
 
@@ -178,12 +197,11 @@ def _refuse_device(name, original):
 
 def test_costs_and_losses_in_fp32_under_autocast():
     out, targets = predictions(dtype=torch.float32), random_objects([2, 0, 3])
-    plain = Criterion(HungarianMatcher())(out, targets)
-    half = Predictions(out.logits.bfloat16(), out.boxes)
+    plain = CRITERION(out, targets)
+    half = Predictions([decoder(out.logits.bfloat16(), out.boxes)])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        group = LayerPredictions(["a"] * 3, half.logits, half.boxes)
-        assert HungarianMatcher().cost(group, targets).dtype == torch.float32
-        mixed = Criterion(HungarianMatcher())(half, targets)
+        assert HungarianMatcher().cost(half.groups[0], targets).dtype == torch.float32
+        mixed = CRITERION(half, targets)
     for name, loss in mixed.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(plain[name].item(), rel=0.02)
@@ -192,11 +210,12 @@ def test_costs_and_losses_in_fp32_under_autocast():
 @pytest.mark.parametrize("tensor", ["logits", "boxes"])
 @pytest.mark.parametrize("layer", ["decoder.1", "proposals"])
 def test_a_non_finite_cost_names_image_layer_and_tensor(tensor, layer):
-    out, targets = predictions(tokens=11), random_objects([2, 0, 3])
-    of = getattr(out.proposals, tensor)[2] if layer == "proposals" else getattr(out, tensor)[1, 2]
+    targets = random_objects([2, 0, 3])
+    out = two_stages(targets, 11)
+    of = getattr(out.groups[1], tensor)[0, 2] if layer == "proposals" else getattr(out, tensor)[1, 2]
     of[3] = float("nan")
     with pytest.raises(UserError, match=rf"image 102 .*{tensor} of layer {layer} "):
-        Criterion(HungarianMatcher())(out, targets)
+        CRITERION(out, targets)
 
 
 def test_gradient_is_that_of_the_formulas():
@@ -204,6 +223,42 @@ def test_gradient_is_that_of_the_formulas():
     logits, boxes = out.logits.requires_grad_(), out.boxes.requires_grad_()
 
     def total(logits, boxes):
-        return sum(Criterion(HungarianMatcher())(Predictions(logits, boxes), targets).values())
+        return sum(CRITERION(Predictions([decoder(logits, boxes)]), targets).values())
 
     assert torch.autograd.gradcheck(total, (logits, boxes))
+
+
+def test_a_group_with_an_assignment_is_not_matched():
+    """As for denoising: the pairs are given, the same in every layer, and counted among the group's own objects."""
+    out, targets = predictions(queries=4), random_objects([2, 0, 3])
+    given = Assignment(torch.tensor([0, 0, 2]), torch.tensor([3, 1, 0]), torch.tensor([1, 0, 4]))
+    group = decoder(out.logits, out.boxes, assignment=given)
+    group.name = "denoising"
+    losses = CRITERION(Predictions([*out.groups, group]), targets)
+    alone = CRITERION(out, targets)
+    assert {name: losses[name] for name in alone} == alone
+    boxes, labels = torch.cat([t.boxes for t in targets]).double(), torch.cat([t.labels for t in targets])
+    for layer in range(3):
+        one_hot, l1 = torch.zeros_like(out.logits[layer]), 0.0
+        for image, query, target in ((0, 3, 1), (0, 1, 0), (2, 0, 4)):
+            one_hot[image, query, labels[target]] = 1
+            l1 += (out.boxes[layer, image, query] - boxes[target]).abs().sum()
+        focal = sigmoid_focal_loss(out.logits[layer], one_hot, alpha=0.25, gamma=2, reduction="sum")
+        assert losses[f"class/denoising.{layer}"].item() == pytest.approx(2 * focal.item() / 5, rel=1e-6)
+        assert losses[f"l1/denoising.{layer}"].item() == pytest.approx(5 * l1.item() / 5, rel=1e-6)
+
+
+def test_losses_of_the_model_itself_are_divided_by_the_objects():
+    out, targets = predictions(), random_objects([2, 0, 3])
+    out.extra_losses["own"] = torch.tensor(7.0)
+    assert CRITERION(out, targets, num_boxes=14)["own"] == 0.5
+
+
+def test_a_loss_is_one_more_entry():
+    """The criterion knows none by name."""
+    out, targets = predictions(), random_objects([2, 0, 3])
+    criterion = build_criterion(LossConfig())
+    criterion.losses["width"] = (3.0, lambda group: group.per_layer((group.predicted - group.wanted)[:, 2].abs()))
+    losses = criterion(out, targets)
+    assert {name for name in losses if name.startswith("width")} == {f"width/decoder.{i}" for i in range(3)}
+    assert all(0 < losses[f"width/decoder.{i}"] < 3 / 5 * losses[f"l1/decoder.{i}"] for i in range(3))

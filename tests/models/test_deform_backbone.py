@@ -8,15 +8,19 @@ from torch import nn
 from engine.optim import adamw
 from models.backbone import Backbone
 from models.backbone_weights import load_backbone_weights
+from models.from_config import build_backbone
+from models.limits import check_model
 from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.models.helpers import small_config, small_model
+from util.config import BackboneConfig, ModelConfig
 from util.errors import UserError
 from util.profiling import count_flops
 
 
 def backbone(name="resnet26", seed=0, **options) -> Backbone:
     torch.manual_seed(seed)
-    model = Backbone(name, **{"pretrained": False, "frozen_stages": 0, "norm": "trainable", **options}).eval()
+    config = BackboneConfig(name, **{"weights": "none", "frozen_stages": 0, "norm": "trainable", **options})
+    model = build_backbone(config, 3).eval()
     for key, value in model.state_dict().items():
         if ".bn" in key and key.endswith("weight"):
             value.fill_(1.0)  # timm starts the last norm of a block at zero, which would hide what is before it
@@ -65,7 +69,7 @@ def test_pretrained_weights_are_kept(monkeypatch):
         return made["model"]
 
     monkeypatch.setattr(timm, "create_model", remember)
-    model = Backbone("resnext50_32x4d", pretrained=True, dcn="v2")
+    model = build_backbone(BackboneConfig("resnext50_32x4d", dcn="v2"), 3)
     found = model.body.state_dict()
     layer = model.body.layer4[0].conv2
     assert isinstance(layer, ModulatedDeformConv2d) and layer.groups == 32 and layer.stride == (2, 2)
@@ -132,7 +136,6 @@ def test_offsets_learn_and_frozen_stages_stay():
     [
         ({"dcn_stages": [6]}, r"dcn_stages is \[6\]; it must list some of \[2, 3, 4, 5\]"),
         ({"dcn_stages": []}, r"dcn_stages is \[\]; it must list some of"),
-        ({"dcn_stages": [2, 3], "frozen_stages": 2}, "the first 2 are frozen"),
         ({"name": "convnext_atto"}, "of a ResNet or ResNeXt"),
         ({"name": "hrnet_w18_small"}, "of a ResNet or ResNeXt"),
         ({"dcn_offset_groups": 7}, "offset_groups 7 does not divide"),
@@ -141,3 +144,8 @@ def test_offsets_learn_and_frozen_stages_stay():
 def test_refusals(options, says):
     with pytest.raises(UserError, match=says):
         backbone(**{"dcn": "v2", **options})
+
+
+def test_frozen_stages_cannot_be_deformed():
+    with pytest.raises(UserError, match=r"dcn_stages has \[2\], but the first 2 are frozen"):
+        check_model(ModelConfig(BackboneConfig(dcn="v2", dcn_stages=[2, 3], frozen_stages=2)))

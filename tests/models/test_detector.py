@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from models.detector import valid_ratio
 from models.from_config import build_criterion, build_model
+from models.memory import Memory, valid_ratio
 from models.postprocess import postprocess
+from models.predictions import PredictionGroup, Predictions
 from models.proposals import token_anchors
 from models.transformer import encoder_reference_points
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
@@ -15,8 +16,8 @@ from util.config import LossConfig
 
 def gradients(model, auxiliary: bool) -> dict[str, torch.Tensor | None]:
     images, mask = padded_batch([(96, 128), (128, 80)])
-    criterion = build_criterion(LossConfig(auxiliary=auxiliary))
-    sum(criterion(model(images, mask), random_objects([3, 2], num_classes=3)).values()).backward()
+    criterion, objects = build_criterion(LossConfig(auxiliary=auxiliary)), random_objects([3, 2], num_classes=3)
+    sum(criterion(model(images, mask, objects), objects).values()).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -48,7 +49,8 @@ def test_proposal_coordinates_are_detached_and_proposals_are_penalised():
     images, mask = padded_batch([(96, 96)])
     model(images, mask).boxes[-1].sum().backward()
     assert model.queries.head.regress.layers[0].weight.grad is None
-    losses = build_criterion(LossConfig())(model(images, mask), random_objects([2]))
+    objects = random_objects([2])
+    losses = build_criterion(LossConfig())(model(images, mask, objects), objects)
     (losses["l1/proposals"] + losses["class/proposals"]).backward()
     assert model.queries.head.regress.layers[0].weight.grad.abs().sum() > 0
     assert model.queries.head.classify.weight.grad.abs().sum() > 0
@@ -127,24 +129,24 @@ def test_encoder_references_are_pixel_centres_of_the_unpadded_part():
 def test_token_anchors():
     mask = torch.tensor([[False, False, True, True, False]])
     ratios = torch.tensor([[[0.5, 1.0], [1.0, 1.0]]])
-    anchors, usable = token_anchors(mask, [(1, 4), (1, 1)], ratios)
+    anchors, usable = token_anchors(Memory(torch.empty(1, 5, 0), mask, [(1, 4), (1, 1)], ratios))
     assert anchors[0, :2].flatten().tolist() == pytest.approx([0.25, 0.5, 0.05, 0.05, 0.75, 0.5, 0.05, 0.05])
     assert anchors[0, 4].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
     assert usable[0, :, 0].tolist() == [True, True, False, False, True]
-    far, usable = token_anchors(torch.zeros(1, 200, dtype=torch.bool), [(1, 200)], torch.ones(1, 1, 2))
+    nothing = torch.zeros(1, 200, dtype=torch.bool)
+    far, usable = token_anchors(Memory(torch.empty(1, 200, 0), nothing, [(1, 200)], torch.ones(1, 1, 2)))
     assert not usable[0, 0] and usable[0, 2] and far[0, 1, 0] == pytest.approx(1.5 / 200)
 
 
 def test_postprocess_by_hand():
-    from models.detector import Predictions
-
     logits = torch.full((2, 1, 3, 2), -10.0)
     logits[-1, 0, 2, 1], logits[-1, 0, 0, 0], logits[-1, 0, 0, 1] = 2.0, 1.0, 0.0
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.1, 0.1, 0.1], [0.25, 0.5, 0.5, 0.2]]).expand(2, 1, 3, 4)
-    (found,) = postprocess(Predictions(logits, boxes), [(100, 200)], top_k=3)
+    predictions = Predictions([PredictionGroup("decoder", logits, boxes)])
+    (found,) = postprocess(predictions, [(100, 200)], top_k=3)
     assert found.labels.tolist() == [1, 0, 1]
     assert found.scores.tolist() == pytest.approx([0.880797, 0.731059, 0.5], abs=1e-5)
     assert found.boxes[0].tolist() == pytest.approx([0, 40, 100, 60], abs=1e-4)
     assert found.boxes[1].tolist() == found.boxes[2].tolist() == pytest.approx([0, 0, 200, 100])
-    assert len(postprocess(Predictions(logits, boxes), [(100, 200)], top_k=100)[0].scores) == 6  # fewer pairs than 100
+    assert len(postprocess(predictions, [(100, 200)], top_k=100)[0].scores) == 6  # fewer pairs than 100
     assert len(found.above(0.6).scores) == 2

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.from_config import build_model
 from models.heads import inverse_sigmoid
-from tests.models.helpers import padded_batch, scramble, small_config, small_model
+from tests.models.helpers import padded_batch, random_objects, scramble, small_config, small_model
 from util import cli
 from util.config import BackboneConfig, Config, ModelConfig
 from util.errors import UserError
@@ -84,11 +84,11 @@ def test_any_shape_predicts_and_learns(options):
     model = small_model(**options).train()
     scramble(model)
     images, mask = padded_batch([(70, 90), (64, 40)])
-    out = model(images, mask)
+    out = model(images, mask, random_objects([1, 2]))
     layers, queries = model.transformer.decoder.__len__(), out.logits.shape[2]
     assert out.logits.shape == (layers, 2, queries, 5) and out.boxes.shape == (layers, 2, queries, 4)
     if options.get("num_queries") == 500:  # fewer tokens than queries: as many proposals as there are tokens
-        assert queries == out.proposals.logits.shape[1] < 500
+        assert queries == out.groups[1].logits.shape[2] < 500
     else:
         assert queries == 12
     assert (out.boxes > 0).all() and (out.boxes < 1).all()

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from datasets.shapes import generate
-from main import load_model, main
+from engine.predict import load_model
+from main import main
 from models.from_config import build_criterion, build_mimic
 from models.mimic import FeatureMimic, WithMimicking, crop_regions, object_regions, still_norms
-from tests.models.helpers import Objects, padded_batch, random_objects, small_config, small_model
+from tests.models.helpers import padded_batch, random_objects, small_config, small_model
 from tests.test_main import SMALL
 from util.config import LossConfig
 from util.errors import UserError
+from util.objects import Objects
 
 
 def detector_and_branch(seed=0, **loss):
@@ -32,7 +34,7 @@ def detector_and_branch(seed=0, **loss):
 def test_regions_are_the_objects_in_pixels_of_the_padded_images():
     _, mask = padded_batch([(40, 80), (60, 50)])
     boxes = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]])
-    targets = [Objects(boxes[:0], torch.tensor([], dtype=torch.long)), Objects(boxes, torch.tensor([3, 1]))]
+    targets = [Objects(boxes[:0], torch.tensor([], dtype=torch.long), 1), Objects(boxes, torch.tensor([3, 1]), 2)]
     regions, labels = object_regions(targets, mask, 32)
     assert torch.allclose(regions, torch.tensor([[1.0, 0, 0, 50, 60], [1, 0, 24, 25, 36]])) and labels.tolist() == [
         3,
@@ -68,31 +70,31 @@ def test_an_image_that_is_its_own_crop_has_nothing_to_learn():
     model, branch, _ = detector_and_branch()
     images, mask = padded_batch([(64, 64), (64, 64)])
     whole = torch.tensor([[0.5, 0.5, 1.0, 1.0]])
-    targets = [Objects(whole, torch.tensor([i])) for i in (4, 2)]
+    targets = [Objects(whole, torch.tensor([i]), i) for i in (4, 2)]
     with torch.no_grad():
-        losses = WithMimicking(model, branch).eval()(images, mask, targets).mimicry
+        losses = WithMimicking(model, branch).eval()(images, mask, targets).extra_losses
     assert losses["mimic/regions"].abs() < 1e-5
     # The same vectors, classified by the two unshared layers.
     branch.classify_region.load_state_dict(branch.classify_crop.state_dict())
     with torch.no_grad():
-        losses = WithMimicking(model, branch).eval()(images, mask, targets).mimicry
+        losses = WithMimicking(model, branch).eval()(images, mask, targets).extra_losses
     assert torch.allclose(losses["mimic_class/regions"], losses["mimic_class/crops"], atol=1e-5)
 
 
 def test_the_losses_by_hand(monkeypatch):
-    """From the vectors: 1 - cos and cross-entropy, summed over regions."""
+    """From the vectors: 1 - cos and cross-entropy, summed over regions, with the weight."""
     model, branch, _ = detector_and_branch()
     images, mask = padded_batch([(64, 80)])
     targets, seen = random_objects([3]), []
     monkeypatch.setattr(FeatureMimic, "_vectors", lambda self, *a, f=FeatureMimic._vectors: keep(seen, f(self, *a)))
-    losses = WithMimicking(model, branch)(images, mask, targets).mimicry
+    losses = WithMimicking(model, branch)(images, mask, targets).extra_losses
     region, crop = (v.detach().double() for v in seen)
     cosine = (region * crop).sum(1) / (region.square().sum(1) * crop.square().sum(1)).sqrt()
-    assert float(losses["mimic/regions"].detach()) == pytest.approx(float((1 - cosine).sum()), abs=1e-5)
+    assert float(losses["mimic/regions"].detach()) == pytest.approx(0.1 * float((1 - cosine).sum()), abs=1e-6)
     for name, vectors, layer in (("regions", region, branch.classify_region), ("crops", crop, branch.classify_crop)):
         logits = vectors @ layer.weight.detach().double().T + layer.bias.detach().double()
         expected = sum(-float(row.log_softmax(0)[label]) for row, label in zip(logits, targets[0].labels))
-        assert float(losses[f"mimic_class/{name}"].detach()) == pytest.approx(expected, rel=1e-5)
+        assert float(losses[f"mimic_class/{name}"].detach()) == pytest.approx(0.1 * expected, rel=1e-5)
 
 
 def keep(seen: list, value):
@@ -105,7 +107,7 @@ def test_the_crop_teaches_and_is_taught_by_classes_alone(monkeypatch):
     images, mask = padded_batch([(64, 80)])
     crops = torch.randn(3, 3, 64, 64, requires_grad=True)
     monkeypatch.setattr("models.mimic.crop_regions", lambda *args: crops)
-    losses = WithMimicking(model, branch)(images, mask, random_objects([3])).mimicry
+    losses = WithMimicking(model, branch)(images, mask, random_objects([3])).extra_losses
     by_cosine = torch.autograd.grad(
         losses["mimic/regions"],
         [crops, model.backbone.body.layer4[0].conv2.weight],
@@ -142,7 +144,7 @@ def test_losses_add_up_over_micro_batches_and_a_batch_may_have_no_objects():
     parts = [criterion(trained(images[i], mask[i], targets[i]), targets[i], 5) for i in (slice(0, 2), slice(2, 3))]
     for name in whole:
         assert torch.allclose(whole[name], parts[0][name] + parts[1][name], atol=1e-4), name
-    assert torch.allclose(whole["mimic/regions"], 0.1 / 5 * trained(images, mask, targets).mimicry["mimic/regions"])
+    assert torch.allclose(whole["mimic/regions"], 1 / 5 * trained(images, mask, targets).extra_losses["mimic/regions"])
     empty = criterion(trained(images[1:2], mask[1:2], targets[1:2]), targets[1:2])
     assert all(empty[name] == 0 for name in empty if "mimic" in name)
     sum(empty.values()).backward()
@@ -176,7 +178,7 @@ def test_mimicking_lowers_its_own_loss():
             wanted = "mimic" if with_cosine else "mimic_class"
             sum(v for k, v in losses.items() if k.startswith(wanted)).backward()
             optimizer.step()
-        ends[with_cosine] = sum(cosines[-5:])
+        ends[with_cosine] = sum(cosines[10:])  # single steps swing, with the number of threads, too
     assert ends[True] < 0.5 * ends[False], ends
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets.coco import CocoDetection
+from datasets.dataset import CocoDetection
 from datasets.loader import Batch, collate
 from datasets.shapes import generate
 from datasets.transforms import eval_transform
@@ -23,7 +23,7 @@ def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool
     losses = []
     while len(losses) < steps and (not losses or losses[-1] > 0.1 * losses[0]):
         set_lr(optimizer, min(1.0, (len(losses) + 1) / 20))
-        loss = sum(criterion(model(batch.images, batch.padding_mask), batch.targets).values())
+        loss = sum(criterion(model(batch.images, batch.padding_mask, batch.objects), batch.objects).values())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -38,6 +38,6 @@ def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool
 def test_every_preset_overfits_one_batch(name, auxiliary, tmp_path):
     root = generate(tmp_path / "shapes", train=2, val=1)
     annotations = root / "annotations" / "instances_train2017.json"
-    dataset = CocoDetection(root / "train2017", annotations, eval_transform(96, 160))
+    dataset = CocoDetection.from_file(root / "train2017", annotations, eval_transform(96, 160))
     losses = overfit(preset(name), collate([dataset[0], dataset[1]]), 3, auxiliary)
     assert losses[-1] < 0.1 * losses[0], f"{losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps"

@@ -5,7 +5,7 @@ import torch
 
 from models.reduce import reduce_model
 from models.transformer import EncoderLayer, encoder_reference_points
-from tests.models.helpers import padded_batch, scramble, small_model
+from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from util.errors import UserError
 
 INPUT = padded_batch([(70, 90), (64, 80)])
@@ -48,9 +48,10 @@ def test_fewer_proposals_are_the_best_of_them():
     model = small_model(two_stage=True, refinement=True).eval()
     scramble(model)
     with torch.no_grad():
-        whole, less = model(*INPUT), reduce_model(model, num_queries=5)(*INPUT)
+        objects = random_objects([1, 0])
+        whole, less = model(*INPUT, objects), reduce_model(model, num_queries=5)(*INPUT, objects)
     assert less.logits.shape[2] == 5 and whole.logits.shape[2] == 12
-    assert torch.equal(less.proposals.logits, whole.proposals.logits)
+    assert torch.equal(less.groups[1].logits, whole.groups[1].logits)
 
 
 @pytest.mark.parametrize(

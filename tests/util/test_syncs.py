@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from datasets.device import ToDevice
-from datasets.loader import Batch, Target
+from datasets.loader import Batch
 from engine.optim import adamw
 from engine.state import TrainingState
-from engine.step import train_one_epoch
+from engine.step import TrainStep
+from engine.train import train_one_epoch
 from models.from_config import build_criterion
 from tests.models.helpers import padded_batch, random_objects, small_model
 from util import syncs
 from util.config import LossConfig
-from util.distributed import ALONE
 from util.signals import StopRequest
 from util.syncs import count_syncs
 
@@ -161,17 +161,17 @@ def test_a_training_step_waits_twice(options, clip_norm):
     state = TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), DEVICE, None, 100)
     prepare, criterion = ToDevice(DEVICE), build_criterion(LossConfig())
     _, mask = padded_batch([(48, 64), (40, 56), (48, 64)])
-    targets = [Target(o.boxes, o.labels, o.image_id, (48, 64)) for o in random_objects([3, 0, 2])]
-    batch = Batch(torch.randint(256, (3, 3, 48, 64), dtype=torch.uint8), mask, targets)
-    settings = (prepare, lambda step: None, ALONE, StopRequest(), clip_norm)
-    train_one_epoch(model, criterion, [[batch]], state, *settings)  # moments and constants are made
+    images, objects = torch.randint(256, (3, 3, 48, 64), dtype=torch.uint8), random_objects([3, 0, 2])
+    batch = Batch(images, mask, objects, [(48, 64)] * 3)
+    step = TrainStep(model, criterion, prepare, state, lambda number: None, clip_norm=clip_norm)
+    train_one_epoch(step, [[batch]], StopRequest())  # moments and constants are made
     before = [p.clone() for p in model.parameters()]
     with count_syncs() as found:
-        train_one_epoch(model, criterion, [[batch]], state, *settings)
+        train_one_epoch(step, [[batch]], StopRequest())
     assert state.step == 2 and any(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert found.total == 2, str(found)
     files = sorted(place.split(":")[0] for place in found.places)
-    assert files == ["models/matcher.py", "engine/step.py"]
+    assert files == ["engine/step.py", "models/matcher.py"]
 
 
 def test_modules_are_looked_into():

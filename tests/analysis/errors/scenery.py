@@ -3,6 +3,8 @@
 import numpy as np
 
 from analysis.errors.scenes import Scene, scenes_of
+from datasets.annotations import Annotations
+from datasets.coco import from_coco
 from datasets.evaluation import run_cocoeval
 
 
@@ -49,4 +51,10 @@ def random_data(seed: int, images: int = 12, crowds: float = 0.15) -> tuple[dict
 
 
 def scenes_from(truth: dict, results: list[dict], max_detections: int = 100) -> list[Scene]:
-    return scenes_of(run_cocoeval(truth, results, max_detections))
+    annotations = read(truth)
+    return scenes_of(run_cocoeval(annotations, results, max_detections), annotations)
+
+
+def read(truth: dict) -> Annotations:
+    """What a file with this content says."""
+    return from_coco(truth, "truth.json")

@@ -5,7 +5,7 @@ from analysis.errors.crowding import by_object_count
 from analysis.errors.precision_recall import GRID, precision_recall, threshold_curve
 from analysis.errors.worst import worst_images
 from datasets.evaluation import evaluate_detections, run_cocoeval
-from tests.analysis.errors.scenery import found, random_data, scenes_from, thing, truth_of
+from tests.analysis.errors.scenery import found, random_data, read, scenes_from, thing, truth_of
 
 CAT, DOG = 10, 20
 A, B, FAR = [0, 0, 50, 50], [200, 200, 50, 50], [300, 20, 40, 40]
@@ -14,8 +14,8 @@ A, B, FAR = [0, 0, 50, 50], [200, 200, 50, 50], [300, 20, 40, 40]
 @pytest.mark.parametrize("seed", range(4))
 def test_the_mean_of_a_curve_is_the_ap_of_its_class(seed):
     truth, results = random_data(seed)
-    curves = precision_recall(run_cocoeval(truth, results))
-    per_class = list(evaluate_detections(truth, results).per_class.values())
+    curves = precision_recall(run_cocoeval(read(truth), results))
+    per_class = list(evaluate_detections(read(truth), results).per_class.values())
     for name in ("AP", "AP50", "AP75"):
         assert curves[name].shape == (3, 101)
         assert curves[name].mean(1) == pytest.approx([c[name] for c in per_class])
@@ -25,7 +25,7 @@ def test_the_mean_of_a_curve_is_the_ap_of_its_class(seed):
 def test_a_curve_by_hand():
     truth = truth_of([thing(CAT, A), thing(CAT, B)])
     results = [found(CAT, A, 0.9), found(CAT, FAR, 0.8), found(CAT, [200, 200, 50, 30], 0.7)]  # IoU 1, 0, 0.6
-    curves = precision_recall(run_cocoeval(truth, results))
+    curves = precision_recall(run_cocoeval(read(truth), results))
     assert curves["AP50"][0] == pytest.approx([1] * 51 + [2 / 3] * 50)
     assert curves["AP75"][0] == pytest.approx([1] * 51 + [0] * 50)
     assert curves["AP"][0] == pytest.approx([1] * 51 + [0.3 * 2 / 3] * 50)  # right at 0.5, 0.55 and 0.6
@@ -87,7 +87,7 @@ def test_filtering_detections_first_gives_the_same(seed):
     curve = threshold_curve(scenes_from(truth, results))
     for i in (20, 50, 80):
         kept = [r for r in results if r["score"] >= GRID[i]]
-        run = run_cocoeval(truth, kept)
+        run = run_cocoeval(read(truth), kept)
         entries = [e for e in run.evalImgs if e and list(e["aRng"]) == list(run.params.areaRng[0])]
         hits = sum(((e["dtMatches"][0] > 0) & ~e["dtIgnore"][0]).sum() for e in entries)
         counted = sum((~e["dtIgnore"][0]).sum() for e in entries)
@@ -104,7 +104,7 @@ def test_ap_by_number_of_objects():
     truth = truth_of(annotations, images=4)
     results = [found(CAT, A, 0.9, image=1), found(CAT, A, 0.8, image=2), found(CAT, FAR, 0.7, image=2)]
     results += [found(CAT, FAR, 0.6, image=4), found(CAT, FAR, 0.4, image=4)]
-    bins = by_object_count(truth, results, scenes_from(truth, results), 100, threshold=0.5)
+    bins = by_object_count(read(truth), results, scenes_from(truth, results), 100, threshold=0.5)
     assert [(b.name, b.images, b.objects) for b in bins] == [("0", 2, 0), ("1", 1, 1), ("4-7", 1, 5)]
     assert [b.figures["AP50"] for b in bins] == pytest.approx([-1, 1, 21 / 101])
     assert [b.spurious for b in bins] == [0.5, 1, 0]
@@ -113,7 +113,7 @@ def test_ap_by_number_of_objects():
 def test_every_number_of_objects_has_a_bin():
     annotations = [thing(CAT, [i, 0, 5, 5], image=n) for n in range(1, 21) for i in range(n)]
     truth = truth_of(annotations, images=20)
-    bins = by_object_count(truth, [], scenes_from(truth, []), 100, 0.5)
+    bins = by_object_count(read(truth), [], scenes_from(truth, []), 100, 0.5)
     assert [(b.name, b.images) for b in bins] == [("1", 1), ("2-3", 2), ("4-7", 4), ("8-15", 8), ("16+", 5)]
     assert sum(b.objects for b in bins) == len(annotations)
 

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from analysis.errors.analyse import analyse
+from datasets.evaluation import Scores
 from datasets.shapes import generate
+from engine.evaluate import Evaluation
 from main import main
-from tests.analysis.errors.scenery import found, random_data, thing, truth_of
+from tests.analysis.errors.scenery import found, random_data, read, thing, truth_of
 from util.errors import UserError
 
 CAT, DOG = 10, 20
@@ -48,7 +50,8 @@ class Page(HTMLParser):
 
 def written(output: Path, truth: dict, results: list[dict], folder=None, **options) -> tuple[Page, str, dict]:
     output.mkdir(exist_ok=True)
-    analyse(truth, results, output, folder, {"checkpoint": "x.pth", "data": "truth.json"}, **options)
+    subject = {"checkpoint": "x.pth", "data": "truth.json"}
+    analyse(Evaluation(Scores({}, {}, []), results, read(truth), folder, subject), output, **options)
     text = (output / "report.html").read_text(encoding="utf-8")
     content = json.loads((output / "analysis.json").read_text(), parse_constant=pytest.fail)
     return Page(text), text, content

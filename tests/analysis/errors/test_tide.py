@@ -234,7 +234,7 @@ def mended_data(truth: dict, results: list[dict], kind: str, scenes, verdicts) -
     category = [c["id"] for c in truth["categories"]]
     new, missing = [], []
     for scene, verdict in zip(scenes, verdicts):
-        image = scene.image["id"]
+        image = scene.image.id
         done = set(scene.matches.tolist())
         for d in range(len(scene.scores)):
             entry = found(category[scene.classes[d]], scene.boxes[d].tolist(), float(scene.scores[d]), image)

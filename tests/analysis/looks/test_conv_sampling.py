@@ -21,8 +21,10 @@ from datasets.shapes import generate
 from main import main
 from models.backbone import Backbone
 from models.deform_backbone import stage_convolutions
+from models.from_config import build_backbone
 from ops import DeformConv2d
 from tests.test_main import SMALL
+from util.config import BackboneConfig
 from util.errors import UserError
 
 KINDS = {
@@ -65,7 +67,7 @@ class Stacked(nn.Module):
 def backbone_of(kind: str, moved: bool = True) -> Backbone:
     """In fp64 and evaluation mode; `moved` lets its offsets and modulation depend on the input."""
     torch.manual_seed(0)
-    backbone = awake(Backbone("test_resnet", 3, False, "trainable", 0, **KINDS[kind])).double()
+    backbone = awake(build_backbone(BackboneConfig("test_resnet", "none", "trainable", 0, **KINDS[kind]), 3)).double()
     for module in backbone.modules():
         if isinstance(module, DeformConv2d) and moved:
             nn.init.normal_(module.sampling_offsets.weight, std=0.1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from analysis.looks.selection import choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
-from models.detector import Predictions
+from models.predictions import PredictionGroup, Predictions
 from util.errors import UserError
 
 SCORES = torch.tensor([[[0.1, 0.2], [0.9, 0.8], [0.3, 0.7], [0.6, 0.1]]])  # [B, Q, C]
@@ -13,7 +13,7 @@ SCORES = torch.tensor([[[0.1, 0.2], [0.9, 0.8], [0.3, 0.7], [0.6, 0.1]]])  # [B,
 @pytest.fixture
 def predictions() -> Predictions:
     logits = torch.stack([torch.zeros(1, 4, 2), SCORES.logit()])
-    return Predictions(logits, torch.rand(2, 1, 4, 4))
+    return Predictions([PredictionGroup("decoder", logits, torch.rand(2, 1, 4, 4))])
 
 
 def test_the_best_queries_each_once_with_its_best_class(predictions):

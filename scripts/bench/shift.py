@@ -1,7 +1,7 @@
 """Times the five spatial shifts of `ops.spatial_shift`, forward and with backward, and measures their memory.
 
-    python scripts/bench_shift.py                                     # fp32 on the CPU, all threads
-    python scripts/bench_shift.py --device cuda --shape 8x64x56x56 --repeats 50
+    python scripts/bench/shift.py                                     # fp32 on the CPU, all threads
+    python scripts/bench/shift.py --device cuda --shape 8x64x56x56 --repeats 50
 
 Groups: 4, which move by one pixel to the left, right, up and down (as in S2-MLP), and as many as there are channels,
 which take turns among the nine places of a 3x3 kernel (as in ShiftNet).
@@ -14,35 +14,27 @@ and results included; convolutions may take more for themselves that is not seen
 """
 
 import argparse
-import os
-import random
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ops import shift
-from scripts.bench_op import burst_seconds, figure, machine
+from scripts.bench import timing
+from scripts.bench.timing import DisagreementError, figure
 from util.devices import pick_device
 from util.errors import UserError
 from util.profiling import MIB, measure_peak
 
+PROG = "bench/shift.py"
 SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]
 DIRECTIONS = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 NEIGHBOURS = [(dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-BURST, SECONDS = 0.01, 1.5  # of one turn, and about of all turns of a method and direction on a map
 HEADER = ("map", "groups", "method", "forward ms", "of slice", "with backward ms", "of slice")
 HEADER += ("peak MiB forward", "with backward")
-
-
-class DisagreementError(Exception):
-    """A method's results are not those of `slice`."""
 
 
 class Contender:
@@ -82,21 +74,6 @@ def check(contenders: list[Contender]) -> None:
             raise DisagreementError(f"the gradient of {other.method} is not that of {contenders[0].method}")
 
 
-def take_turns(calls: dict[tuple, Callable[[], object]], repeats: int, device: torch.device) -> dict[tuple, float]:
-    """Median seconds of every call; warm, as `check` has run them. The slow sit some rounds out."""
-    counts, turns = {}, {}
-    for key, call in calls.items():
-        once = burst_seconds(call, 1, device)
-        counts[key] = max(1, round(BURST / once))
-        turns[key] = min(repeats, max(3, int(SECONDS / (counts[key] * once))))
-    order, found = random.Random(0), defaultdict(list)
-    for i in range(repeats):
-        for key in order.sample(sorted(calls), len(calls)):
-            if (i + 1) * turns[key] // repeats > i * turns[key] // repeats:
-                found[key].append(burst_seconds(calls[key], counts[key], device))
-    return {key: median(times) for key, times in found.items()}
-
-
 def measure(shape: tuple[int, ...], shifts: shift.Shifts, repeats: int, device: torch.device) -> list[list[str]]:
     """Rows of the table for one map."""
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +81,7 @@ def measure(shape: tuple[int, ...], shifts: shift.Shifts, repeats: int, device: 
     contenders = [Contender(method, x, shifts, grad) for method in shift.METHODS]
     check(contenders)
     calls = {(c.method, d): getattr(c, d) for c in contenders for d in ("forward", "both")}
-    seconds = take_turns(calls, repeats, device)
+    seconds = timing.median_seconds(calls, repeats, device)
     rows = []
     for c in contenders:
         row = ["x".join(map(str, shape)), str(len(shifts)), f"`{c.method}`"]
@@ -128,7 +105,7 @@ def map_shape(text: str) -> tuple[int, ...]:
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
     """Options, and the device."""
     parser = argparse.ArgumentParser(
-        prog="bench_shift.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     default = " ".join("x".join(map(str, s)) for s in SHAPES)
     parser.add_argument(
@@ -146,35 +123,22 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]
         parser.error(str(error))
 
 
-def print_table(header: Sequence[str], rows: list[list[str]], about: dict, device: torch.device, repeats: int) -> None:
-    """Rows in Markdown, three columns of words and then numbers, below a line about the machine."""
-    before, after = about["load_before"], os.getloadavg()[0]
-    load = f", load {before:.1f} before and {after:.1f} after" if before is not None else ""
-    threads = f", {about['threads']} threads" if device.type == "cpu" else ""
-    print(f"{about['name']}{threads}, fp32, torch {about['torch']}, medians of {repeats} rounds{load}\n")
-    for row in (header, ["---"] * 3 + ["---:"] * (len(header) - 3), *rows):
-        print(f"| {' | '.join(row)} |")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure and print a table in Markdown; the exit code is 1 where methods disagree."""
     args, device = arguments(argv)
-    before = torch.get_num_threads()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    rows = []
     try:
-        about = machine(device, [])
-        rows = []
-        for shape in args.shape:
-            for shifts in (DIRECTIONS, [NEIGHBOURS[c % 9] for c in range(shape[1])]):
-                print(f"{'x'.join(map(str, shape))}, {len(shifts)} groups ...", file=sys.stderr, flush=True)
-                rows += measure(shape, shifts, args.repeats, device)
+        with timing.cpu_threads(args.threads):
+            about = timing.machine(device)
+            for shape in args.shape:
+                for shifts in (DIRECTIONS, [NEIGHBOURS[c % 9] for c in range(shape[1])]):
+                    timing.progress(f"{'x'.join(map(str, shape))}, {len(shifts)} groups ...")
+                    rows += measure(shape, shifts, args.repeats, device)
     except DisagreementError as error:
-        print(f"bench_shift.py: {error}", file=sys.stderr)
+        print(f"{PROG}: {error}", file=sys.stderr)
         return 1
-    finally:
-        torch.set_num_threads(before)
-    print_table(HEADER, rows, about, device, args.repeats)
+    print(timing.machine_line(about | {"load_after": timing.load()}) + f", fp32, medians of {args.repeats} rounds\n")
+    print(timing.markdown_table(HEADER, rows, words=3))
     return 0
 
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from scripts import bench_deform
+from scripts.bench import deform
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(bench_deform, "CONVOLUTIONS", [(1, 8, 6, 7, 1), (1, 8, 5, 5, 4)])
-    monkeypatch.setattr(bench_deform, "POOLED", (2, 4, 9, 8))
+    monkeypatch.setattr(deform, "CONVOLUTIONS", [(1, 8, 6, 7, 1), (1, 8, 5, 5, 4)])
+    monkeypatch.setattr(deform, "POOLED", (2, 4, 9, 8))
 
 
 def test_the_table(capsys):
-    assert bench_deform.main(["--repeats", "1"]) == 0
+    assert deform.main(["--repeats", "1"]) == 0
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 4 * 3 and {len(row) for row in rows} == {9}
@@ -24,21 +24,21 @@ def test_the_table(capsys):
 
 @pytest.mark.parametrize("name", ["deform_conv2d", "deform_roi_pool", "ps_roi_pool"])
 def test_wrong_results_are_noticed(monkeypatch, capsys, name):
-    right = getattr(bench_deform, name)
+    right = getattr(deform, name)
 
     def wrong(*args, **options):
         out = right(*args, **options)
-        # Of the convolution, only one of the two backends errs.
+        # Only one of the two backends of the convolution errs.
         return out * 1.01 if not isinstance(args[-1], str) or args[-1] == "sampling" else out
 
-    monkeypatch.setattr(bench_deform, name, wrong)
-    assert bench_deform.main(["--repeats", "1"]) == 1
+    monkeypatch.setattr(deform, name, wrong)
+    assert deform.main(["--repeats", "1"]) == 1
     assert "does not compute what torchvision does" in capsys.readouterr().err
 
 
 def test_bad_options(capsys):
     for argv in (["--repeats", "0"], ["--device", "abacus"]):
         with pytest.raises(SystemExit) as ended:
-            bench_deform.main(argv)
+            deform.main(argv)
         assert ended.value.code == 2
     assert "abacus" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The training step's benchmark runs, its naive losses are ours, and it refuses wrong ones and bad options."""
+"""The training step's benchmark runs, and it refuses wrong losses and bad options."""
 
 import json
 import re
@@ -6,49 +6,18 @@ import re
 import pytest
 import torch
 
-from datasets.loader import Target
-from models.detector import Predictions, Proposals
-from models.from_config import build_criterion
-from scripts import bench_train, naive_step
-from tests.models.helpers import random_objects
-from util.config import LossConfig
+from scripts.bench import naive_step, train
+from scripts.bench.train_clock import PARTS
 
 SMALL = ["--size", "64", "96", "--batch", "1", "--repeats", "1"]
 TINY = ["--model.backbone.name", "resnet10t", "--model.d_model", "32", "--model.encoder_layers", "1"]
 TINY += ["--model.decoder_layers", "2", "--model.num_queries", "12", "--model.dropout", "0"]
 
 
-def predictions(layers: int, batch: int, queries: int, two_stage: bool) -> Predictions:
-    rng = torch.Generator().manual_seed(1)
-    logits = torch.randn((layers, batch, queries, 5), generator=rng, dtype=torch.float64).requires_grad_()
-    boxes = torch.rand((layers, batch, queries, 4), generator=rng, dtype=torch.float64).requires_grad_()
-    proposals = Proposals(logits[0] * 0.5, boxes[0] * 0.9) if two_stage else None
-    return Predictions(logits, boxes, proposals)
-
-
-@pytest.mark.parametrize("two_stage", [False, True])
-@pytest.mark.parametrize("auxiliary", [False, True])
-def test_naive_losses_and_their_gradients_are_ours(two_stage, auxiliary):
-    cfg = LossConfig(auxiliary=auxiliary, class_weight=1.5, giou_cost=3.0)
-    targets = [Target(o.boxes.double(), o.labels, 1, (64, 96)) for o in random_objects([3, 0, 4])]
-    found = []
-    for losses_of in (build_criterion(cfg), lambda p, t: naive_step.losses_of(p, t, cfg)):
-        predicted = predictions(3, 3, 10, two_stage)
-        losses = losses_of(predicted, targets)
-        sum(losses.values()).backward()
-        found.append((losses, predicted.logits.grad, predicted.boxes.grad))
-    (ours, *gradients), (naive, *naive_gradients) = found
-    assert naive.keys() == ours.keys()
-    for name, loss in ours.items():
-        torch.testing.assert_close(naive[name], loss, rtol=1e-5, atol=1e-7)
-    for ours, naive in zip(gradients, naive_gradients):
-        torch.testing.assert_close(naive, ours, rtol=1e-4, atol=1e-6)
-
-
 def test_quick_run_writes_tables_and_numbers(tmp_path, capsys):
     file = tmp_path / "train.json"
     options = ["--naive", "--ema", "--checkpoint-activations", "--backend", "reference", "--precision", "fp32", "bf16"]
-    assert bench_train.main([*SMALL, *options, "--json", str(file), "--", *TINY]) == 0
+    assert train.main([*SMALL, *options, "--json", str(file), "--", *TINY]) == 0
     out = capsys.readouterr().out
     tables = re.findall(r"(?:^\|.*\n)+", out, re.MULTILINE)
     assert len(tables) == 2 and all(len({row.count("|") for row in t.splitlines()}) == 1 for t in tables)
@@ -67,9 +36,7 @@ def test_quick_run_writes_tables_and_numbers(tmp_path, capsys):
     assert sum(naive["syncs"].values()) == 2 + 6 + 1  # two layers' costs, six losses, and whether they are finite
     for c in (ours, half, naive):
         parts = sum(ms for (ms,) in c["parts"].values())
-        assert set(c["parts"]) == set(bench_train.PARTS) - {"mimicking"} and all(
-            ms >= 0 for (ms,) in c["parts"].values()
-        )
+        assert set(c["parts"]) == set(PARTS) - {"mimicking"} and all(ms >= 0 for (ms,) in c["parts"].values())
         assert 0.5 * 1e3 * c["step_s"][0] < parts <= 1e3 * c["step_s"][0]
         assert c["peak_bytes"] > 10 * 2**20 and not c["failure"]  # weights, gradients and moments of 5 million numbers
 
@@ -82,10 +49,10 @@ def test_mimicking_is_a_part_and_costs_no_sync(tmp_path):
         "--loss.mimic_weight=0.1",
         "--loss.mimic_size=64",
     ]
-    assert bench_train.main([*SMALL, "--backend", "reference", "--json", str(file), "--", *TINY, *mimic]) == 0
+    assert train.main([*SMALL, "--backend", "reference", "--json", str(file), "--", *TINY, *mimic]) == 0
     (ours,) = json.loads(file.read_text())["contenders"]
     parts = {name: ms for name, (ms,) in ours["parts"].items()}
-    assert set(parts) == set(bench_train.PARTS) - {"EMA"} and all(ms >= 0 for ms in parts.values())
+    assert set(parts) == set(PARTS) - {"EMA"} and all(ms >= 0 for ms in parts.values())
     assert 0.5 * 1e3 * ours["step_s"][0] < sum(parts.values()) <= 1e3 * ours["step_s"][0]
     assert parts["mimicking"] > 0 and sum(ours["syncs"].values()) == 2
 
@@ -93,13 +60,13 @@ def test_mimicking_is_a_part_and_costs_no_sync(tmp_path):
 def test_wrong_losses_end_the_run(monkeypatch, capsys):
     right = naive_step.losses_of
     monkeypatch.setattr(naive_step, "losses_of", lambda *a: {k: v * 1.001 for k, v in right(*a).items()})
-    assert bench_train.main([*SMALL, "--naive", "--", *TINY]) == 1
+    assert train.main([*SMALL, "--naive", "--", *TINY]) == 1
     captured = capsys.readouterr()
     assert "|" not in captured.out and "the naive losses are not ours" in captured.err
 
 
 def test_who_runs_out_of_memory_leaves(monkeypatch, capsys):
-    make = bench_train.make_contender
+    make = train.make_contender
 
     def starved(kind, precision, backend, *rest):
         made = make(kind, precision, backend, *rest)
@@ -107,9 +74,9 @@ def test_who_runs_out_of_memory_leaves(monkeypatch, capsys):
             made.run = lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
         return made
 
-    monkeypatch.setattr(bench_train, "make_contender", starved)
+    monkeypatch.setattr(train, "make_contender", starved)
     options = ["--backend", "reference", "--precision", "fp32", "bf16"]
-    assert bench_train.main([*SMALL, *options, "--", *TINY]) == 0
+    assert train.main([*SMALL, *options, "--", *TINY]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ours, ")]
     assert float(rows[0].split("|")[2]) > 0 and "out of memory" in rows[1]
 
@@ -128,7 +95,7 @@ def test_who_runs_out_of_memory_leaves(monkeypatch, capsys):
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
     with pytest.raises(SystemExit) as stop:
-        bench_train.main(options)
+        train.main(options)
     captured = capsys.readouterr()
     assert stop.value.code == 2 and captured.out == ""
     assert said in captured.err.splitlines()[-1]

@@ -5,24 +5,24 @@ import re
 import pytest
 import torch
 
-from ops import shift
-from scripts import bench_shift
+from ops import shift as shifts
+from scripts.bench import shift, timing
 
 TINY = ["--shape", "1x12x5x7", "--repeats", "2", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
 def short_bursts(monkeypatch):
-    monkeypatch.setattr(bench_shift, "BURST", 1e-4)
+    monkeypatch.setattr(timing, "BURST", 1e-4)
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before
 
 
 def test_tiny_run_prints_a_table_and_the_machine(capsys):
-    assert bench_shift.main(TINY) == 0
+    assert shift.main(TINY) == 0
     out = capsys.readouterr().out
-    assert f"1 threads, fp32, torch {torch.__version__}" in out
+    assert f"1 CPU threads, torch {torch.__version__}" in out and "fp32, medians of 2 rounds" in out
     (table,) = re.findall(r"(?:^\|.*\n)+", out, re.MULTILINE)
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert {len(row) for row in rows} == {len(header)} == {9}
@@ -39,26 +39,26 @@ def test_tiny_run_prints_a_table_and_the_machine(capsys):
 
 
 def test_groups_are_what_they_are_called():
-    assert sorted(bench_shift.DIRECTIONS) == [(-1, 0), (0, -1), (0, 1), (1, 0)]
-    assert sorted(bench_shift.NEIGHBOURS) == [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    assert sorted(shift.DIRECTIONS) == [(-1, 0), (0, -1), (0, 1), (1, 0)]
+    assert sorted(shift.NEIGHBOURS) == [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
 
 
 @pytest.mark.parametrize("what", ["output", "gradient"])
 def test_methods_that_disagree_end_the_run(monkeypatch, capsys, what):
-    def wrong(x, shifts):
-        changed = shift._roll(x, shifts) * (1 + 1e-3)
-        return changed if what == "output" else shift._roll(x, shifts) + (changed - changed.detach())
+    def wrong(x, moves):
+        changed = shifts._roll(x, moves) * (1 + 1e-3)
+        return changed if what == "output" else shifts._roll(x, moves) + (changed - changed.detach())
 
-    monkeypatch.setitem(shift.METHODS, "grid_sample", wrong)
-    assert bench_shift.main(TINY) == 1
+    monkeypatch.setitem(shifts.METHODS, "grid_sample", wrong)
+    assert shift.main(TINY) == 1
     captured = capsys.readouterr()
     assert "|" not in captured.out
-    assert captured.err.splitlines()[-1] == f"bench_shift.py: the {what} of grid_sample is not that of slice"
+    assert captured.err.splitlines()[-1] == f"bench/shift.py: the {what} of grid_sample is not that of slice"
 
 
 def test_help_tells_the_method(capsys):
     with pytest.raises(SystemExit) as stop:
-        bench_shift.main(["--help"])
+        shift.main(["--help"])
     assert stop.value.code == 0 and "medians" in capsys.readouterr().out
 
 
@@ -75,7 +75,7 @@ def test_help_tells_the_method(capsys):
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
     with pytest.raises(SystemExit) as stop:
-        bench_shift.main(options)
+        shift.main(options)
     captured = capsys.readouterr()
     assert stop.value.code == 2 and captured.out == ""
     assert said in captured.err.splitlines()[-1]

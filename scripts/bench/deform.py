@@ -1,7 +1,7 @@
 """Times deformable convolution and RoI pooling beside torchvision's operators, forward and with backward.
 
-    python scripts/bench_deform.py                                    # fp32 on the CPU, all threads
-    python scripts/bench_deform.py --device cuda --repeats 50
+    python scripts/bench/deform.py                                    # fp32 on the CPU, all threads
+    python scripts/bench/deform.py --device cuda --repeats 50
 
 Convolutions are 3x3, modulated (v2), of the stages of a ResNet-50 at 800x1066 pixels and of one of a ResNeXt;
 `conv2d` is the ordinary one of the same size. RoIs are pooled into 7x7 bins of four samples. That all agree is checked
@@ -22,15 +22,16 @@ import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ops import deform_conv2d, deform_roi_pool, ps_roi_pool
-from scripts.bench_op import figure, machine
-from scripts.bench_shift import DisagreementError, print_table, take_turns
+from scripts.bench import timing
+from scripts.bench.timing import DisagreementError, figure
 from util.devices import pick_device
 from util.errors import UserError
 from util.profiling import MIB, measure_peak
 
+PROG = "bench/deform.py"
 # B, C, H, W, groups: stages 3 to 5 of a ResNet-50 at 800x1066, and stage 4 of a ResNeXt-101 64x4d.
 CONVOLUTIONS = [(1, 128, 100, 134, 1), (1, 256, 50, 67, 1), (1, 512, 25, 34, 1), (1, 1024, 50, 67, 64)]
 POOLED = (2, 256, 50, 67)  # the map of the RoIs, 64 of each image
@@ -128,7 +129,7 @@ def measure(name: str, where: str, contenders: list[Contender], repeats: int, de
     """Rows of the table for one operator on one map."""
     check(contenders)
     calls = {(c.name, d): getattr(c, d) for c in contenders for d in ("forward", "both")}
-    seconds, rows = take_turns(calls, repeats, device), []
+    seconds, rows = timing.median_seconds(calls, repeats, device), []
     for c in contenders:
         row = [name, where, f"`{c.name}`"]
         for direction in ("forward", "both"):
@@ -142,7 +143,7 @@ def measure(name: str, where: str, contenders: list[Contender], repeats: int, de
 def main(argv: list[str] | None = None) -> int:
     """Measure and print a table in Markdown; the exit code is 1 where contenders disagree."""
     parser = argparse.ArgumentParser(
-        prog="bench_deform.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (default: 9)")
@@ -153,15 +154,16 @@ def main(argv: list[str] | None = None) -> int:
         device = pick_device(args.device)
     except UserError as error:
         parser.error(str(error))
-    about, rows = machine(device, []), []
+    about, rows = timing.machine(device), []
     try:
         for case in [*(convolutions(shape, device) for shape in CONVOLUTIONS), *pooling(device)]:
-            print(f"{case[0]} of {case[1]} ...", file=sys.stderr, flush=True)
+            timing.progress(f"{case[0]} of {case[1]} ...")
             rows += measure(*case, args.repeats, device)
     except DisagreementError as error:
-        print(f"bench_deform.py: {error}", file=sys.stderr)
+        print(f"{PROG}: {error}", file=sys.stderr)
         return 1
-    print_table(HEADER, rows, about, device, args.repeats)
+    print(timing.machine_line(about | {"load_after": timing.load()}) + f", fp32, medians of {args.repeats} rounds\n")
+    print(timing.markdown_table(HEADER, rows, words=3))
     return 0
 
 

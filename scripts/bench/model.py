@@ -1,48 +1,32 @@
 """Times a whole R50 detector, forward, against transformers' implementation with the same weights.
 
-    python scripts/bench_model.py                          # one image of 800x1333, fp32, on the CPU
-    python scripts/bench_model.py --device cuda --dtype bfloat16 --batch 2
+    python scripts/bench/model.py                          # one image of 800x1333, fp32, on the CPU
+    python scripts/bench/model.py --device cuda --dtype bfloat16 --batch 2
 
-Contenders take turns, so that a busy machine hits all alike; the figures are medians. Outputs are compared first.
+Contenders take turns, in a fresh order every round; the figures are medians over rounds. Outputs are compared first.
 Needs the test dependencies (`scripts/setup.sh --test`).
 """
 
 import argparse
 import importlib.util
-import os
-import platform
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import ops
 from models.load import load_detector
-from util.profiling import seconds
+from scripts.bench import timing
 
 VARIANTS = {
     "base": {},
     "refinement": {"with_box_refine": True},
     "two_stage": {"with_box_refine": True, "two_stage": True},
 }
-
-
-@contextmanager
-def forced_backend(name: str):
-    """Run the operator's calls on one backend."""
-    before = os.environ.get("MS_DEFORM_ATTN_BACKEND")
-    os.environ["MS_DEFORM_ATTN_BACKEND"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("MS_DEFORM_ATTN_BACKEND")
-        if before is not None:
-            os.environ["MS_DEFORM_ATTN_BACKEND"] = before
 
 
 def their_detector(variant: str):
@@ -69,7 +53,9 @@ def our_detector(theirs):
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     """Measure and print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench/model.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--variant", choices=VARIANTS, default="base")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
@@ -91,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     compiled = ops.selected_backend(device.type)
 
     def run_ours(backend: str):
-        with forced_backend(backend):
+        with timing.forced_backend(backend):
             return ours(images, padding_mask).logits[-1]
 
     contenders = {f"ours, {compiled}": lambda: run_ours(compiled)}
@@ -99,26 +85,20 @@ def main(argv: list[str] | None = None) -> int:
         contenders["ours, reference"] = lambda: run_ours("reference")
     contenders["transformers"] = lambda: theirs(pixel_values=images, pixel_mask=(~padding_mask).long()).logits
 
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    print(
-        f"R50 {args.variant}, {args.batch} x {args.size[0]}x{args.size[1]}, {args.dtype}, on {machine}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
-        flush=True,
-    )
+    what = f"R50 {args.variant}, {args.batch} x {args.size[0]}x{args.size[1]}, {args.dtype}"
+    print(f"{what}; {timing.machine_line(timing.machine(device))}; medians of {args.repeats} rounds\n", flush=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"):
         outputs = {name: run().float() for name, run in contenders.items()}  # also warms up
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(args.repeats):
-            for name, run in contenders.items():
-                times[name].append(seconds(run, device))
+        for name in timing.in_turns(list(contenders), args.repeats):
+            times[name].append(timing.seconds(contenders[name], device))
     ours_name, exact = next(iter(contenders)), outputs["transformers"]
-    print("\n| | seconds | of ours | largest deviation of logits |\n|---|---|---|---|")
+    rows = []
     for name, measured in times.items():
         ratio = median(measured) / median(times[ours_name])
         error = float((outputs[name] - exact).abs().max())
-        print(f"| {name} | {median(measured):.3f} | {ratio:.2f} | {error:.1e} |")
+        rows.append([name, f"{median(measured):.3f}", f"{ratio:.2f}", f"{error:.1e}"])
+    print(timing.markdown_table(["", "seconds", "of ours", "largest deviation of logits"], rows))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The operator's benchmark runs, writes what it says, counts bytes right, and refuses wrong results and options."""
+"""The operator's benchmark runs, writes what it says, and refuses wrong results and options."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import ops
-from scripts import bench_op
+from scripts.bench import op, op_contenders, op_measure
 
 QUICK = ["--quick", "--repeats", "2", "--seconds", "0.05"]
 
@@ -22,9 +22,9 @@ def threads():
 
 def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys, threads):
     files = ["--json", str(tmp_path / "op.json"), "--plot", str(tmp_path / "op.png")]
-    assert bench_op.main([*QUICK, "--threads", "1", "--dtype", "float32", "bfloat16", *files]) == 0
+    assert op.main([*QUICK, "--threads", "1", "--dtype", "float32", "bfloat16", *files]) == 0
     out = capsys.readouterr().out
-    names, _ = bench_op.available(torch.device("cpu"))
+    names, _ = op.available(torch.device("cpu"))
     assert "reference" in names
     rows = [line for line in out.splitlines() if line.startswith(("| encoder", "| decoder", "| overhead"))]
     assert len(rows) == len(names) * 2 * (3 + 3 + 1)  # dtypes; times, traffic and overhead
@@ -52,36 +52,6 @@ def test_quick_run_writes_table_numbers_and_picture(tmp_path, capsys, threads):
         assert picture.width > 1000 and len(picture.convert("RGB").getcolors(2**24)) > 50
 
 
-def test_bytes_of_a_hand_worked_case():
-    # Two heads of 3 fp32 channels on 2x2 pixels. Head 0 samples between all four, head 1 outside and in the corner.
-    inputs = bench_op.Inputs(
-        value=torch.zeros(1, 4, 2, 3),
-        spatial_shapes=((2, 2),),
-        locations=torch.tensor([[[[[0.5, 0.5], [0.4, 0.6]], [[-3.0, 0.5], [-0.4, -0.4]]]]]),
-        weights=torch.zeros(1, 1, 2, 2),
-        points=2,
-        grad=torch.zeros(1, 1, 6),
-    )
-    assert bench_op.sampled_rows(inputs) == 4
-    read = 4 * 12 + 8 * 4 + 4 * 4
-    assert bench_op.compulsory_bytes(inputs) == (read + 24, read + 24 + 24 * 4 + 8 * 4 + 4 * 4)
-
-
-def test_cases_are_what_they_are_called():
-    local, uniform, decoder = (bench_op.make_inputs(case, 2) for case in bench_op.CASES[:3])
-    assert local.value.shape == (2, 22223, 8, 32) and local.locations.shape == (2, 22223, 8, 16, 2)
-    assert decoder.locations.shape == (2, 300, 8, 16, 2) and decoder.value.shape == local.value.shape
-    torch.testing.assert_close(local.weights.sum(-1), torch.ones(2, 22223, 8))
-    # A pixel of level 2 and its points on level 0: about 2.5 of level 0's pixels from the same place.
-    query = 100 * 167 + 50 * 84 + 7 * 42 + 30
-    away = local.locations[:, query, :, :4] - torch.tensor([30.5 / 42, 7.5 / 25])
-    assert 1.5 < (away * torch.tensor([167.0, 100.0])).std() < 3.5
-    assert uniform.locations.min() >= 0 and uniform.locations.max() <= 1 and uniform.locations.std() > 0.25
-    assert bench_op.make_inputs("encoder-uniform", 1, quick=True).locations.equal(
-        bench_op.make_inputs("encoder-uniform", 1, quick=True).locations
-    )
-
-
 @pytest.mark.parametrize("wrong", ["output", "gradient"])
 def test_wrong_results_end_the_run(monkeypatch, capsys, wrong):
     right = ops.ms_deform_attn
@@ -93,7 +63,7 @@ def test_wrong_results_end_the_run(monkeypatch, capsys, wrong):
         return right(value, shapes, locations, weights, points, backend=backend)
 
     monkeypatch.setattr(ops, "ms_deform_attn", call)
-    assert bench_op.main([*QUICK, "--cases", "decoder", "--backends", "reference"]) == 1
+    assert op.main([*QUICK, "--cases", "decoder", "--backends", "reference"]) == 1
     captured = capsys.readouterr()
     assert "|" not in captured.out
     place = "output" if wrong == "output" else "gradient of the weights"
@@ -101,7 +71,7 @@ def test_wrong_results_end_the_run(monkeypatch, capsys, wrong):
 
 
 def test_running_out_of_memory_is_reported_and_others_go_on(monkeypatch, capsys, tmp_path):
-    make = bench_op.make_contender
+    make = op_measure.make_contender
 
     def starved(name, inputs):
         made = make("reference", inputs)
@@ -112,11 +82,11 @@ def test_running_out_of_memory_is_reported_and_others_go_on(monkeypatch, capsys,
             made.both = lambda: (_ for _ in ()).throw(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
         return made
 
-    monkeypatch.setattr(bench_op, "make_contender", starved)
-    monkeypatch.setattr(bench_op, "available", lambda *_: (["cpu", "reference", "package"], {}))
-    monkeypatch.setattr(bench_op.importlib.metadata, "version", lambda _: "0")
+    monkeypatch.setattr(op_measure, "make_contender", starved)
+    monkeypatch.setattr(op, "available", lambda *_: (["cpu", "reference", "package"], {}))
+    monkeypatch.setattr(op_contenders.importlib.metadata, "version", lambda _: "0")
     plot = tmp_path / "op.png"
-    assert bench_op.main([*QUICK, "--cases", "decoder", "--plot", str(plot)]) == 0
+    assert op.main([*QUICK, "--cases", "decoder", "--plot", str(plot)]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[c.strip() for c in line.split("|")[3:]] for line in lines if line.startswith("| decoder")]
     cpu, reference, package = cells[:3]
@@ -127,7 +97,7 @@ def test_running_out_of_memory_is_reported_and_others_go_on(monkeypatch, capsys,
 
 
 def test_a_batch_larger_than_memory_is_not_tried(capsys):
-    assert bench_op.main([*QUICK, "--cases", "decoder", "--batch", "1000000000"]) == 0
+    assert op.main([*QUICK, "--cases", "decoder", "--batch", "1000000000"]) == 0
     assert "out of memory" in capsys.readouterr().out
 
 
@@ -150,9 +120,9 @@ def test_a_batch_larger_than_memory_is_not_tried(capsys):
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
     try:
-        code = bench_op.main(["--quick", *options])
+        code = op.main(["--quick", *options])
     except SystemExit as stop:  # argparse's way
         code = stop.code
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
-    assert said in captured.err and captured.err.count("\n") == 1 and captured.err.startswith("bench_op.py: ")
+    assert said in captured.err and captured.err.count("\n") == 1 and captured.err.startswith("bench/op.py: ")

@@ -1,4 +1,4 @@
-"""A training step as it is often written, for `scripts/bench_train.py` to compare with.
+"""A training step as it is often written, for `scripts/bench/train.py` to compare with.
 
 Each layer is matched by itself with a transfer of its own, every query against the objects of all images; each loss is
 computed and read by itself; convolutions keep the ordinary memory layout; dropout is torch's; AdamW and clipping go
@@ -14,12 +14,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from datasets.loader import Batch, Target
+from datasets.loader import Batch
 from engine.state import TrainingState
 from models.detector import DeformableDETR
 from models.dropout import Dropout
 from models.predictions import Predictions
 from util.config import LossConfig
+from util.objects import Objects
 
 Matcher = Callable[..., list[tuple]]
 
@@ -47,7 +48,7 @@ def match(logits: Tensor, boxes: Tensor, labels: list[Tensor], wanted: list[Tens
 
 
 def losses_of(
-    predictions: Predictions, targets: Sequence[Target], cfg: LossConfig, matcher: Matcher = match
+    predictions: Predictions, targets: Sequence[Objects], cfg: LossConfig, matcher: Matcher = match
 ) -> dict[str, Tensor]:
     """The weighted losses of every layer (and of the proposals), under the names that `models.criterion` gives them.
 
@@ -60,8 +61,8 @@ def losses_of(
     layers = {f"decoder.{i}": pair for i, pair in enumerate(zip(predictions.logits, predictions.boxes))}
     if not cfg.auxiliary:
         layers = dict([layers.popitem()])
-    if predictions.proposals is not None:
-        layers["proposals"] = (predictions.proposals.logits, predictions.proposals.boxes)
+    for group in predictions.groups[1:]:  # of a two-stage model: the proposals, which have no class
+        layers[group.name] = (group.logits[0], group.boxes[0])
     num_boxes, losses = max(sum(len(t.labels) for t in targets), 1), {}
     for name, (logits, boxes) in layers.items():
         labels = [torch.zeros_like(t.labels) if name == "proposals" else t.labels for t in targets]
@@ -109,7 +110,7 @@ def step(batch: Batch, prepare: Callable, criterion: Callable, state: TrainingSt
     """
     state.model.train()
     batch = prepare(batch)
-    losses = criterion(state.model(batch.images, batch.padding_mask), batch.targets)
+    losses = criterion(state.model(batch.images, batch.padding_mask, batch.objects), batch.objects)
     total = sum(losses.values())
     if not math.isfinite(total.item()):
         raise FloatingPointError("a loss is not finite")

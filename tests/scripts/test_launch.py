@@ -19,7 +19,7 @@ from tests.test_distributed import data, options, preset  # noqa: F401 (fixtures
 from tests.test_resume import lines_of, newest_change
 from util.signals import STOPPED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRAIN_DIST, TRAIN_SLURM = ROOT / "scripts" / "train_dist.sh", ROOT / "scripts" / "train_slurm.sh"
 KNOBS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS", "GLOO_SOCKET_IFNAME", "LOGLEVEL")
 # Settings with which processes only differ by rounding, and a detector that finds something.

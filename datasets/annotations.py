@@ -1,0 +1,68 @@
+"""What the annotation file of a data set says, whatever its format: classes, images and objects."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+Id: TypeAlias = int | float | str  # a whole number (also written 7.0), or text, as some tools have it
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryEntry:
+    """A class as the file lists it."""
+
+    id: Id
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """An image as the file lists it: a file name in the image folder; width and height in pixels, if they are said."""
+
+    id: Id
+    file_name: str
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels; None if the file does not say both."""
+        return None if self.width is None or self.height is None else (self.width, self.height)
+
+
+@dataclass
+class Annotations:
+    """A whole annotation file. Objects lie in columns: a row of each column is one object.
+
+    Attributes:
+        source: the file, which errors name.
+        categories: at least one, in the file's order; no two have one id.
+        images: in the file's order; no two have one id.
+        ids: of each object, for errors; they need not be unique.
+        image_ids, category_ids: of each object, as written; the file may not list them.
+        boxes: `[N, 4]`, float64, [x, y, width, height] in pixels as written, however impossible.
+        areas: `[N]`, float64, in square pixels: what decides whether an object is small, medium or large.
+        crowds: `[N]`, bool; a crowd is no object to learn from, and to find it is neither right nor wrong.
+    """
+
+    source: Path
+    categories: list[CategoryEntry]
+    images: list[ImageEntry]
+    ids: list[Id]
+    image_ids: list[Id]
+    category_ids: list[Id]
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+
+    def __post_init__(self) -> None:
+        columns = (self.image_ids, self.category_ids, self.boxes, self.areas, self.crowds)
+        if any(len(column) != len(self.ids) for column in columns) or self.boxes.shape[1:] != (4,):
+            rows = [len(column) for column in columns]
+            raise ValueError(f"columns of {rows} rows for {len(self.ids)} objects, boxes {list(self.boxes.shape)}")
+
+    def __len__(self) -> int:
+        """How many objects there are, crowds included."""
+        return len(self.ids)

@@ -1,0 +1,177 @@
+"""Samples of annotated images: pictures read, objects beside them, both transformed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as TF
+
+from datasets.annotations import Annotations
+from datasets.categories import categories_of
+from datasets.images import read_image
+from datasets.readers import read_annotations
+from util.errors import UserError
+from util.objects import Objects
+
+
+@dataclass
+class Sample:
+    """One image and its objects.
+
+    Attributes:
+        image: `[3, H, W]`, uint8.
+        objects: of the image.
+        original_size: (height, width) in pixels of the file.
+    """
+
+    image: torch.Tensor
+    objects: Objects
+    original_size: tuple[int, int]
+
+
+class CocoDetection(Dataset):
+    """Samples of annotated images; `from_file` and `from_annotations` make it.
+
+    Crowds and degenerate boxes are left out of the samples; images without objects stay in.
+
+    Attributes:
+        annotations: what the annotation file says.
+        categories: classes in label order.
+        images: as the annotation file lists them.
+        boxes: of each image `[T, 4]`, float32, xyxy in pixels of the file.
+        labels: of each image `[T]`, int64.
+        dropped: how many degenerate boxes were left out.
+    """
+
+    def __init__(
+        self,
+        image_folder: str | Path,
+        annotations: Annotations,
+        transform: Callable | None,
+        category_ids: str,
+        seed: int,
+    ):
+        self.image_folder = _existing(image_folder)
+        self.annotations, self.images = annotations, annotations.images
+        self.transform, self.seed = transform, seed
+        self.categories = categories_of(annotations.categories, category_ids)
+        if not self.images:
+            raise UserError(f"'{annotations.source}' lists no images")
+        self.boxes, self.labels, self.dropped = self._by_image()
+
+    @classmethod
+    def from_file(
+        cls,
+        image_folder: str | Path,
+        annotation_file: str | Path,
+        transform: Callable | None = None,
+        category_ids: str = "contiguous",
+        seed: int = 0,
+    ) -> "CocoDetection":
+        """A data set from a file in any format of `datasets.readers`; the other arguments as of `from_annotations`.
+
+        Raises:
+            UserError: files missing or malformed.
+        """
+        folder = _existing(image_folder)  # it is looked for before a large file is read
+        return cls.from_annotations(folder, read_annotations(annotation_file), transform, category_ids, seed)
+
+    @classmethod
+    def from_annotations(
+        cls,
+        image_folder: str | Path,
+        annotations: Annotations,
+        transform: Callable | None = None,
+        category_ids: str = "contiguous",
+        seed: int = 0,
+    ) -> "CocoDetection":
+        """A data set from annotations that were read.
+
+        Args:
+            image_folder: where the file names of the annotations are found.
+            annotations: classes, images and objects.
+            transform: `(tv_tensors.Image, {"boxes", "labels"}) -> (tensor, {...})`.
+            category_ids: `contiguous` labels 0..C-1 in the order of ids, or the file's `original` ids as labels.
+            seed: with epoch and index it determines the augmentation of a sample.
+
+        Raises:
+            UserError: no such folder, no images, or an object of an image or class that is not listed.
+        """
+        return cls(image_folder, annotations, transform, category_ids, seed)
+
+    def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+        read = self.annotations
+        position_of = {image.id: i for i, image in enumerate(self.images)}
+        label_of = {c.id: c.label for c in self.categories}
+        for number, image, category in zip(read.ids, read.image_ids, read.category_ids):
+            if image not in position_of:
+                raise UserError(
+                    f"annotation {number} in '{read.source}' is of image {image}, which the file does not list"
+                )
+            if category not in label_of:
+                raise UserError(f"annotation {number} in '{read.source}' has the unknown category {category}")
+        positions = np.array([position_of[i] for i in read.image_ids], dtype=np.int64)
+        labels = np.array([label_of[c] for c in read.category_ids], dtype=np.int64)
+        sizes = np.array([image.size or (np.inf, np.inf) for image in self.images], dtype=np.float64)
+        boxes, possible = clip_boxes(read.boxes, sizes[positions])
+        kept = np.flatnonzero(possible & ~read.crowds)
+        kept = kept[np.argsort(positions[kept], kind="stable")]
+        ends = np.cumsum(np.bincount(positions[kept], minlength=len(self.images)))[:-1]
+        dropped = int((~possible & ~read.crowds).sum())
+        return np.split(boxes[kept].astype(np.float32), ends), np.split(labels[kept], ends), dropped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """The sample of `(index, epoch)`; a plain index is epoch 0."""
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        entry = self.images[index]
+        picture = read_image(self.image_folder / entry.file_name, entry.size)
+        if entry.size is not None and picture.size != entry.size:
+            raise UserError(
+                f"image '{entry.file_name}' is {picture.width}x{picture.height} pixels, but "
+                f"'{self.annotations.source}' says {entry.width}x{entry.height}; check-data lists all such images"
+            )
+        size = (picture.height, picture.width)
+        image = TF.to_image(picture)
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(self.boxes[index]), format="XYXY", canvas_size=size)
+        target = {"boxes": boxes, "labels": torch.from_numpy(self.labels[index])}
+        if self.transform is not None:
+            # The same image in the same epoch is augmented alike, whichever worker does it.
+            state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reseed GPUs too
+                image, target = self.transform(image, target)
+        height, width = image.shape[-2:]
+        boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
+        boxes = boxes.float() / torch.tensor([width, height, width, height])
+        return Sample(image.as_subclass(torch.Tensor), Objects(boxes, target["labels"], entry.id), size)
+
+
+def _existing(image_folder: str | Path) -> Path:
+    if not Path(image_folder).is_dir():
+        raise UserError(f"no image folder '{image_folder}'; check data.root or data.*_images")
+    return Path(image_folder)
+
+
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes within their images.
+
+    Args:
+        boxes: `[N, 4]`, [x, y, width, height] in pixels.
+        sizes: `[N, 2]`, (width, height) of the image of each; infinite where it is not known.
+
+    Returns:
+        `[N, 4]`, xyxy in pixels; and `[N]`, whether something finite and positive is left of a box.
+    """
+    finite = np.isfinite(boxes).all(1)
+    x, y, w, h = np.where(finite[:, None], boxes, 0.0).T
+    with np.errstate(over="ignore"):  # the sum of two large numbers is beyond any image
+        corners = np.stack([x.clip(0), y.clip(0), np.minimum(x + w, sizes[:, 0]), np.minimum(y + h, sizes[:, 1])], 1)
+    positive = (w > 0) & (h > 0) & (corners[:, 2:] > corners[:, :2]).all(1)
+    return corners, finite & positive

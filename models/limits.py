@@ -1,0 +1,59 @@
+"""What the numbers of a model may be, and how they must fit each other. Asked before anything is built.
+
+Nothing here imports torch, so that a command can refuse such numbers at once.
+"""
+
+from util.config import ModelConfig
+from util.errors import UserError
+
+
+def check_model(config: ModelConfig) -> None:
+    """Refuse numbers that cannot make a model.
+
+    Raises:
+        UserError: names the option and what would fit.
+    """
+
+    def at_least(option: str, least: int) -> None:
+        if getattr(config, option) < least:
+            raise UserError(f"model.{option} is {getattr(config, option)}; it must be at least {least}")
+
+    for option in ("d_model", "num_levels", "num_queries", "decoder_layers", "num_heads", "norm_groups", "ffn_dim"):
+        at_least(option, 1)
+    at_least("encoder_layers", 0)
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout is {config.dropout}; it must be in [0, 1)")
+    for option in ("num_heads", "encoder_heads", "decoder_heads", "self_attention_heads", "norm_groups"):
+        divisor = getattr(config, option)
+        if divisor is not None and (divisor < 1 or config.d_model % divisor):
+            raise UserError(
+                f"model.{option} is {divisor}, which does not divide model.d_model {config.d_model}; "
+                f"try {_divisor_near(config.d_model, divisor)}"
+            )
+    if config.d_model % 4:
+        raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
+    in_encoder = config.encoder_points or config.num_points
+    if not config.cross_level and isinstance(in_encoder, list):
+        raise UserError(
+            f"model.cross_level is false, so levels share the encoder's weights, and K must be one number, not "
+            f"{in_encoder}; give model.encoder_points"
+        )
+    for option in ("num_points", "encoder_points", "decoder_points"):
+        points = getattr(config, option)
+        if isinstance(points, list) and len(points) != config.num_levels:
+            raise UserError(
+                f"model.{option} lists {len(points)} numbers, but model.num_levels is {config.num_levels}; "
+                "give one number, or one for each level"
+            )
+        if points is not None and (min(points) < 0 or sum(points) < 1 if isinstance(points, list) else points < 1):
+            raise UserError(f"model.{option} is {points}; at least one sampling point is needed")
+    backbone = config.backbone
+    if backbone.dcn != "none" and (frozen := [s for s in backbone.dcn_stages if s <= backbone.frozen_stages]):
+        raise UserError(
+            f"model.backbone.dcn_stages has {frozen}, but the first {backbone.frozen_stages} are frozen, and offsets "
+            "would stay zero there; leave them out, or lower model.backbone.frozen_stages"
+        )
+
+
+def _divisor_near(number: int, wish: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wish))

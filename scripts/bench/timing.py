@@ -1,0 +1,204 @@
+"""How benchmarks measure and tell: contenders take turns, medians over rounds, the machine, tables and JSON.
+
+A busy machine hits all contenders alike, because they take turns in a fresh order every round. Short calls are timed in
+bursts. Slow contenders sit some rounds out, but have at least three turns.
+"""
+
+import datetime
+import json
+import math
+import os
+import platform
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import torch
+
+from ops.functional import BACKEND_VARIABLE
+from util.profiling import is_out_of_memory
+
+BURST = 0.01  # seconds that one burst of calls takes, about
+BUDGET = 1.5  # seconds that all turns of a call take, about
+
+T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
+
+
+class DisagreementError(Exception):
+    """A contender computes something else than the one it is compared with."""
+
+
+def seconds(call: Callable[[], object], device: torch.device, count: int = 1) -> float:
+    """Seconds of one of `count` calls made in a row; the device's queue is emptied before and after.
+
+    On CUDA the clock is CUDA's events.
+    """
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1000 / count
+    started = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - started) / count
+
+
+def in_turns(contenders: Sequence[T], rounds: int, turns: Sequence[int] | None = None) -> Iterator[T]:
+    """Yield whose turn it is: every round each contender once, in a fresh order that is the same in every run.
+
+    Args:
+        contenders: who takes part.
+        rounds: how many there are.
+        turns: how many rounds each contender takes part in, spread over all; None means every round.
+    """
+    order, turns = random.Random(0), turns or [rounds] * len(contenders)
+    for i in range(rounds):
+        for j in order.sample(range(len(contenders)), len(contenders)):
+            if (i + 1) * turns[j] // rounds > i * turns[j] // rounds:
+                yield contenders[j]
+
+
+def plan(
+    calls: Sequence[Callable[[], object]], rounds: int, device: torch.device, burst: float, budget: float
+) -> tuple[int, list[int]]:
+    """Plan the turns of calls by how long each takes.
+
+    Args:
+        calls: made one after another in each turn; each has run before.
+        rounds: most turns.
+        device: where the calls run.
+        burst: seconds that a call's burst should take.
+        budget: seconds that a call's turns should take together.
+
+    Returns:
+        How many turns there are, and how often each call is made in a turn.
+    """
+    counts, slowest = [], 0.0
+    for call in calls:
+        once = max(seconds(call, device, 3 if device.type == "cuda" else 1), 1e-7)
+        counts.append(max(1, min(2000, round(burst / once))))
+        slowest = max(slowest, counts[-1] * once)
+    return min(rounds, max(3, int(budget / slowest))), counts
+
+
+def median_seconds(calls: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device) -> dict[Key, float]:
+    """Median seconds of every call, each of which has run before; all of them take turns."""
+    turns, counts, found = [], {}, defaultdict(list)
+    for key, call in calls.items():
+        of_call, (counts[key],) = plan([call], rounds, device, BURST, BUDGET)
+        turns.append(of_call)
+    for key in in_turns(list(calls), rounds, turns):
+        found[key].append(seconds(calls[key], device, counts[key]))
+    return {key: median(times) for key, times in found.items()}
+
+
+def within_memory(call: Callable[[], T]) -> T | None:
+    """What `call` returns, or None where memory runs out; any other error is raised."""
+    try:
+        return call()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not in the handler: there the error's traceback still keeps the tensors alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """Run the calls of `ops.ms_deform_attn` on one backend."""
+    before = os.environ.get(BACKEND_VARIABLE)
+    os.environ[BACKEND_VARIABLE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(BACKEND_VARIABLE)
+        if before is not None:
+            os.environ[BACKEND_VARIABLE] = before
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run torch with this many threads on the CPU; None leaves torch's own choice."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(device: torch.device) -> dict:
+    """What is measured on; `load_before` is the load of the last minute, None on Windows, which has none."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "load_before": load(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+    }
+
+
+def load() -> float | None:
+    """Processes that ran or waited in the last minute, on average; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def machine_line(about: dict) -> str:
+    """A machine in words.
+
+    Args:
+        about: from `machine`; with `load_after` in it, that is told too.
+    """
+    words = [about["name"], f"{about['threads']} CPU threads", f"torch {about['torch']}"]
+    if about["cuda"]:
+        words.append(f"CUDA {about['cuda']}")
+    loads = [(about.get(f"load_{when}"), when) for when in ("before", "after")]
+    told = " and ".join(f"{number:.1f} {when}" for number, when in loads if number is not None)
+    return ", ".join([*words, f"load {told}"] if told else words)
+
+
+def figure(number: float | None) -> str:
+    """A number to three digits, or a dash."""
+    if number is None or not math.isfinite(number):
+        return "-"
+    digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3
+    return f"{number:.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table in Markdown; the first `words` columns are to the left, the others, of numbers, to the right."""
+    rule = "|" + "---|" * words + "--:|" * (len(header) - words)
+    head, *body = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return "\n".join([head, rule, *body])
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write figures for other programs to read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def progress(line: str) -> None:
+    """Tell whoever waits; the tables on stdout stay clean."""
+    print(line, file=sys.stderr, flush=True)
