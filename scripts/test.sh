@@ -14,5 +14,8 @@ if [[ "${1:-}" == "--slow" ]]; then
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+.venv/bin/python -m mypy
 # Nothing is fetched from a hub in the tests; saying so turns an attempt into an error instead of a wait.
-HF_HUB_OFFLINE=1 .venv/bin/python -m pytest "${marks[@]}" "$@"
+# Two workers; the tests of one file share its fixtures and stay in one of them.
+HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10 \
+  "${marks[@]}" "$@"
