@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -160,9 +160,11 @@ def is_id(value: object) -> bool:
 
 def stated_size(entry: dict) -> tuple[int, int] | None:
     """(width, height) in pixels that an entry of an image states; None if it does not state both, as whole numbers."""
-    stated = (entry.get("width"), entry.get("height"))
-    return tuple(map(int, stated)) if all(_is_whole(v) and v > 0 for v in stated) else None
+    width, height = entry.get("width"), entry.get("height")
+    if not (_is_whole(width) and _is_whole(height) and width > 0 and height > 0):
+        return None
+    return int(width), int(height)
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0

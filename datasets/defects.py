@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -129,7 +130,7 @@ def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads
 
 
 def _check_categories(entries: list, report: DataReport) -> dict:
-    names = {}
+    names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not is_id(entry.get("id")) or "name" not in entry:
             detail = f"entry {i} needs 'id', a number, and 'name'"
@@ -149,7 +150,8 @@ def _check_categories(entries: list, report: DataReport) -> dict:
 
 
 def _check_entries(entries: list, report: DataReport) -> dict:
-    images, files = {}, Counter()
+    images: dict[Any, dict] = {}
+    files: Counter[str] = Counter()
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
             detail = f"entry {i} needs 'id', a number, and 'file_name', text"
@@ -192,7 +194,7 @@ def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -
             return size, Defect("size mismatch", entry["file_name"], None, detail)
         return size, None
 
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(read, images.values())
         for entry, (size, defect) in zip(
@@ -210,7 +212,8 @@ def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -
 def _check_annotations(annotations: list, images: dict, categories: dict, report: DataReport) -> None:
     of_class = Counter(dict.fromkeys(categories.values(), 0))
     sizes, per_image = Counter(small=0, medium=0, large=0), Counter(dict.fromkeys(images, 0))
-    ids, seen = set(), {}
+    ids: set = set()
+    seen: dict[tuple, Any] = {}
     report.annotations = len(annotations)
 
     for i, entry in enumerate(annotations):

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pycocotools.coco import COCO
@@ -49,7 +49,7 @@ class Scores:
         return f"{coco}\n\n" + table(["class", *columns], rows)
 
 
-def to_coco_results(image_id: Id, boxes, scores, labels, category_of: dict[int, Id]) -> list[dict]:
+def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[int, Id]) -> list[dict]:
     """One image's detections in COCO result format.
 
     Args:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,19 +102,19 @@ class EpochBatches(Sampler):
         if self.groups is None:
             batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self))]
         else:
-            batches = self._grouped(order, generator)
+            batches = self._grouped(order, self.groups, generator)
         part = share_of(self.batch_size, self.size, self.rank)
         for batch in batches[self.first :]:
             yield [(index, self.epoch) for index in batch[part.start : part.stop]]
 
-    def _grouped(self, order: list[int], generator: torch.Generator) -> list[list[int]]:
+    def _grouped(self, order: list[int], groups: Sequence[int], generator: torch.Generator) -> list[list[int]]:
         waiting: dict[int, list[int]] = {}
         batches = []
         for index in order:
-            group = waiting.setdefault(self.groups[index], [])
+            group = waiting.setdefault(groups[index], [])
             group.append(index)
             if len(group) == self.batch_size:
-                batches.append(waiting.pop(self.groups[index]))
+                batches.append(waiting.pop(groups[index]))
         left = [index for group in waiting.values() for index in group]
         while len(batches) < len(self):
             batches.append(left[: self.batch_size])
@@ -124,7 +125,7 @@ class EpochBatches(Sampler):
 
 def aspect_groups(images: Sequence[ImageEntry]) -> list[int]:
     """0 for each image that is at least as wide as high (or of unknown size), 1 for each that is higher."""
-    return [int(image.size is not None and image.height > image.width) for image in images]
+    return [int(image.size is not None and image.size[1] > image.size[0]) for image in images]
 
 
 class SameSizeBatches(Sampler):
@@ -162,7 +163,9 @@ class SampleLoader(DataLoader):
     torch raises it anew with the worker's traceback for a message, of which the sentence is the end.
     """
 
-    def __iter__(self) -> Iterator:
+    dataset: CocoDetection
+
+    def __iter__(self) -> Iterator:  # type: ignore[override]  # a generator, where torch has an iterator class
         """Batches of one pass."""
         sentence = None
         try:
@@ -176,9 +179,23 @@ class SampleLoader(DataLoader):
 
     def close(self) -> None:
         """End the workers that stay from pass to pass."""
-        if self._iterator is not None:
-            self._iterator._shutdown_workers()
+        workers: Any = self._iterator
+        if workers is not None:
+            workers._shutdown_workers()
             self._iterator = None
+
+
+class TrainLoader(SampleLoader):
+    """Yields one process's micro-batches of each step; call `batches.set_epoch` before every pass.
+
+    Args:
+        batches: the order of samples.
+        options: as of `SampleLoader`.
+    """
+
+    def __init__(self, dataset: CocoDetection, batches: EpochBatches, **options):
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self.batches = batches
 
 
 def train_loader(
@@ -190,12 +207,12 @@ def train_loader(
     pin_memory: bool,
     share: tuple[int, int] = (0, 1),
     group_by_aspect: bool = False,
-) -> SampleLoader:
-    """Yields one process's micro-batches of each step; call `loader.batch_sampler.set_epoch` before every pass."""
+) -> TrainLoader:
+    """Yields one process's micro-batches of each step; call `loader.batches.set_epoch` before every pass."""
     groups = aspect_groups(dataset.images) if group_by_aspect else None
-    return SampleLoader(
+    return TrainLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed, share, groups),
+        EpochBatches(len(dataset), batch_size, seed, share, groups),
         collate_fn=partial(collate_step, max_images=max_images or batch_size),
         persistent_workers=workers > 0,
         **_settings(workers, pin_memory),

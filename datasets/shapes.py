@@ -77,7 +77,8 @@ def _write(folder: Path, settings: dict) -> None:
     (folder / "annotations").mkdir()
     for stream, split in enumerate(("train", "val")):
         (folder / f"{split}2017").mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for i in tqdm(range(settings[split]), desc=f"shapes {split}", disable=None, leave=False):
             rng = np.random.default_rng([settings["seed"], stream, i])
             picture, labels, boxes = draw_scene(rng, settings["size"], settings["turn"], settings["spread"])

@@ -1,7 +1,7 @@
 """From the `data` section of the configuration to data sets."""
 
 from datasets.dataset import CocoDetection
-from datasets.paths import dataset_paths
+from datasets.paths import coco_layout, dataset_paths
 from datasets.shapes import generate
 from datasets.transforms import eval_transform, train_transform
 from util.config import DataConfig, EvalDataConfig
@@ -21,8 +21,8 @@ def build_dataset(data: DataConfig | EvalDataConfig, split: str, seed: int = 0) 
         other = "val" if split == "train" else "train"
         if dataset_paths(data, other):
             raise UserError(f"data.{split}_images and data.{split}_annotations are missing; or give data.root for both")
-        paths = dataset_paths(DataConfig(root=str(generate(SHAPES))), split)
-    if split == "train":
+        paths = coco_layout(str(generate(SHAPES)), split)
+    if isinstance(data, DataConfig) and split == "train":
         for option in ("train_sizes", "crop_sizes"):
             if not getattr(data, option):
                 raise UserError(f"data.{option} is empty; it needs at least one size")

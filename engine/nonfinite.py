@@ -36,7 +36,7 @@ class Culprit:
     step: int
     reason: str = ""
 
-    def image_ids(self) -> list[int | str]:
+    def image_ids(self) -> list[int | float | str]:
         """Ids of the images in micro-batches whose loss is not finite or was not reached; every id if all are."""
         finite = [bool(torch.isfinite(loss).all()) for loss in self.losses]
         suspects = [

@@ -18,7 +18,7 @@ from datasets.categories import distinct_names, match_categories
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.evaluation import Scores
-from datasets.loader import SampleLoader, eval_loader, train_loader
+from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
 from datasets.metrics import check_figure
 from datasets.splits import build_dataset
 from engine.backend import selected_backend
@@ -58,7 +58,7 @@ class Training:
 
     step: TrainStep
     run: Run
-    loader: SampleLoader
+    loader: TrainLoader
     val_loader: SampleLoader
     category_of: Mapping[int, int | float | str]
     epochs: int
@@ -105,7 +105,7 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
     """
     step, run, state, begun = training.step, training.run, training.step.state, time.perf_counter()
     cfg, name = run.config.train, f"epoch {state.epoch + 1}/{training.epochs}"
-    training.loader.batch_sampler.set_epoch(state.epoch, state.step)
+    training.loader.batches.set_epoch(state.epoch, state.step)
     train_one_epoch(step, training.loader, stop, cfg.log_every, name, run.log_means, run.save_in_time)
     line, scores, improved = f"{name}  {time.perf_counter() - begun:.0f} s", None, state.epoch == 0
     evaluated = state.epoch + 1 == training.epochs or (state.epoch + 1) % cfg.eval_every == 0
@@ -224,7 +224,7 @@ def set_up(config: Config, world: World) -> Training | None:
         left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
         print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
-    order = [len(dataset), loader.batch_sampler.batch_size, cfg.seed, int(config.data.group_by_aspect)]
+    order = [len(dataset), loader.batches.batch_size, cfg.seed, int(config.data.group_by_aspect)]
     state = TrainingState(
         model, optimizer, scaler, device, ema, num_steps, order, branch=branch, best_metric=cfg.best_metric
     )
@@ -284,7 +284,7 @@ def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, w
 
 def make_loaders(
     config: Config, dataset: CocoDetection, val_dataset: CocoDetection, device: torch.device, world: World
-) -> tuple[SampleLoader, SampleLoader]:
+) -> tuple[TrainLoader, SampleLoader]:
     """This process's training batches and validation batches."""
     cfg, data = config.train, config.data
     share, pin = (world.rank, world.size), device.type == "cuda"

@@ -1,6 +1,7 @@
 """Feature pyramids from timm: any `features_only` backbone, by name."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -31,6 +32,8 @@ class Backbone(nn.Module):
     Raises:
         UserError: timm does not know the name, lacks an option, or the weights cannot be had.
     """
+
+    body: Any  # timm's network, which has no types
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Backbone(nn.Module):
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last_output else maps
 
 
-def stages_of(body: nn.Module, count: int) -> list[nn.Module]:
+def stages_of(body: Any, count: int) -> list[nn.Module]:
     """Every module of the first `count` stages; modules are registered in the order they are used."""
     if count <= 0:
         return []
@@ -94,14 +97,17 @@ def _wants_fixed_size(name: str) -> bool:
     return bool(config and config.fixed_input_size)
 
 
-def _create(name: str, pretrained: bool, output_stride: int | None) -> nn.Module:
+def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
     if not timm.is_model(name):
         near = timm.list_models(f"{name[:4]}*")[:4]
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UserError(f"model.backbone.name: timm has no model '{name}'{hint}")
-    options = {} if output_stride is None else {"output_stride": output_stride}
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     # How a fixed-size architecture is told to take any size differs between timm's families.
-    attempts = [{"dynamic_img_size": True}, {"strict_img_size": False}] if _wants_fixed_size(name) else [{}]
+    reason: Exception | None = None
+    attempts: list[dict[str, Any]] = (
+        [{"dynamic_img_size": True}, {"strict_img_size": False}] if _wants_fixed_size(name) else [{}]
+    )
     for extra in attempts:
         try:
             return timm.create_model(name, features_only=True, pretrained=pretrained, **options, **extra)
@@ -119,5 +125,5 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> nn.Module
     raise UserError(f"model.backbone: timm cannot build '{name}' with {wanted}: {_first_line(reason)}")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | None) -> str:
     return (str(error).strip() or "not supported").split("\n")[0]

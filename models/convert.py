@@ -210,7 +210,7 @@ def _convert(
 
 
 def _rename(tensors: dict[str, Tensor], table: list[tuple[str, str]], path: str) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"'{path}': '{key}' is no tensor")
@@ -234,9 +234,9 @@ def _join_attention(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if part is None:
             joined[key] = tensor
         elif part.group(2) == "q":
-            three = [tensors.get(f"{part.group(1)}.{letter}_proj.{part.group(3)}") for letter in "qkv"]
-            if all(t is not None for t in three):  # a missing one is named when loading
-                joined[f"{part.group(1)}.in_proj_{part.group(3)}"] = torch.cat(three)
+            three = [f"{part.group(1)}.{letter}_proj.{part.group(3)}" for letter in "qkv"]
+            if all(name in tensors for name in three):  # a missing one is named when loading
+                joined[f"{part.group(1)}.in_proj_{part.group(3)}"] = torch.cat([tensors[name] for name in three])
     return joined
 
 

@@ -1,6 +1,7 @@
 """Deformable convolutions in place of a backbone's ordinary ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -10,7 +11,7 @@ from util.errors import UserError
 
 
 def deform_stages(
-    body: nn.Module,
+    body: Any,
     version: str,
     stages: Sequence[int] = (3, 4, 5),
     offset_groups: int = 1,
@@ -42,12 +43,12 @@ def deform_stages(
         body.set_submodule(name, _deformed(layer, version, offset_groups, initial_modulation))
 
 
-def stage_convolutions(body: nn.Module, stages: Sequence[int]) -> list[tuple[str, int, nn.Conv2d]]:
+def stage_convolutions(body: Any, stages: Sequence[int]) -> list[tuple[str, int, nn.Conv2d]]:
     """Name, stage and layer of every 3x3 convolution in the blocks of some stages, in the order in which they run.
 
     Deformable or not; of networks that are no ResNet there are none. Arguments as of `deform_stages`.
     """
-    found = []
+    found: list[tuple[str, int, nn.Conv2d]] = []
     if body.feature_info.module_name()[1:] != ["layer1", "layer2", "layer3", "layer4"]:
         return found  # others (HRNet) have such blocks in stages that mean something else
     for name, block in body.named_modules():

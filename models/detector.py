@@ -60,7 +60,9 @@ class DeformableDETR(nn.Module):
     @property
     def num_classes(self) -> int:
         """Classes C of the heads."""
-        return self.heads[0].classify.out_features
+        head = self.heads[0]
+        assert isinstance(head, PredictionHead)
+        return head.classify.out_features
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """`torch.compile` in place, for images of any size, without graph breaks in encoder and decoder.

@@ -12,7 +12,7 @@ from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
 from models.heads import decoder_heads
 from models.limits import check_model
-from models.losses import FocalLoss, giou_loss, l1_loss
+from models.losses import FocalLoss, Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
 from models.mimic import FeatureMimic, WithMimicking
 from models.neck import Neck
@@ -108,7 +108,7 @@ def build_criterion(config: LossConfig) -> Criterion:
     """Matcher and losses of the `loss` section."""
     alpha, gamma = config.focal_alpha, config.focal_gamma
     matcher = HungarianMatcher(config.class_cost, config.l1_cost, config.giou_cost, alpha, gamma)
-    losses = {
+    losses: dict[str, tuple[float, Loss]] = {
         "class": (config.class_weight, FocalLoss(alpha, gamma)),
         "l1": (config.l1_weight, l1_loss),
         "giou": (config.giou_weight, giou_loss),

@@ -36,6 +36,13 @@ class MLP(nn.Module):
         sizes = [width] + [hidden] * (num_layers - 1) + [out]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that makes the output."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` -> `[..., out]`."""
         for layer in self.layers[:-1]:
@@ -57,10 +64,11 @@ class PredictionHead(nn.Module):
         self.classify = nn.Linear(d_model, num_classes)
         self.regress = MLP(d_model, d_model, 4)
         nn.init.constant_(self.classify.bias, -math.log(99))  # every class starts at probability 0.01
-        nn.init.zeros_(self.regress.layers[-1].weight)
-        nn.init.zeros_(self.regress.layers[-1].bias)
+        last = self.regress.last
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         with torch.no_grad():
-            self.regress.layers[-1].bias[2:] = initial_size_bias
+            last.bias[2:] = initial_size_bias
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, Q, E]` -> class logits `[B, Q, C]` and box deltas `[B, Q, 4]` in logit space."""

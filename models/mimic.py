@@ -75,7 +75,7 @@ class FeatureMimic(nn.Module):
         if not len(rois):
             # Zero, but in the graph of every parameter, for processes that share gradients; no convolution, compiled
             # or not, is asked for the gradient of an empty batch.
-            nothing = sum(p.sum() for p in self.parameters()) * 0.0
+            nothing = torch.stack([p.sum() for p in self.parameters()]).sum() * 0.0
             return dict.fromkeys(("mimic/regions", "mimic_class/regions", "mimic_class/crops"), nothing)
         rois = rois.to(images.dtype)
         crops = crop_regions(images, rois, self.size)

@@ -26,7 +26,8 @@ class Neck(nn.Module):
             projections.append(nn.Conv2d(source, d_model, kernel_size=3, stride=2, padding=1))
         for convolution in projections:
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            if convolution.bias is not None:
+                nn.init.zeros_(convolution.bias)
         self.levels = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(norm_groups, d_model)) for c in projections)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

@@ -73,7 +73,7 @@ def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
         Anchors `[B, S, 4]`, cxcywh in [0, 1] of the unpadded image, and whether each is usable `[B, S, 1]`: not on
         padding and with all four numbers within (0.01, 0.99).
     """
-    anchors, valid_ratios = [], memory.valid_ratios
+    of_levels, valid_ratios = [], memory.valid_ratios
     for level, (height, width) in enumerate(memory.spatial_shapes):
         valid_x = (valid_ratios[:, level, :1] * width).round()  # [B, 1], unpadded pixels
         valid_y = (valid_ratios[:, level, 1:] * height).round()
@@ -81,7 +81,7 @@ def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
         x = torch.arange(width, device=valid_ratios.device, dtype=valid_ratios.dtype) + 0.5
         y, x = torch.meshgrid(y, x, indexing="ij")
         centres = torch.stack([x.flatten() / valid_x, y.flatten() / valid_y], -1)  # [B, H*W, 2]
-        anchors.append(torch.cat([centres, torch.full_like(centres, 0.05 * 2.0**level)], -1))
-    anchors = torch.cat(anchors, 1)
+        of_levels.append(torch.cat([centres, torch.full_like(centres, 0.05 * 2.0**level)], -1))
+    anchors = torch.cat(of_levels, 1)
     usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True) & ~memory.padding_mask[..., None]
     return anchors, usable

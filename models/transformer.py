@@ -175,7 +175,11 @@ class DeformableTransformer(nn.Module):
         return replace(memory, tokens=tokens)
 
     def decode(
-        self, queries: Queries, memory: Memory, heads: Sequence[PredictionHead], detach_references: bool = True
+        self,
+        queries: Queries,
+        memory: Memory,
+        heads: Sequence[PredictionHead] | nn.ModuleList,
+        detach_references: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder and predict after every layer.
 

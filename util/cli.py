@@ -11,7 +11,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 import docstring_parser
 import jsonargparse
@@ -72,7 +72,11 @@ def override(config: T, values: dict[str, Any]) -> T:
         UserError: unknown key (names the nearest), or wrong type.
     """
     return parse(
-        type(config), [f"--{key}={_as_argument(value)}" for key, value in values.items()], "", "", asdict(config)
+        type(config),
+        [f"--{key}={_as_argument(value)}" for key, value in values.items()],
+        "",
+        "",
+        asdict(cast(Any, config)),
     )
 
 
@@ -84,7 +88,7 @@ def peek(argv: Sequence[str], option: str) -> str | None:
         if argument.startswith(f"--{option}="):
             return None if argument == f"--{option}=null" else argument.split("=", 1)[1]
     for file in reversed(take(argv, "config")[0]):
-        value = _read_yaml(file)
+        value: Any = _read_yaml(file)
         for part in option.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
@@ -125,7 +129,8 @@ def to_yaml(config: Any) -> str:
 
 def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
     """Types of all options by dotted name."""
-    hints, found = typing.get_type_hints(kind), {}
+    hints = typing.get_type_hints(kind)
+    found: dict[str, Any] = {}
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
             found |= field_types(hints[f.name], f"{prefix}{f.name}.")
@@ -187,7 +192,7 @@ def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     plain = [f for f in fields(kind) if not is_dataclass(hints[f.name])]
     target = parser.add_argument_group((kind.__doc__ or "").strip()) if prefix and plain else parser
     for f in plain:
-        default = f.default if f.default is not MISSING else f.default_factory()
+        default = f.default if f.default_factory is MISSING else f.default_factory()
         target.add_argument(
             f"--{prefix}{f.name}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
         )
@@ -244,7 +249,7 @@ def _read_yaml(file: str) -> dict:
 
 
 def _flatten(values: dict, options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         is_section = any(option.startswith(f"{name}.") for option in options)
@@ -288,7 +293,7 @@ def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:
 
 def _build(kind: type[T], namespace: Any) -> T:
     hints, values = typing.get_type_hints(kind), {}
-    for f in fields(kind):
+    for f in fields(cast(Any, kind)):
         value = getattr(namespace, f.name, MISSING)
         if value is not MISSING:
             values[f.name] = _build(hints[f.name], value) if is_dataclass(hints[f.name]) else value

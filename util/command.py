@@ -47,7 +47,7 @@ class Command:
 
             base = described_options(path, self.described_by, argv, self.by_pattern)
         example = f"example: python main.py {name} {self.example}"
-        options = cli.parse(self.options, self.rewrite(argv), f"main.py {name}", example, base, self.passed_over)
+        options: Any = cli.parse(self.options, self.rewrite(argv), f"main.py {name}", example, base, self.passed_over)
         check_ranges(options)
         self.check(options)
         return options

@@ -419,5 +419,5 @@ class CheckDataConfig:
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """A dataclass from nested dictionaries; unknown keys are left out, missing ones take their defaults."""
     hints = typing.get_type_hints(kind)
-    known = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    known = {f.name: values[f.name] for f in fields(typing.cast(Any, kind)) if f.name in values}
     return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})

@@ -26,8 +26,8 @@ class RunLog:
             os.truncate(self.path, kept_bytes)
         self.board = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
 
-    def write(self, kind: str, step: int, **figures: float | int | dict) -> None:
-        """One line: `kind` is `train` or `eval`, figures by name."""
+    def write(self, kind: str, step: int, **figures: float | int | dict | None) -> None:
+        """Write a line: `kind` is `train` or `eval`, then the figures by name."""
         # NaN is not JSON: a mean over fp16 steps, of which some overflowed, has none.
         figures = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
         with self.path.open("a") as file:

@@ -17,4 +17,4 @@ class Objects:
 
     boxes: Tensor
     labels: Tensor
-    image_id: int | str
+    image_id: int | float | str

@@ -41,10 +41,11 @@ def check_ranges(config: Any) -> None:
 
 def ranges_of(kind: type, prefix: str = "") -> dict[str, Range]:
     """The ranges of a dataclass of options and of its sections, by dotted option name."""
-    hints, found = typing.get_type_hints(kind, include_extras=True), {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found: dict[str, Range] = {}
     for field in fields(kind):
         hint = hints[field.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             found |= ranges_of(hint, f"{prefix}{field.name}.")
         elif (allowed := _range_in(hint)) is not None:
             found[prefix + field.name] = allowed

@@ -3,6 +3,7 @@
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 60  # seconds that a process which loads data lives on after SIGTERM
@@ -23,7 +24,7 @@ class StopRequest:
 
     def __init__(self, quiet: bool = False) -> None:
         self.requested, self.quiet = False, quiet
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -43,9 +44,9 @@ class StopRequest:
 
 
 def outlive_signals(worker: int = 0) -> None:
-    """For processes that load data, when a signal reaches everybody: they are needed until the step is done.
+    """Let a process that loads data outlive a signal that reaches every process: the step still needs it.
 
-    Those who started them end them. SIGTERM does, too, but not at once.
+    The process that started it ends it. SIGTERM ends it, too, but not at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -212,7 +213,7 @@ def _target(name: str, args: tuple, kwargs: dict) -> "str | torch.device | Tenso
 
 def _place() -> str:
     """`file:line` of the innermost frame that is the project's, this file and installed packages apart."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         inside = path.is_relative_to(PROJECT) and "site-packages" not in path.parts

@@ -46,7 +46,7 @@ def make_data(config: Config, size: tuple[int, int], batch: int, repeats: int) -
         dataset = build_dataset(config.data, "train")
         with closing(train_loader(dataset, batch, None, workers=0, seed=0, pin_memory=False)) as loader:
             for epoch in range(repeats + 1):
-                loader.batch_sampler.set_epoch(epoch)
+                loader.batches.set_epoch(epoch)
                 taken.append(1e3 * seconds(lambda: next(iter(loader)), torch.device("cpu")))
         plain = CocoDetection.from_annotations(
             dataset.image_folder, dataset.annotations, eval_transform(min(size), max(size))

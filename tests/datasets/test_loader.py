@@ -115,7 +115,7 @@ def test_the_epoch_reaches_workers_that_stay(tmp_path):
     loader = train_loader(dataset, 2, 1, 1, seed=0, pin_memory=False)
     orders = []
     for epoch in (0, 1, 0):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.batches.set_epoch(epoch)
         steps = list(loader)
         assert [[len(b.images) for b in step] for step in steps] == [[1, 1]] * 3
         orders.append([o.image_id for step in steps for b in step for o in b.objects])

@@ -4,7 +4,6 @@ import re
 import shutil
 import struct
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -308,7 +307,9 @@ def compiled(tmp_path_factory):
 def test_no_spills_and_no_stack(compiled):
     _, architectures, report = compiled
     # The same of every function, also of one that is no kernel and names no architecture.
-    frame = r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    frame = (
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    )
     assert not [found for found in re.findall(frame, report) if set(found[1:]) != {"0"}]
     kernel = r"entry function '(\S+_kernel\S+)' for 'sm_(\d+)'\s+ptxas info\s+: " + frame
     entries = re.findall(kernel + r"\s+ptxas info\s+: Used (\d+) registers", report)
