@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from datasets.dataset import CocoDetection
+from datasets.device import ToDevice
 from datasets.loader import Batch, collate
 from datasets.shapes import generate
 from datasets.transforms import eval_transform
@@ -39,5 +40,6 @@ def test_every_preset_overfits_one_batch(name, auxiliary, tmp_path):
     root = generate(tmp_path / "shapes", train=2, val=1)
     annotations = root / "annotations" / "instances_train2017.json"
     dataset = CocoDetection.from_file(root / "train2017", annotations, eval_transform(96, 160))
-    losses = overfit(preset(name), collate([dataset[0], dataset[1]]), 3, auxiliary)
+    batch = ToDevice(torch.device("cpu"))(collate([dataset[0], dataset[1]]))
+    losses = overfit(preset(name), batch, 3, auxiliary)
     assert losses[-1] < 0.1 * losses[0], f"{losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps"
