@@ -68,7 +68,8 @@ def _curve(rows: Sequence[Row], key: str, score: str) -> Figure:
     numeric = _all_numbers(values)
     xs = values if numeric else list(range(len(values)))
     if numeric:
-        found, xs = zip(*sorted(zip(found, xs), key=lambda pair: pair[1]))
+        pairs = sorted(zip(found, xs), key=lambda pair: pair[1])
+        found, xs = [row for row, _ in pairs], [x for _, x in pairs]
     figure = _figure(5.2, 3.6)
     axes = figure.subplots()
     means = [100 * row.figures[score].mean for row in found]
@@ -176,9 +177,9 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
     for colour, (name, runs) in zip(colours, logs.items()):
         evaluated = "eval_ema" if any(line["kind"] == "eval_ema" for line in runs[0]) else "eval"
         for axes, kind, figure_name, factor in ((left, "train", "loss", 1), (right, evaluated, "AP", 100)):
-            lines = [[line for line in run if line["kind"] == kind] for run in runs]
+            chosen = [[line for line in run if line["kind"] == kind] for run in runs]
             curves = [
-                ([x["step"] for x in run], [factor * _number(x[figure_name]) for x in run]) for run in lines if run
+                ([x["step"] for x in run], [factor * _number(x[figure_name]) for x in run]) for run in chosen if run
             ]
             _curves(axes, curves, colour, name)
     left.set(xlabel="step", yscale="log", title="training loss")

@@ -113,7 +113,8 @@ def run_cells(
         ended: called when a run has ended, also unfinished.
         going_on: called all the time with the names of the runs that go on.
     """
-    waiting, running, free = deque(cells), [], list(environments)
+    waiting, free = deque(cells), list(environments)
+    running: list[_Job] = []
     asked = False
     try:
         while running or (waiting and not stop.requested):
@@ -182,7 +183,8 @@ _PR_SET_PDEATHSIG = 1
 
 def _end_with_parent() -> None:
     """Between fork and exec: should the sweep be killed, its runs get SIGTERM, on which they save and end."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _conclude(job: _Job) -> None:

@@ -69,7 +69,8 @@ class Sweep:
                 continue
             minutes = self.estimates.get(cells[0].name)
             minutes_text = f"{minutes / 60:.1f}" if minutes else "-"
-            rows.append([name, cells_text, f"{cost.trainable:,}", f"{cost.flops / 1e9:.2f}", minutes_text])
+            flops_text = "-" if cost.flops is None else f"{cost.flops / 1e9:.2f}"
+            rows.append([name, cells_text, f"{cost.trainable:,}", flops_text, minutes_text])
         reasons = [f"{n} cannot be built: {c.failure}" for n, c in self.costs.items() if c.failure]
         begun = [c for c in self.left if c.name in self.records]
         left = f"{len(self.left)} of {len(self.cells)} runs to do" + (f" ({len(begun)} begun before)" if begun else "")
@@ -117,11 +118,11 @@ class Sweep:
         rows = rows_of(self.cells, self.records, self.costs)
         (self.folder / "table.md").write_text(markdown(rows, self.trained), encoding="utf-8")
         (self.folder / "results.csv").write_text(results_csv(self.cells, self.records, self.costs), encoding="utf-8")
-        written = [self.folder / "table.md", self.folder / "results.csv"]
-        written.append(plot_scores(rows, self.grid, self.folder / "scores.png"))
+        plots = [plot_scores(rows, self.grid, self.folder / "scores.png")]
         if self.trained:
-            written.append(plot_curves(self.cells, self.folder, self.folder / "curves.png"))
-        return [path for path in written if path is not None]
+            plots.append(plot_curves(self.cells, self.folder, self.folder / "curves.png"))
+        drawn = [path for path in plots if path is not None]
+        return [self.folder / "table.md", self.folder / "results.csv", *drawn]
 
     def summary(self) -> str:
         """The last words: the table, what failed, where the files are."""

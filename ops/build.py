@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ X86_VARIANTS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
+Command = Sequence[str | Path]
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]  # Turing to Blackwell, what `--arch all` stands for
 
 
@@ -171,8 +172,8 @@ def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
         count = torch.cuda.device_count()
         cards = sorted({"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(count)}, key=int)
         # A card newer than nvcc runs the PTX of the newest architecture below it.
-        known = [[a for a in nvcc.supported if int(a) <= int(card)] for card in cards]
-        return sorted({max(below, key=int) for below in known if below}, key=int)
+        older = [[a for a in nvcc.supported if int(a) <= int(card)] for card in cards]
+        return sorted({max(archs, key=int) for archs in older if archs}, key=int)
     if asked == "all":
         return [arch for arch in ARCHITECTURES if arch in nvcc.supported]
     numbers = architecture_numbers(asked)
@@ -210,14 +211,14 @@ def torch_link_flags(*libraries: str) -> list[str]:
     return [f"-L{Path(torch.__file__).parent / 'lib'}", *(f"-l{library}" for library in libraries)]
 
 
-def run_all(commands: list[list[str]], jobs: int, verbose: bool) -> None:
+def run_all(commands: Sequence[Command], jobs: int, verbose: bool) -> None:
     """Run commands side by side.
 
     Raises:
         BuildError: one failed; with its output.
     """
 
-    def run(command: list[str]) -> None:
+    def run(command: Command) -> None:
         if verbose:
             print("  " + " ".join(map(str, command)), flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -237,11 +238,11 @@ def cpu_variants() -> list[str]:
     return [*(X86_VARIANTS if x86 else []), "baseline"]
 
 
-def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[list[str]], list[str]]:
+def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[Command], Command]:
     """The compilations of the CPU library, and the command that links their objects."""
     source, variants = backends.SOURCES / "cpu", cpu_variants()
     compile_ = [*cxx, *FLAGS]
-    commands = [
+    commands: list[Command] = [
         [*compile_, *KERNEL_FLAGS, *flags, f"-DISA={name}", "-c", source / "kernels.cpp", "-o", folder / f"{name}.o"]
         for name in variants
         for flags in [X86_VARIANTS.get(name, [])]
@@ -254,14 +255,12 @@ def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[list[str]], list[st
     return commands, link
 
 
-def cuda_commands(
-    cxx: list[str], nvcc: Nvcc, architectures: list[str], folder: Path
-) -> tuple[list[list[str]], list[str]]:
+def cuda_commands(cxx: list[str], nvcc: Nvcc, architectures: list[str], folder: Path) -> tuple[list[Command], Command]:
     """The compilations of the CUDA library, and the command that links their objects."""
     source = backends.SOURCES / "cuda"
     include = find_toolkit(nvcc, "include", "cuda_runtime.h")
     runtime = find_toolkit(nvcc, "lib", "libcudart_static.a")
-    commands = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
+    commands: list[Command] = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
     commands.append(
         [*cxx, *FLAGS, *torch_flags(), "-DUSE_CUDA", f"-isystem{include}", "-c", source / "binding.cpp", "-o",
          folder / "binding.o"]
@@ -277,7 +276,7 @@ def cuda_commands(
 
 def cuda_kernel_command(
     nvcc: Nvcc, architectures: list[str], target: Path, include: Path, cxx: list[str], extra: Iterable[str] = ()
-) -> list[str]:
+) -> Command:
     """The compilation of the CUDA kernels."""
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx[-1]]
     return [
@@ -292,7 +291,7 @@ def compiler_version(cxx: list[str]) -> str:
     return shown.splitlines()[0] if shown else " ".join(cxx)
 
 
-def build(name: str, commands: list[list[str]], link: list[str], record: dict, jobs: int, verbose: bool) -> None:
+def build(name: str, commands: Sequence[Command], link: Command, record: dict, jobs: int, verbose: bool) -> None:
     """Run a library's commands and put the result in place, the record first removed and last written.
 
     Raises:

@@ -1,6 +1,7 @@
 """Deformable convolution, v1 and v2 (arXiv 1703.06211, 1811.11168)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ def deform_conv2d(
     Raises:
         ValueError: shapes that do not fit each other, or an unknown backend.
     """
-    stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation))
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     _check(x, offsets, weight, bias, stride, padding, dilation, modulation)
     if backend is None:
         compiled = x.device.type == "cpu" and selected_backend("cpu") == "cpu"
@@ -60,6 +61,13 @@ def deform_conv2d(
     if backend == "sampling":
         return _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation)
     raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    vertical, horizontal = value
+    return vertical, horizontal
 
 
 def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> None:
@@ -155,6 +163,11 @@ class DeformConv2d(nn.Conv2d):
     """
 
     maps_per_point = 2  # channels of sampling_offsets for each kernel point and offset group
+    # nn.Conv2d makes pairs of numbers of them, since padding by a word is refused.
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
 
     def __init__(
         self,
@@ -183,8 +196,8 @@ class DeformConv2d(nn.Conv2d):
             self.padding,
             self.dilation,
         )
-        nn.init.zeros_(self.sampling_offsets.weight)
-        nn.init.zeros_(self.sampling_offsets.bias)
+        for parameter in self.sampling_offsets.parameters():
+            nn.init.zeros_(parameter)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, offset_groups: int = 1, **options) -> "DeformConv2d":
@@ -203,10 +216,10 @@ class DeformConv2d(nn.Conv2d):
         new = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
+            _pair(conv.kernel_size),
+            _pair(conv.stride),
+            _pair(conv.padding),
+            _pair(conv.dilation),
             conv.groups,
             conv.bias is not None,
             offset_groups,
@@ -248,7 +261,8 @@ class ModulatedDeformConv2d(DeformConv2d):
     def __init__(self, *args, initial_modulation: float = 0.5, **options):
         super().__init__(*args, **options)
         logit = modulation_logit(initial_modulation)
-        nn.init.constant_(self.sampling_offsets.bias[2 * self.offset_groups * self.points :], logit)
+        bias = self.sampling_offsets.get_parameter("bias")
+        nn.init.constant_(bias[2 * self.offset_groups * self.points :], logit)
 
     def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of x `[B, C, H, W]`: offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation `[B, G*k*k, h, w]`."""

@@ -26,6 +26,9 @@ class MSDeformAttn(nn.Module):
         ValueError: `d_model` is not a multiple of `num_heads`, or `num_points` does not fit `num_levels`.
     """
 
+    level_of_point: Tensor
+    points_of_level: Tensor
+
     def __init__(
         self, d_model: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int | Sequence[int] = 4
     ):

@@ -82,7 +82,7 @@ def _gather_bilinear(maps: Tensor, grid: Tensor) -> Tensor:
     y = (grid[..., 1] + 1) * (height / 2) - 0.5
     left, top = x.detach().floor(), y.detach().floor()
     flat = maps.flatten(2)  # [N, D, H*W]
-    out = 0.0
+    out = flat.new_zeros(())
     for dx in (0, 1):
         for dy in (0, 1):
             column, row = left + dx, top + dy

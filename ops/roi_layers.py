@@ -111,12 +111,11 @@ class ModulatedDeformRoIPool(nn.Module):
             sampling_ratio=sampling_ratio,
         )
         num_bins = math.prod(self.bins)
-        self.hidden = nn.Sequential(
-            nn.Linear(channels * num_bins, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        first, second = nn.Linear(channels * num_bins, hidden), nn.Linear(hidden, hidden)
+        self.hidden = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.sampling_offsets = nn.Linear(hidden, num_bins * 2)
         self.modulation = nn.Linear(hidden, num_bins)
-        for layer in (self.hidden[0], self.hidden[2]):
+        for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         _zero(self.sampling_offsets)
@@ -198,5 +197,5 @@ class DeformPSRoIPool(nn.Module):
 
 
 def _zero(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 Shifts = Sequence[tuple[float, float]]
+WholeShifts = Sequence[tuple[int, int]]
 
 
 def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
@@ -72,7 +73,7 @@ def _limit(step: float, most: int) -> float:
     return max(-most, min(step, most))
 
 
-def _slice(x: Tensor, shifts: Shifts) -> Tensor:
+def _slice(x: Tensor, shifts: WholeShifts) -> Tensor:
     groups = x.chunk(len(shifts), 1)
     return torch.cat([_slide(_slide(group, dx, -1), dy, -2) for group, (dx, dy) in zip(groups, shifts)], 1)
 
@@ -89,7 +90,7 @@ def _slide(x: Tensor, step: int, dim: int) -> Tensor:
     return torch.cat([x.narrow(dim, -step, size + step), x.narrow(dim, size - 1, 1).expand(shape)], dim)
 
 
-def _roll(x: Tensor, shifts: Shifts) -> Tensor:
+def _roll(x: Tensor, shifts: WholeShifts) -> Tensor:
     groups = x.chunk(len(shifts), 1)
     return torch.cat([_mend(group.roll((dy, dx), (-2, -1)), dx, dy) for group, (dx, dy) in zip(groups, shifts)], 1)
 
@@ -163,7 +164,7 @@ def _sources(steps: Sequence[float], size: int, like: Tensor) -> Tensor:
     return (places - torch.tensor(steps, device=like.device, dtype=dtype)[:, None]).clamp(0, size - 1)
 
 
-METHODS: dict[str, Callable[[Tensor, Shifts], Tensor]] = {
+METHODS: dict[str, Callable[..., Tensor]] = {
     "slice": _slice,
     "roll": _roll,
     "depthwise_conv": _depthwise_conv,

@@ -42,7 +42,7 @@ def confusion_matrix(scenes: Sequence[Scene], num_classes: int, threshold: float
                 matrix[scene.truth_classes[taken], own] += 1
             elif not on_crowd[d].any():
                 matrix[num_classes, own] += 1
-        np.add.at(matrix, (scene.truth_classes[free], num_classes), 1)
+        np.add.at(matrix[:, num_classes], scene.truth_classes[free], 1)
     return matrix
 
 

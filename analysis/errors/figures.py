@@ -3,11 +3,13 @@
 import io
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.errors.precision_recall import GRID, ThresholdCurve
 
@@ -17,7 +19,7 @@ _PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"),
     *("#7f3c8d", "#80872d", "#8c564b"),
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "analysis",  # the same figures give the same file
     "font.family": ["sans-serif"],
@@ -103,9 +105,8 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
 
 
 def _wide_figure() -> Figure:
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # else the last tick of a panel touches the next one's first
-    return figure
+    # Without the space, the last tick of a panel touches the first one of the next.
+    return Figure(figsize=(11, 3.8), layout=ConstrainedLayoutEngine(wspace=0.06))
 
 
 def _class_lines(axes, x: np.ndarray, values: np.ndarray, names: Sequence[str]) -> None:

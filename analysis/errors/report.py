@@ -119,9 +119,9 @@ def _classes(diagnosis: Diagnosis) -> str:
         best = curve.best if curve else None
         point = [None] * 4 if best is None else [best.f1, best.threshold, best.precision, best.recall]
         cells = [_figure(figures[f]) for f in ("AP", "AP50", "AP75")] + [_figure(v) for v in point]
-        cells = "".join(f"<td>{c}</td>" for c in [f"{figures['objects']:,}", *cells])
-        cells += "".join(f"<td>{n:,}</td>" if n else '<td class="zero">0</td>' for n in errors)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+        row = "".join(f"<td>{c}</td>" for c in [f"{figures['objects']:,}", *cells])
+        row += "".join(f"<td>{n:,}</td>" if n else '<td class="zero">0</td>' for n in errors)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
     absent = len(diagnosis.names) - len(rows)
     left_out = f" {absent} classes without objects and detections are left out." if absent else ""
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)

@@ -118,10 +118,10 @@ def losses(scenes: Sequence[Scene], verdicts: Sequence[Verdict], num_classes: in
     missed = _count([s.truth_classes[v.missed] for s, v in zip(scenes, verdicts)], num_classes)
     unfound = _count([s.truth_classes[~s.found()] for s in scenes], num_classes)
     as_it_is = _mean_ap(classes[counted], scores[counted], correct[counted], objects)
-    if as_it_is is None:
-        gains, false_positives, false_negatives = dict.fromkeys(TYPES), None, None
-    else:
-        gains = {}
+    gains: dict[str, float | None] = dict.fromkeys(TYPES)
+    false_positives: float | None = None
+    false_negatives: float | None = None
+    if as_it_is is not None:
         for kind in TYPES:
             if kind == "missed":
                 ap = _mean_ap(classes[counted], scores[counted], correct[counted], objects - missed)
@@ -130,10 +130,11 @@ def losses(scenes: Sequence[Scene], verdicts: Sequence[Verdict], num_classes: in
                 right = mended >= 0
                 kept = counted & (right | (kinds != kind))
                 ap = _mean_ap(np.where(right, mended, classes)[kept], scores[kept], (correct | right)[kept], objects)
-            gains[kind] = (1.0 if ap is None else ap) - as_it_is
-        false_positives = _mean_ap(classes[correct], scores[correct], correct[correct], objects) - as_it_is
+            gains[kind] = _gain(ap, as_it_is)
+        ap = _mean_ap(classes[correct], scores[correct], correct[correct], objects)
+        false_positives = _gain(ap, as_it_is)
         ap = _mean_ap(classes[counted], scores[counted], correct[counted], objects - unfound)
-        false_negatives = (1.0 if ap is None else ap) - as_it_is
+        false_negatives = _gain(ap, as_it_is)
     counts = {kind: _count([classes[kinds == kind]], num_classes) for kind in TYPES} | {"missed": missed}
     return Losses(as_it_is, counts, gains, int(unfound.sum()), false_positives, false_negatives)
 
@@ -158,6 +159,11 @@ def _mean_ap(classes: np.ndarray, scores: np.ndarray, correct: np.ndarray, objec
     of = [classes == k for k in range(len(objects))]
     aps = [average_precision(scores[of[k]], correct[of[k]], n) for k, n in enumerate(objects) if n > 0]
     return float(np.mean(aps)) if aps else None
+
+
+def _gain(ap: float | None, before: float) -> float:
+    """What AP gains; if no object is left, nothing is lost any more (AP 1)."""
+    return (1.0 if ap is None else ap) - before
 
 
 def _mended(scene: Scene, verdict: Verdict, kind: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def backbone_picture(picture: Image.Image, rows: Sequence[BackboneRow], most: in
     scale = LogNorm(_FAINTEST, 1)
     for panels_of_row, row in zip(axes, rows):
         for panel, column in zip(panels_of_row, columns):
-            here = row.locations.where(sum(row.locations.stages == stage for stage in column).bool())
+            here = row.locations.where(torch.isin(row.locations.stages, torch.tensor(column)))
             name = f"stage {column[0]}" if len(column) == 1 else "all stages"
             _draw(panel, name, here, row.box, picture.size, most, scale)
         for panel in panels_of_row:

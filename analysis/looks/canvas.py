@@ -59,9 +59,9 @@ def panels(
     shown = picture.convert("RGB")
     if brightness < 1:
         shown = Image.blend(shown, shown.convert("L").convert("RGB"), 0.75)
-    shown = (np.asarray(shown) * brightness).astype(np.uint8)
+    pixels = (np.asarray(shown) * brightness).astype(np.uint8)
     for panel in axes.flat:
-        panel.imshow(shown, extent=(0, width, height, 0), interpolation="bilinear")
+        panel.imshow(pixels, extent=(0, width, height, 0), interpolation="bilinear")
         panel.set(xlim=(-_MARGIN * width, (1 + _MARGIN) * width), ylim=((1 + _MARGIN) * height, -_MARGIN * height))
         panel.set(xticks=[], yticks=[], facecolor="0.2" if brightness < 1 else "0.93")
         for spine in panel.spines.values():
@@ -80,17 +80,19 @@ def draw_points(panel: Axes, points: Tensor, weights: Tensor, levels: Tensor, si
         size: (width, height) of the picture.
         scale: from weights to [0, 1].
     """
-    points, weights, levels = (t.detach().float().cpu().numpy() for t in (points, weights, levels))
-    points = points * np.asarray(size)
-    shade = scale(weights).data.clip(0, 1)
+    at, weight, level_of = (t.detach().float().cpu().numpy() for t in (points, weights, levels))
+    at = at * np.asarray(size)
+    shade = np.ma.getdata(scale(weight)).clip(0, 1)
     bands = np.minimum((shade * 8).astype(int), 7)  # the markers of a level are one call, so bands make the order
     for band in range(8):
-        for level in np.unique(levels).astype(int):
-            here = (bands == band) & (levels == level)
-            order = weights[here].argsort(kind="stable")
+        for level in np.unique(level_of).astype(int):
+            here = (bands == band) & (level_of == level)
+            order = weight[here].argsort(kind="stable")
+            x, y = at[here][order].T
             panel.scatter(
-                *points[here][order].T,
-                c=weights[here][order],
+                x,
+                y,
+                c=weight[here][order],
                 s=10 + 3 * level + 14 * shade[here][order],
                 marker=MARKERS[level % len(MARKERS)],
                 cmap=COLOURS,
@@ -119,7 +121,7 @@ def zoom(panel: Axes, points: Tensor, size: tuple[int, int]) -> None:
     panel.set(ylim=((y + side / 2) * size[1], (y - side / 2) * size[1]))
 
 
-def draw_box(panel: Axes, box: Sequence[float], size, colour="white", width: float = 1.6, **options) -> None:
+def draw_box(panel: Axes, box: Sequence[float] | Tensor, size, colour="white", width: float = 1.6, **options) -> None:
     """A box cxcywh in [0, 1] of a picture of (width, height), outlined in black so that it shows on any ground."""
     cx, cy, w, h = (float(v) * side for v, side in zip(box, (*size, *size)))
     for line, tone in ((width + 1.4, "black"), (width, colour)):
@@ -127,7 +129,7 @@ def draw_box(panel: Axes, box: Sequence[float], size, colour="white", width: flo
         panel.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=tone, linewidth=line, zorder=5, **options))
 
 
-def draw_cross(panel: Axes, point: Sequence[float], size, colour="#39ff14") -> None:
+def draw_cross(panel: Axes, point: Sequence[float] | Tensor, size, colour="#39ff14") -> None:
     """A cross at (x, y) in [0, 1] of a picture of (width, height)."""
     x, y = (float(v) * side for v, side in zip(point, size))
     for edge, tone in ((2.8, "black"), (1.3, colour)):

@@ -160,6 +160,8 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
     """
     rows, columns = gradient[0].abs().amax(0).nonzero().unbind(-1)  # [n] positions that count
     gradient = gradient[0, :, rows, columns].T.unflatten(1, (layer.groups, -1))  # [n, groups, O/groups]
+    if isinstance(layer.padding, str):
+        raise ValueError(f"the padding of {layer} must be given in pixels")
     first = torch.stack([rows, columns], -1) * _pair(layer.stride, x) - _pair(layer.padding, x)
     if isinstance(layer, DeformConv2d):
         offsets, modulation = layer.offsets_and_modulation(x)

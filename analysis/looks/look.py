@@ -25,6 +25,7 @@ from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, c
 from datasets.images import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
+from models.detector import DeformableDETR
 from util.config import VisualizeConfig
 from util.errors import UserError
 from util.files import make_folder, unused_name
@@ -51,9 +52,12 @@ class Look:
 
     Raises:
         UserError: a query, layer or pixel that is not there.
+        TypeError: the predictor's model is not a `DeformableDETR`, as with test-time views.
     """
 
     def __init__(self, predictor: Predictor, picture: Image.Image, config: VisualizeConfig):
+        if not isinstance(predictor.model, DeformableDETR):
+            raise TypeError(f"only a DeformableDETR can be looked into, not a {type(predictor.model).__name__}")
         self.model, self.names, self.picture, self.config = predictor.model, predictor.names, picture, config
         batch = predictor.batch_of([picture])
         self.images, self.padding_mask = batch.images, batch.padding_mask
@@ -83,7 +87,8 @@ class Look:
             if figure is not None:
                 save(figure, folder / f"{name}.png")
                 written.append(f"{name}.png")
-        np.savez_compressed(folder / "sampling.npz", **self.arrays)
+        # numpy's stub takes every unpacked name for `allow_pickle`.
+        np.savez_compressed(folder / "sampling.npz", **self.arrays)  # type: ignore[arg-type]
         (folder / "sampling.json").write_text(json.dumps(self.summary, indent=1))
         return [*written, "sampling.npz", "sampling.json"]
 

@@ -122,9 +122,9 @@ def saliency_picture(
 
 def _lay_heat(panel, values: Tensor, size: tuple[int, int], scale: Normalize) -> None:
     """Heat over a dark picture, opaque where it is hot."""
-    values = values.float().cpu().numpy()
-    alpha = np.clip(scale(values).data * 1.6, 0, 0.88)
-    panel.imshow(values, cmap=_HEAT, norm=scale, alpha=alpha, extent=(0, size[0], size[1], 0), interpolation="bilinear")
+    heat = values.float().cpu().numpy()
+    alpha = np.clip(np.ma.getdata(scale(heat)) * 1.6, 0, 0.88)
+    panel.imshow(heat, cmap=_HEAT, norm=scale, alpha=alpha, extent=(0, size[0], size[1], 0), interpolation="bilinear")
 
 
 def _smooth(field: Tensor) -> Tensor:

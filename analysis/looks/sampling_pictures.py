@@ -66,7 +66,8 @@ def decoder_picture(
             draw_cross(panel, record.decoder[layer].references[0, query.query, :2], size)
             panel.set_title(f"layer {layer}, score {scores[layer]:.2f}", fontsize="small")
         if together:
-            draw_points(row[-1], *map(torch.cat, zip(*(found[query.query, i] for i in layers))), size, scale)
+            points, weights, levels = (torch.cat(parts) for parts in zip(*(found[query.query, i] for i in layers)))
+            draw_points(row[-1], points, weights, levels, size, scale)
             draw_box(row[-1], boxes[layers[-1], query.query], size)
             draw_cross(row[-1], record.decoder[layers[-1]].references[0, query.query, :2], size)
             row[-1].set_title("these layers together", fontsize="small")
