@@ -1,4 +1,4 @@
-"""What every deformable attention layer looked at in one forward pass: locations, weights, references, boxes."""
+"""Records what every deformable attention layer samples in a forward pass: locations, weights, references, boxes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,12 +16,12 @@ from ops import MSDeformAttn
 
 @dataclass
 class Sampling:
-    """What one attention layer sampled.
+    """What one attention layer sampled in a forward pass.
 
     Attributes:
-        on_maps: `[B, Q, M, P, 2]`, (x, y) in [0, 1] of each level's padded map, as the operator takes them. In the
+        on_maps: `[B, Q, M, P, 2]`, (x, y) in [0, 1] of each level's padded map, as given to the operator. In the
             encoder the queries are the S tokens.
-        weights: `[B, Q, M, P]`, each head's sum to 1.
+        weights: `[B, Q, M, P]`; those of each head sum to 1.
         levels: `[P]`, the feature level of each point.
         references: `[B, Q, 2 or 4]`, the reference points or boxes cxcywh, in [0, 1] of the unpadded image.
         ratios: `[B, P, 2]`, unpadded share (x, y) of each point's map.
@@ -35,7 +35,7 @@ class Sampling:
 
     @property
     def locations(self) -> Tensor:
-        """`[B, Q, M, P, 2]`, (x, y) in [0, 1] of the unpadded image; beyond are padding and nothing, which read 0."""
+        """`[B, Q, M, P, 2]`, (x, y) in [0, 1] of the unpadded image; what lies outside reads 0."""
         return self.on_maps / self.ratios[:, None, None]
 
 
@@ -109,7 +109,7 @@ class Recorder:
         within = len(counts) == 1 and num_levels > 1
         own = len(calls) if within else 0  # the level on which the reference is given
         levels = torch.tensor([level for level, k in enumerate(counts) for _ in range(k)], device=weights.device)
-        if within:  # as if all levels were sampled, the others with no weight and at the same places
+        if within:  # as if all levels were sampled at the same places, the others with weight 0
             weights = torch.cat([weights if i == own else torch.zeros_like(weights) for i in range(num_levels)], -1)
             on_maps = torch.cat([on_maps] * num_levels, -2)
             levels = torch.arange(num_levels, device=weights.device).repeat_interleave(counts[0])
@@ -171,7 +171,7 @@ def _ask_for_sampling(module: nn.Module, inputs: tuple, named: dict) -> tuple[tu
 
 
 def _joined(calls: list[Sampling]) -> Sampling:
-    """The calls of one layer as one sampling, their queries one after the other."""
+    """Join the calls of one layer to one sampling, their queries one after the other."""
     first, *others = calls
     if not others:
         return first
