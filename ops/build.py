@@ -163,9 +163,7 @@ def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
         numbers = architecture_numbers(listed)
         known = sorted(set(numbers) & set(nvcc.supported), key=int)
         if len(known) < len(set(numbers)) or not known:
-            print(
-                f"cuda: of TORCH_CUDA_ARCH_LIST={listed}, {', '.join(known) or 'nothing'} is known to nvcc", flush=True
-            )
+            print(f"cuda: nvcc knows {', '.join(known) or 'nothing'} of TORCH_CUDA_ARCH_LIST={listed}", flush=True)
         if known:
             return known
     if asked is None:
