@@ -98,7 +98,7 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
 
     Args:
         device_type: `tensor.device.type`.
-        backend: as in `ms_deform_attn`.
+        backend: the backend, as in `ms_deform_attn`.
 
     Raises:
         RuntimeError: the requested backend is unknown, not built, or not for this device type.

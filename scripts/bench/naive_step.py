@@ -102,7 +102,7 @@ def make_ordinary(model: DeformableDETR) -> None:
     backbone.forward = ordinary_backbone  # type: ignore[method-assign]  # of this one module
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.forward = ordinary_dropout(module)  # type: ignore[method-assign]  # of this one module
+            module.forward = ordinary_dropout(module)  # type: ignore[method-assign, assignment]  # of this one module
 
 
 def step(batch: Batch, prepare: Callable, criterion: Callable, state: TrainingState, clip_norm: float) -> None:

@@ -79,8 +79,10 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
         (model.transformer, "decode", "decoder, heads"),
     ]
     methods += [(scaler, "unscale_", "unscale"), (scaler, "step", "optimizer")]
-    for owner, method, part in [*methods, (ema, "update", "EMA")] if ema is not None else methods:
-        clock.wrap(owner, method, part)
+    if ema is not None:
+        methods.append((ema, "update", "EMA"))
+    for part_owner, method, part in methods:
+        clock.wrap(part_owner, method, part)
     prepare, criterion = clock.timed(ToDevice(device), "transfer, normalise"), build_criterion(config.loss)
     criterion.matcher = clock.timed(criterion.matcher, "matching")  # type: ignore[assignment]  # called in the same way
     losses_of, match = clock.timed(criterion, "criterion"), clock.timed(naive_step.match, "matching")
