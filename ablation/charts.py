@@ -1,4 +1,4 @@
-"""Plots of a sweep: AP against one option, heat maps over two, bars of named variants, curves of every run."""
+"""Plots of a sweep: AP over one option, heat maps over two, bars for named variants, curves of every run."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from ablation.records import read_log
 from ablation.results import Row, show
 
 MOST_PANELS = 12
-NAMED_CURVES = 20  # more names than this cover the curves
+NAMED_CURVES = 20  # a legend with more names would cover the curves
 
 
 def plot_scores(rows: Sequence[Row], grid: Sequence[str], file: Path, score: str = "AP") -> Path | None:
-    """Draw a score as the grid asks: one option a curve, two or more heat maps; without a grid, bars.
+    """Draw a score: a curve over one swept option, heat maps over two or more, and bars without a grid.
 
     Args:
-        rows: of the table; those without a finished run are left out.
-        grid: swept options.
-        file: to write.
-        score: which.
+        rows: the table's rows; those without a finished run are left out.
+        grid: the swept options.
+        file: the file to write.
+        score: the name of the score.
 
     Returns:
         The file; None if no run is finished.
@@ -62,13 +62,14 @@ def _runs(rows: Sequence[Row], score: str) -> str:
 
 
 def _curve(rows: Sequence[Row], key: str, score: str) -> Figure:
-    """Numbers lie where they are on the axis, anything else one beside the other."""
+    """Numbers lie at their place on the axis; other values stand side by side."""
     found = [row for row in rows if score in row.figures]
     values = [row.variant.values[key] for row in found]
     numeric = _all_numbers(values)
     xs = values if numeric else list(range(len(values)))
     if numeric:
-        found, xs = zip(*sorted(zip(found, xs), key=lambda pair: pair[1]))
+        pairs = sorted(zip(found, xs), key=lambda pair: pair[1])
+        found, xs = [row for row, _ in pairs], [x for _, x in pairs]
     figure = _figure(5.2, 3.6)
     axes = figure.subplots()
     means = [100 * row.figures[score].mean for row in found]
@@ -84,7 +85,7 @@ def _curve(rows: Sequence[Row], key: str, score: str) -> Figure:
 
 
 def _heat_maps(rows: Sequence[Row], grid: list[str], score: str) -> Figure:
-    """The first option down, the second across, a panel for each combination of the others."""
+    """The first option runs down, the second across; each combination of the others has a panel."""
     down, across, *others = grid
     names = short_names(grid)
     downs, acrosses = (_distinct(row.variant.values[key] for row in rows) for key in (down, across))
@@ -126,7 +127,7 @@ def _heat_maps(rows: Sequence[Row], grid: list[str], score: str) -> Figure:
 
 
 def _distinct(values) -> list[Any]:
-    """In the order of the grid; numbers in their own."""
+    """Each value once: numbers in ascending order, other values in the order of the grid."""
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -149,19 +150,22 @@ def _bars(rows: Sequence[Row], score: str) -> Figure:
         axes.text(means[i] + spread[i], i, "  " + row.figures[score].text(100), va="center", fontsize=8)
     axes.set_yticks(range(len(found)), [row.variant.name for row in found], fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.2)  # for the figures beside the bars
+    axes.margins(x=0.2)  # room for the numbers beside the bars
     axes.set(xlabel=score, title=_runs(found, score))
     axes.grid(alpha=0.3, axis="x")
     return figure
 
 
 def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
-    """Training loss and validation AP of every run, a colour for each variant, thin lines for its seeds.
+    """Draw training loss and validation AP of every run, with a colour for each variant and a thin line for each seed.
 
     Args:
-        cells: whose `metrics.jsonl` are read, as far as they have got.
-        folder: of the sweep.
-        file: to write.
+        cells: the runs; what their `metrics.jsonl` hold so far is read.
+        folder: the sweep's folder.
+        file: the file to write.
+
+    Returns:
+        The file; None if no run has written a line.
     """
     logs: dict[str, list[list[dict]]] = {}
     for cell in cells:
@@ -176,9 +180,9 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
     for colour, (name, runs) in zip(colours, logs.items()):
         evaluated = "eval_ema" if any(line["kind"] == "eval_ema" for line in runs[0]) else "eval"
         for axes, kind, figure_name, factor in ((left, "train", "loss", 1), (right, evaluated, "AP", 100)):
-            lines = [[line for line in run if line["kind"] == kind] for run in runs]
+            chosen = [[line for line in run if line["kind"] == kind] for run in runs]
             curves = [
-                ([x["step"] for x in run], [factor * _number(x[figure_name]) for x in run]) for run in lines if run
+                ([x["step"] for x in run], [factor * _number(x[figure_name]) for x in run]) for run in chosen if run
             ]
             _curves(axes, curves, colour, name)
     left.set(xlabel="step", yscale="log", title="training loss")
@@ -192,7 +196,7 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
 
 
 def _curves(axes: Axes, curves: Sequence[tuple[list, list]], colour, name: str) -> None:
-    """Each run thinly, and their mean over the steps that all have reached."""
+    """Draw each run as a thin line, and their mean over the steps that all have reached."""
     if not curves:
         return
     shared = min(len(steps) for steps, _ in curves)
@@ -203,7 +207,7 @@ def _curves(axes: Axes, curves: Sequence[tuple[list, list]], colour, name: str) 
 
 
 def _number(value: float | None) -> float:
-    """Logs write null for a mean that is not finite; a curve has a gap there."""
+    """A number, or NaN, a gap in the curve, for null, which logs write for a mean that is not finite."""
     return math.nan if value is None else value
 
 

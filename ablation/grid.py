@@ -1,4 +1,4 @@
-"""From swept options to variants, and from variants and seeds to cells."""
+"""Makes variants of swept options, and cells of variants and seeds."""
 
 import hashlib
 import itertools
@@ -17,7 +17,7 @@ from util.errors import UserError
 from util.ranges import check_ranges
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems end at 255 bytes
-# What the sweep itself decides, and what would change where a run writes.
+# Options that the sweep decides itself, with the reason.
 TAKEN = {
     "train.output": "each run gets a folder of its own below --output",
     "train.resume": "unfinished runs are resumed anyway",
@@ -31,8 +31,8 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        name: tells it from the others.
-        values: what it changes, by dotted option name.
+        name: a name that no other variant has.
+        values: the values it changes, by dotted option name.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name, in characters that file systems and shells take as they are."""
+        """The name, in characters that are safe in file systems and shells."""
         safe = re.sub(r"[^A-Za-z0-9._+=,-]+", "_", self.name).strip("._,") or "_"
         if len(safe) <= LONGEST_NAME:
             return safe
@@ -52,9 +52,9 @@ class Cell:
     """One run: a variant with a seed.
 
     Attributes:
-        variant: what it changes.
-        seed: of the run.
-        config: the whole configuration.
+        variant: the variant.
+        seed: the run's seed.
+        config: the run's whole configuration.
     """
 
     variant: Variant
@@ -63,15 +63,15 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Variant and seed, as a path below the sweep's folder."""
+        """Variant and seed as a path below the sweep's folder."""
         return f"{self.variant.folder}/seed{self.seed}"
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`key=value,value,...` of the command line to values by key; lists stand in brackets.
+    """Read `key=value,value,...` from the command line into values by key. A value that is a list stands in brackets.
 
     Raises:
-        UserError: no such form, a key twice, or no value.
+        UserError: a text has another form, or two have the same key.
     """
     grid: dict[str, list[Any]] = {}
     for text in texts:
@@ -97,7 +97,8 @@ def variants_of(grid: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[s
         named: changed options by name.
 
     Raises:
-        UserError: no values, values twice, or two that would share a folder.
+        UserError: an option has no values or a value twice, the sweep decides an option itself, an option is in both
+            arguments, or two variants would share a folder.
     """
     for key, values in grid.items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -129,11 +130,11 @@ def variants_of(grid: Mapping[str, Sequence[Any]], named: Mapping[str, Mapping[s
 
 
 def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell]:
-    """All runs: every variant with the first seed, then with the next, so that a whole table is there early.
+    """All runs: every variant with the first seed, then with the next, so a whole table exists early.
 
     Raises:
-        UserError: a variant changes an unknown option, gives a value of another type or out of range, or two come to
-            the same; or the base configuration sets what the sweep decides.
+        UserError: a variant has an unknown option, or a value of another type or out of range; two variants have the
+            same configuration; or the base configuration sets an option that the sweep decides.
     """
     for option in ("resume", "fast_dev_run"):
         if getattr(base.train, option):
@@ -148,7 +149,7 @@ def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell
         same = next((v.name for v, c in typed if c == config), None)
         if same is not None:
             raise UserError(f"the variants '{same}' and '{variant.name}' come to the same configuration; leave one out")
-        # As the configuration has them: 1e-4 is text in YAML.
+        # Take the values from the configuration, because 1e-4 is text in YAML.
         values = {key: attrgetter(key)(config) for key in variant.values}
         typed.append((Variant(variant.name, values), config))
     cells = []
@@ -158,7 +159,7 @@ def cells_of(base: Config, variants: Sequence[Variant], seeds: int) -> list[Cell
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last word of each dotted option, where that tells it from the others; else all of it."""
+    """The last word of each dotted option if no other option ends in it, else the whole option."""
     leaves = [key.rsplit(".", 1)[-1] for key in keys]
     return {key: leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(keys, leaves)}
 
@@ -170,9 +171,9 @@ def _text(value: Any) -> str:
 
 
 def with_grid(argv: Sequence[str]) -> list[str]:
-    """Every --grid KEY=VALUES on the line gathered into one option, added to those of the files before it."""
+    """Join every --grid KEY=VALUES of the command line into one option, and add the grids of the files before it."""
     texts, rest = cli.take(argv, "grid")
     if not texts:
         return list(argv)
     grid = cli.peek_mapping(rest, "grid") | parse_grid(texts)
-    return [*rest, f"--grid={json.dumps(grid, default=str)}"]  # YAML makes dates of what was meant as text
+    return [*rest, f"--grid={json.dumps(grid, default=str)}"]  # YAML reads some text as dates

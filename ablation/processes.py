@@ -1,4 +1,4 @@
-"""Runs of a sweep as processes: some at a time, each in its folder, with a GPU or a share of the cores."""
+"""Runs of a sweep as processes, several at a time, each in its folder and with a GPU or a share of the cores."""
 
 import contextlib
 import ctypes
@@ -25,18 +25,18 @@ from util.signals import STOPPED, StopRequest
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 POLL = 0.2  # seconds between looks at the running processes
-PATIENCE = 60  # seconds that runs get to save when the sweep itself fails
+PATIENCE = 60  # seconds that runs have to save when the sweep itself fails
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Keep other sweeps out of a folder, also while runs of a killed one are still saving.
+    """Keep other sweeps out of a folder, also while runs of a killed sweep are still saving.
 
     Yields:
-        A file descriptor; whoever inherits it holds the lock, too.
+        A file descriptor. A process that inherits it holds the lock, too.
 
     Raises:
-        UserError: another one is at work there.
+        UserError: another sweep works in the folder.
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
@@ -52,11 +52,11 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def shares(jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Environment of each of the runs that go on at once: a GPU in turn, if there are any, and a share of the cores.
+    """The environment variables of each of the runs at one time: a GPU, if there are any, and a share of the cores.
 
     Args:
-        jobs: runs at once.
-        gpus: as CUDA_VISIBLE_DEVICES names them; none on a machine without, or if the CPU is to be used.
+        jobs: number of runs at one time.
+        gpus: the GPUs' names in CUDA_VISIBLE_DEVICES, which the runs take in turn; empty to use the CPU.
     """
     found = []
     for i in range(jobs):
@@ -79,7 +79,7 @@ def _cores() -> int:
 
 @dataclass
 class _Job:
-    """A run that is going on: its record, process, environment, and where its log began."""
+    """A run that is going on, with its record, process and environment, and the place in the log where it began."""
 
     cell: Cell
     record: Record
@@ -99,21 +99,22 @@ def run_cells(
     ended: Callable[[Cell, Record], None],
     going_on: Callable[[list[str]], None] | None = None,
 ) -> None:
-    """Train cells, as many at once as there are environments; what fails does not stop the others.
+    """Train cells, as many at a time as there are environments. A run that fails does not stop the others.
 
-    When a stop is requested, runs are asked to save and end, and none is started any more.
+    When a stop is requested, the runs are asked to save and end, and no other run starts.
 
     Args:
-        cells: those to run, in order.
-        records: of cells that were begun, by name; updated.
-        folder: of the sweep.
-        environments: of each place at which a run can go on.
-        lock: descriptor that runs inherit.
-        stop: looked at all the time.
-        ended: called when a run has ended, also unfinished.
-        going_on: called all the time with the names of the runs that go on.
+        cells: the cells to run, in order.
+        records: records of cells that were begun, by name; this function updates them.
+        folder: the sweep's folder.
+        environments: the environment variables for each of the runs at one time.
+        lock: descriptor of the lock, which runs inherit.
+        stop: the request to stop, checked several times a second.
+        ended: called when a run has ended, also if it is unfinished.
+        going_on: called several times a second with the names of the runs that are going on.
     """
-    waiting, running, free = deque(cells), [], list(environments)
+    waiting, free = deque(cells), list(environments)
+    running: list[_Job] = []
     asked = False
     try:
         while running or (waiting and not stop.requested):
@@ -138,7 +139,7 @@ def run_cells(
                 free.append(job.share)
                 _conclude(job)
                 ended(job.cell, job.record)
-    except BaseException:  # a second Ctrl-C, or a mistake of ours: nothing may be left running
+    except BaseException:  # a second Ctrl-C, or an error here: no run may be left
         for job in running:
             job.process.terminate()
         for job in running:
@@ -166,7 +167,7 @@ def _start(cell: Cell, record: Record, folder: Path, share: dict[str, str], lock
             stderr=subprocess.STDOUT,
             env={**os.environ, **share},
             pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C is ours to pass on, once
+            start_new_session=True,  # the sweep passes Ctrl-C on, once
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     return _Job(cell, record, process, share, folder, log_from)
@@ -181,15 +182,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
-    """Between fork and exec: should the sweep be killed, its runs get SIGTERM, on which they save and end."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Runs between fork and exec. If the sweep is killed, its runs get SIGTERM, so that they save and end."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _conclude(job: _Job) -> None:
     record, code = job.record, job.process.returncode
     begun = record.attempts[-1][0]
     record.attempts[-1] = (begun, time.time() - begun)
-    # SIGTERM ends a run that has not got as far as to heed it.
+    # SIGTERM ends a run that has not installed its handler yet.
     record.status = {0: "done", STOPPED: "unfinished", -signal.SIGTERM: "unfinished"}.get(code, "failed")
     if code == 0:
         record.figures = last_figures(job.folder / "metrics.jsonl")
@@ -197,12 +199,12 @@ def _conclude(job: _Job) -> None:
             record.status, record.error = "failed", f"it ended without a score in {job.folder / 'metrics.jsonl'}"
     elif record.status == "failed":
         record.error = _reason(job.folder / "train.log", job.log_from, code)
-    with contextlib.suppress(OSError):  # a full disk: it will be looked at anew when the sweep goes on
+    with contextlib.suppress(OSError):  # a full disk; the record is read again when the sweep goes on
         record.write(job.folder)
 
 
 def _reason(log: Path, begin: int, code: int) -> str:
-    """The message with which a run failed: its own sentence, else the end of its traceback."""
+    """The message of a run that failed: its own sentence, or else the end of its traceback."""
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

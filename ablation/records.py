@@ -1,4 +1,4 @@
-"""What is known of a sweep's runs: their records, configurations and figures, as their folders hold them."""
+"""Records, configurations and figures of a sweep's runs, kept in their folders."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from util.checkpoint import kept_checkpoints
 from util.config import Config
 from util.errors import UserError
 
-# Options that change where or how a run is computed, but not what comes out.
+# Options that change where or how a run is computed, but not its result.
 IMMATERIAL = {"data.workers"} | {
     f"train.{option}"
     for option in (
@@ -27,15 +27,15 @@ IMMATERIAL = {"data.workers"} | {
 
 @dataclass
 class Record:
-    """What is known of a run, kept in `cell.json` in its folder.
+    """The record of a run, kept in `cell.json` in its folder.
 
     Attributes:
-        status: `done`, `failed`, or `unfinished` (running, stopped or killed: can go on).
-        config: what it was run with.
-        figures: of its last evaluation, by name.
+        status: `done`, `failed`, or `unfinished` (it runs, or was stopped or killed, and can go on).
+        config: the run's configuration.
+        figures: the figures of its last evaluation, by name.
         error: why it failed, or "".
-        attempts: begin (seconds since the epoch) and duration in seconds of each time it ran; the duration of one
-            that was killed is unknown at first (None).
+        attempts: for each time it ran, the begin (seconds since the epoch) and the duration in seconds; None while it
+            runs, and after it was killed until the record is read again.
     """
 
     status: str
@@ -46,20 +46,20 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Of all attempts."""
+        """The duration of all attempts, in seconds, without one that is going on."""
         return sum(duration or 0.0 for _, duration in self.attempts)
 
     @property
     def elapsed(self) -> float:
-        """Of all attempts, with that of one that is going on until now."""
+        """The duration of all attempts, in seconds; one that is going on counts until now."""
         return sum(time.time() - begun if duration is None else duration for begun, duration in self.attempts)
 
     @staticmethod
     def read(folder: Path) -> "Record | None":
-        """The record of a folder; None if there is none.
+        """Read the record of a folder; None if there is none.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the record is damaged.
         """
         file = folder / "cell.json"
         if not file.is_file():
@@ -68,29 +68,29 @@ class Record:
             record = Record(**json.loads(file.read_text(encoding="utf-8")))
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             raise UserError(f"'{file}' is damaged ({error}); delete it, and the run will be looked at anew") from None
-        if record.attempts and record.attempts[-1][1] is None:  # killed: it lived at least as long as it wrote
+        if record.attempts and record.attempts[-1][1] is None:  # killed, but it ran at least until it last wrote
             begun = record.attempts[-1][0]
             wrote = max((p.stat().st_mtime for p in folder.iterdir()), default=begun)
             record.attempts[-1] = (begun, max(0.0, wrote - begun))
         return record
 
     def write(self, folder: Path) -> None:
-        """Keep it, whole or not at all."""
+        """Write the record into a folder, whole or not at all."""
         temporary = folder / "cell.json.tmp"
         temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         temporary.replace(folder / "cell.json")
 
 
 def same_run(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
-    """The first option in which two configurations differ materially; None if in none.
+    """The first option that differs between two configurations and can change results; None if there is none.
 
-    What one of them lacks, because it was written by another version, counts as the default.
+    An option that one of them lacks, because another version wrote it, counts as the default.
     """
     defaults = _leaves(asdict(Config()))
     first, second = defaults | _leaves(a), defaults | _leaves(b)
     immaterial = set(IMMATERIAL)
     if first["train.padding"] == "batch" and first["model.backbone.norm"] == "frozen":
-        immaterial.add("train.max_images_per_device")  # then accumulation is exact
+        immaterial.add("train.max_images_per_device")  # gradient accumulation is exact then
     differing = (k for k in first | second if k not in immaterial and first.get(k) != second.get(k))
     return next(differing, None)
 
@@ -103,10 +103,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_records(cells: Sequence[Cell], folder: Path) -> dict[str, Record]:
-    """Records of the cells that were begun, by name.
+    """The records of the cells that were begun, by name.
 
     Raises:
-        UserError: one was run with another configuration, so that it cannot stand in the same table.
+        UserError: a cell was run with another configuration, so it does not belong in the same table.
     """
     records = {}
     for cell in cells:
@@ -124,10 +124,10 @@ def read_records(cells: Sequence[Cell], folder: Path) -> dict[str, Record]:
 
 
 def check_folder(folder: Path, eval_only: bool) -> None:
-    """Refuse a folder whose sweep is of the other kind, for their tables would mix: trained runs, or evaluations.
+    """Refuse a folder that holds a sweep of the other kind (trained runs or evaluations), because tables would mix.
 
     Raises:
-        UserError: names the folder and its kind.
+        UserError: the folder holds the other kind.
     """
     file = folder / "sweep.yaml"
     if file.is_file():
@@ -138,14 +138,14 @@ def check_folder(folder: Path, eval_only: bool) -> None:
 
 
 def last_figures(file: Path) -> dict[str, float]:
-    """The figures of a run's last evaluation; of the weights' average, if that is evaluated. Empty if there is none."""
+    """The figures of a run's last evaluation, with averaged weights if those are evaluated; empty if there is none."""
     evaluated = [line for line in read_log(file) if line["kind"] in ("eval", "eval_ema")]
     last = evaluated[-1] if evaluated else {}
     return {k: v for k, v in last.items() if k not in ("kind", "step", "epoch") and isinstance(v, int | float)}
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; of one that is being written, the last may be half there and is left out."""
+    """The lines of a `metrics.jsonl`. A last line that is only half written is left out."""
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):

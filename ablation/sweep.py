@@ -1,4 +1,4 @@
-"""A sweep's folder: the plan that is printed, progress, and the table and plots that are kept up to date."""
+"""A sweep: its plan and progress as text, and the table and plots in its folder."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from util.tables import table
 
 
 class Sweep:
-    """What is known of all runs, and the files that show it.
+    """All runs of a sweep with their records and costs, and the files that show them.
 
     Args:
-        folder: of the sweep.
+        folder: the sweep's folder.
         cells: all runs.
-        grid: options that were swept.
-        records: of runs that were begun, by name.
-        costs: of variants, by name.
-        trained: whether runs are trained, or only evaluated.
+        grid: the swept options.
+        records: records of the runs that were begun, by name.
+        costs: costs of the variants, by name.
+        trained: whether runs are trained; otherwise they are only evaluated.
 
     Attributes:
-        estimates: seconds that runs are expected to take, by name; filled by `plan`.
-        ended: names of the runs that have ended, well or not, as `line` was told.
+        estimates: seconds that runs are expected to take, by name; `plan` fills them in.
+        ended: names of the runs that have succeeded or failed; `line` adds them.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Sweep:
 
     @property
     def left(self) -> list[Cell]:
-        """Cells to run: neither finished nor impossible. Those that failed are tried again."""
+        """Cells to run: those that are neither finished nor impossible. Failed cells are tried again."""
         return [c for c in self.cells if not self._is_done(c) and not self.costs[c.variant.name].failure]
 
     def _is_done(self, cell: Cell) -> bool:
         return cell.name in self.records and self.records[cell.name].status == "done"
 
     def plan(self, data: Mapping[str, DataSize], jobs: int, where: str) -> str:
-        """What will run, what each variant costs, and about how long it all takes.
+        """Describe what will run, what each variant costs, and about how long everything takes.
 
         Args:
-            data: of each variant.
-            jobs: runs at once.
-            where: device and operator, to be named.
+            data: the size of each variant's data, by the variant's name.
+            jobs: number of runs at one time.
+            where: device and operator, in words.
         """
         seconds = {c.name: estimate(c.config, self.costs[c.variant.name], data[c.variant.name]) for c in self.cells}
         self.estimates = {name: s for name, s in seconds.items() if s}
@@ -69,7 +69,8 @@ class Sweep:
                 continue
             minutes = self.estimates.get(cells[0].name)
             minutes_text = f"{minutes / 60:.1f}" if minutes else "-"
-            rows.append([name, cells_text, f"{cost.trainable:,}", f"{cost.flops / 1e9:.2f}", minutes_text])
+            flops_text = "-" if cost.flops is None else f"{cost.flops / 1e9:.2f}"
+            rows.append([name, cells_text, f"{cost.trainable:,}", flops_text, minutes_text])
         reasons = [f"{n} cannot be built: {c.failure}" for n, c in self.costs.items() if c.failure]
         begun = [c for c in self.left if c.name in self.records]
         left = f"{len(self.left)} of {len(self.cells)} runs to do" + (f" ({len(begun)} begun before)" if begun else "")
@@ -81,18 +82,18 @@ class Sweep:
         return "\n".join(["", *lines])
 
     def refuse_impossible(self) -> None:
-        """Put down the runs that cannot be built, with the reason."""
+        """Record the runs whose model cannot be built as failed, with the reason."""
         for cell in self.cells:
             if (reason := self.costs[cell.variant.name].failure) and not self._is_done(cell):
                 self.records[cell.name] = Record("failed", {}, error=reason)
 
     def line(self, cell: Cell, record: Record, names: Collection[str], jobs: int) -> str:
-        """What became of a run that has just ended, and about how long the rest takes, judged by those before it.
+        """Describe a run that has just ended, and how long the rest will take, estimated from the finished runs.
 
         Args:
-            cell, record: of the run.
-            names: runs that were left when this call began.
-            jobs: runs at once.
+            cell, record: the run and its record.
+            names: names of the runs that were left when this command began.
+            jobs: number of runs at one time.
         """
         if record.status != "unfinished":
             self.ended.append(cell.name)
@@ -113,18 +114,18 @@ class Sweep:
         return f"{number}{text}; about {duration(max(0.0, pace * future - spent) / jobs)} to go"
 
     def write(self) -> list[Path]:
-        """Table, CSV and plots of what there is by now; gives the files."""
+        """Write the table, the CSV file and the plots of the results so far; returns the files."""
         rows = rows_of(self.cells, self.records, self.costs)
         (self.folder / "table.md").write_text(markdown(rows, self.trained), encoding="utf-8")
         (self.folder / "results.csv").write_text(results_csv(self.cells, self.records, self.costs), encoding="utf-8")
-        written = [self.folder / "table.md", self.folder / "results.csv"]
-        written.append(plot_scores(rows, self.grid, self.folder / "scores.png"))
+        plots = [plot_scores(rows, self.grid, self.folder / "scores.png")]
         if self.trained:
-            written.append(plot_curves(self.cells, self.folder, self.folder / "curves.png"))
-        return [path for path in written if path is not None]
+            plots.append(plot_curves(self.cells, self.folder, self.folder / "curves.png"))
+        drawn = [path for path in plots if path is not None]
+        return [self.folder / "table.md", self.folder / "results.csv", *drawn]
 
     def summary(self) -> str:
-        """The last words: the table, what failed, where the files are."""
+        """Write the files, and describe the end: the table, the number of failed runs, and where the files are."""
         files = ", ".join(path.name for path in self.write())
         failed = sum(r.status == "failed" for r in self.records.values())
         warning = f"{failed} of {len(self.cells)} runs failed\n" if failed else ""
@@ -132,7 +133,7 @@ class Sweep:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """Seconds in words: `45 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             value = seconds / unit

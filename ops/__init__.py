@@ -1,6 +1,6 @@
 """Deformable operators on one sampling rule: pixel = location * size - 0.5, bilinear, zero outside.
 
-Importing this package compiles nothing and touches no device; it opens the libraries that `python -m ops.build` left.
+Importing this package compiles nothing and touches no device. It opens the libraries that `python -m ops.build` made.
 """
 
 from ops.attention2d import DeformAttn2d

@@ -9,17 +9,17 @@ from ops.module import MSDeformAttn
 class DeformAttn2d(nn.Module):
     """Deformable attention between maps (arXiv 2010.04159, section 4.1, equation 2).
 
-    Every pixel is a query: it looks at K points of the value map for each of M heads, around its own place, at offsets
-    and with weights that a linear layer takes from its features. Positions are not added; where they matter, add an
-    encoding to `x`. With one head it is a single weighted sum of K samples.
+    Every pixel is a query. Each of its M heads samples K points of the value map around the pixel. Linear layers
+    compute the points' offsets and weights from the pixel's features. Positions are not added: where they matter, add
+    an encoding to `x`. With one head the layer is a single weighted sum of K samples.
 
     Args:
-        channels: of the map, a multiple of `num_heads`.
-        num_heads: heads M.
-        num_points: sampling points K of each head.
+        channels: channels of the map, a multiple of `num_heads`.
+        num_heads: number of heads M.
+        num_points: number of sampling points K of each head.
 
     Attributes:
-        attention: `ops.MSDeformAttn` with one level, which has the weights.
+        attention: `ops.MSDeformAttn` with one level, which holds the weights.
 
     Raises:
         ValueError: `channels` is not a multiple of `num_heads`, or `num_points` is not positive.
@@ -43,18 +43,18 @@ class DeformAttn2d(nn.Module):
         """Attend from every pixel to points of the value map.
 
         Args:
-            x: `[B, C, H, W]`, the queries; what is added to the result, as a residual, is left to the caller.
-            value: `[B, C, H', W']`, what is looked at, of any size; None takes `x`. Both maps show the same picture: a
-                pixel looks around its own centre in [0, 1], offsets are in pixels of the value map.
-            padding_mask: `[B, H', W']`, True on padding of the value map, which is not read; None if there is none.
-            return_sampling: also return where was looked and how strongly.
+            x: `[B, C, H, W]`, the queries. The caller adds a residual, if it wants one.
+            value: `[B, C, H', W']`, the sampled map, of any size; None takes `x`. Both maps show the same picture: a
+                pixel looks around its own centre in [0, 1], and offsets are in pixels of the value map.
+            padding_mask: `[B, H', W']`, True on padding of the value map, which reads zero; None without padding.
+            return_sampling: also return the sampled locations and their weights.
 
         Returns:
             `[B, C, H, W]`; with `return_sampling` also locations `[B, H, W, M, K, 2]`, (x, y) in [0, 1] of the value
             map, and weights `[B, H, W, M, K]`.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError: the shapes do not fit each other.
         """
         value = x if value is None else value
         channels = self.attention.value_proj.in_features

@@ -1,7 +1,7 @@
-"""The compiled libraries: where they lie, whether they fit this machine, and loading them.
+"""The compiled libraries: where they lie, whether they fit this machine, and how they are loaded.
 
-`python -m ops.build` leaves `ops/lib/{cpu,cuda}.so`, each with a record (`.json`) of what it was built from and for. A
-library whose record does not fit is never opened: it is named, with the reason and the mend.
+`python -m ops.build` makes `ops/lib/{cpu,cuda}.so`. A record (`.json`) beside each says what it was built from and for.
+A library whose record does not fit is never opened; the message names it, the reason and the remedy.
 """
 
 import ctypes
@@ -24,13 +24,13 @@ TORCH_TARGET = (2, 10)  # the oldest torch whose stable ABI the libraries are bu
 
 @dataclass(frozen=True)
 class Backend:
-    """What became of one compiled library.
+    """One compiled library, loaded or not.
 
     Attributes:
-        name: `cpu` or `cuda`, the type of the tensors it takes.
+        name: `cpu` or `cuda`, the device type of the tensors that it takes.
         loaded: whether its kernels can be called.
-        detail: what it is if loaded, else why not and how to mend it.
-        targets: what it is compiled for, instruction sets or architectures, as `sm_90` and `PTX 90`.
+        detail: a description if it is loaded; otherwise the reason and the remedy.
+        targets: the instruction sets or architectures it is compiled for, such as `sm_90` and `PTX 90`.
     """
 
     name: str
@@ -50,7 +50,7 @@ def sources(name: str) -> list[Path]:
 
 
 def sources_hash(name: str) -> str:
-    """Changes whenever a source of the library does."""
+    """A hash of the library's sources."""
     digest = hashlib.sha256()
     for path in sources(name):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -58,25 +58,25 @@ def sources_hash(name: str) -> str:
 
 
 def this_machine() -> str:
-    """The platform that machine code is made for, as `linux-x86_64`."""
+    """The platform of this machine, such as `linux-x86_64`."""
     return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def torch_version() -> tuple[int, int]:
-    """Major and minor version of the torch that runs."""
+    """Major and minor version of the installed torch."""
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
 
 
 @functools.cache
 def load(name: str) -> Backend:
-    """Open the library of a backend, once for a process; a library that does not fit is reported, not raised."""
+    """Open the library of a backend, once in a process. If it does not fit, the result says why; nothing is raised."""
     path = FOLDER / f"{name}.so"
     reason = _unfit(name, path)
     if reason is None:
         try:
             torch.ops.load_library(str(path))
-        except OSError as error:  # of the dynamic linker: another platform, a missing symbol, a damaged file
+        except OSError as error:  # the dynamic linker's: another platform, a missing symbol, a damaged file
             reason = f"{path} cannot be loaded ({error.__cause__ or error}): {REBUILD}"
     if reason is not None:
         return Backend(name, False, reason)
@@ -86,10 +86,10 @@ def load(name: str) -> Backend:
 
 
 def read_record(path: Path) -> dict:
-    """What a library was built from and for; empty if that is not known.
+    """The record of what a library was built from and for; empty if there is none or it is damaged.
 
-    Keys: `compiler`, `torch`, `machine`, `sources` (hash), `bytes` (of the library), `seconds`, and `targets`, the
-    instruction sets or architectures, as `sm_90` and `PTX 90`.
+    Keys: `compiler`, `torch`, `machine`, `sources` (a hash), `bytes` (the library's size), `seconds`, and `targets`
+    (the instruction sets or architectures, such as `sm_90` and `PTX 90`).
     """
     try:
         record = json.loads(path.with_suffix(".json").read_text())
@@ -100,7 +100,10 @@ def read_record(path: Path) -> dict:
 
 
 def serves(targets: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether a CUDA library for `targets` runs on a card: machine code of its generation, or PTX that is not newer."""
+    """Whether a CUDA library for `targets` runs on a card.
+
+    It does with machine code of the card's generation that is not newer than the card, or with PTX that is not newer.
+    """
     card = 10 * capability[0] + capability[1]
     for kind, number in ((target.replace("sm_", "sm ")).split() for target in targets):
         if int(number) <= card and (kind == "PTX" or int(number) // 10 == capability[0]):

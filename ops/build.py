@@ -1,8 +1,8 @@
 """Compiles the operator: `python -m ops.build`.
 
-The CPU library is always built, the CUDA library where torch has CUDA and an nvcc is found: in CUDA_HOME, on PATH, or
-in the package `nvidia-cuda-nvcc`, which needs no CUDA toolkit on the system. Both go to `ops/lib/` and serve every
-torch from 2.10 on. What is up to date is left alone. Importing `ops` never compiles.
+The CPU library is always built. The CUDA library is built where torch has CUDA and an nvcc is found: in CUDA_HOME, on
+PATH, or in the package `nvidia-cuda-nvcc`, which needs no CUDA toolkit on the system. Both go to `ops/lib/` and work
+with every torch from 2.10 on. A library that is up to date is not built again. Importing `ops` never compiles.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +26,18 @@ import torch
 from ops import backends
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-# No function here reads errno or floating-point exceptions; both would keep loops from being vectorised.
+# No function here reads errno or floating-point exceptions. Keeping track of them would prevent vectorised loops.
 KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 X86_VARIANTS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
 }
-ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]  # Turing to Blackwell, what `--arch all` stands for
+Command = Sequence[str | Path]
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]  # `--arch all`: Turing to Blackwell
 
 
 class BuildError(Exception):
-    """A build that cannot go on; the message says what to do."""
+    """A build cannot go on; the message says what to do."""
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Nvcc:
 
     Attributes:
         path: the nvcc program.
-        version: as in "13.0".
-        supported: the architectures it makes code for, as in "90".
+        version: its version, such as "13.0".
+        supported: the architectures it makes code for, such as "90".
     """
 
     path: Path
@@ -55,10 +56,10 @@ class Nvcc:
 
 
 def find_cxx() -> list[str]:
-    """The C++ compiler's command: $CXX, as in "ccache g++", else the first of c++, g++ and clang++ on PATH.
+    """The C++ compiler's command: $CXX, such as "ccache g++", or else the first of c++, g++ and clang++ on PATH.
 
     Raises:
-        BuildError: there is none.
+        BuildError: there is no compiler.
     """
     asked = shlex.split(os.environ.get("CXX", ""))
     for command in [asked] if asked else [["c++"], ["g++"], ["clang++"]]:
@@ -73,15 +74,15 @@ def find_cxx() -> list[str]:
 
 
 def package_folders(kind: str) -> list[Path]:
-    """Folders `nvidia/*/<kind>` of the CUDA packages that pip installs beside torch."""
+    """The folders `nvidia/*/<kind>` of the CUDA packages that pip installs beside torch."""
     return sorted(Path(torch.__file__).parent.parent.glob(f"nvidia/*/{kind}"))
 
 
 def find_nvcc() -> Nvcc | None:
-    """The CUDA compiler of CUDA_HOME, of PATH or of the package `nvidia-cuda-nvcc`, in this order; None if none.
+    """The first CUDA compiler in CUDA_HOME, on PATH or in the package `nvidia-cuda-nvcc`; None if there is none.
 
     Raises:
-        BuildError: CUDA_HOME is set, but has no nvcc; or nvcc does not run.
+        BuildError: CUDA_HOME is set but has no nvcc, or nvcc does not run.
     """
     home = os.environ.get("CUDA_HOME")
     if home and not (Path(home) / "bin" / "nvcc").exists():
@@ -102,33 +103,33 @@ def find_nvcc() -> Nvcc | None:
 
 
 def nvcc_packages() -> list[str]:
-    """The packages that bring torch's own version of nvcc; none before CUDA 13, whose packages lack the program."""
+    """The packages with the nvcc of torch's CUDA version; none before CUDA 13, whose packages lack the program."""
     if int((torch.version.cuda or "0").split(".")[0]) < 13:
         return []
-    # nvcc's package does not pin those of its parts, and a newer part writes code that the older ones do not read.
+    # nvcc's package does not pin the versions of its parts, and older parts cannot read the code of newer ones.
     return [f"{name}=={torch.version.cuda}.*" for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")]
 
 
 def missing_packages() -> list[str]:
-    """The packages to install where torch has CUDA, a card is there and no nvcc is; empty if nothing is missing."""
+    """The packages to install where torch sees a card but there is no nvcc; empty if nothing is missing."""
     if not torch.cuda.device_count() or os.environ.get("CUDA_HOME"):
         return []
     try:
         return [] if find_nvcc() else nvcc_packages()
-    except BuildError:  # the build will say it
+    except BuildError:  # the build itself will report it
         return []
 
 
 def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
-    """The folder that holds a header (`include`) or library (`lib`), of nvcc's own toolkit or of torch's packages.
+    """The folder with a header (`include`) or library (`lib`), in nvcc's own toolkit or in torch's packages.
 
     Raises:
-        BuildError: none does.
+        BuildError: no folder has it.
     """
     roots = [nvcc.path.resolve().parent.parent]
     if os.environ.get("CUDA_HOME"):
         roots.append(Path(os.environ["CUDA_HOME"]))
-    # nvcc on PATH may be a script; its dry run names the toolkit it stands for.
+    # nvcc on PATH may be a script; its dry run names the toolkit behind it.
     dry = subprocess.run([nvcc.path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
     roots += [Path(top) for top in re.findall(r"^#\$ TOP=(.+)$", dry, re.MULTILINE)]
     kinds = [kind, "lib64", f"targets/{platform.machine()}-linux/lib"] if kind == "lib" else [kind]
@@ -143,36 +144,34 @@ def find_toolkit(nvcc: Nvcc, kind: str, name: str) -> Path:
 
 
 def choose_architectures(asked: str | None, nvcc: Nvcc) -> list[str]:
-    """Architectures to build for, as "90"; the last one also as PTX, which newer cards compile for themselves.
+    """The architectures to build for, such as "90".
 
     Args:
-        asked: "all", or a list as "80,90"; None takes that of TORCH_CUDA_ARCH_LIST, as "8.0;9.0+PTX", or else the cards
-            of this machine.
-        nvcc: what it does not know is refused if asked for; in TORCH_CUDA_ARCH_LIST, which container images set for
-            everything, it is passed over with a word.
+        asked: "all", or a list such as "80,90"; None takes TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX", or else this
+            machine's cards.
+        nvcc: the compiler. Architectures in `asked` that it does not know are an error. Those in TORCH_CUDA_ARCH_LIST,
+            which container images set for every program, are left out with a message.
 
     Returns:
         Sorted numbers; empty if none are asked for and there is no card.
 
     Raises:
-        BuildError: not a list of architectures, or one that nvcc does not make code for.
+        BuildError: `asked` is not a list of architectures, or has one that nvcc does not make code for.
     """
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if asked is None and listed.strip():
         numbers = architecture_numbers(listed)
         known = sorted(set(numbers) & set(nvcc.supported), key=int)
         if len(known) < len(set(numbers)) or not known:
-            print(
-                f"cuda: of TORCH_CUDA_ARCH_LIST={listed}, {', '.join(known) or 'nothing'} is known to nvcc", flush=True
-            )
+            print(f"cuda: nvcc knows {', '.join(known) or 'nothing'} of TORCH_CUDA_ARCH_LIST={listed}", flush=True)
         if known:
             return known
     if asked is None:
         count = torch.cuda.device_count()
         cards = sorted({"".join(map(str, torch.cuda.get_device_capability(i))) for i in range(count)}, key=int)
         # A card newer than nvcc runs the PTX of the newest architecture below it.
-        known = [[a for a in nvcc.supported if int(a) <= int(card)] for card in cards]
-        return sorted({max(below, key=int) for below in known if below}, key=int)
+        older = [[a for a in nvcc.supported if int(a) <= int(card)] for card in cards]
+        return sorted({max(archs, key=int) for archs in older if archs}, key=int)
     if asked == "all":
         return [arch for arch in ARCHITECTURES if arch in nvcc.supported]
     numbers = architecture_numbers(asked)
@@ -192,32 +191,32 @@ def architecture_numbers(listed: str) -> list[str]:
 
 
 def architecture_flags(architectures: Iterable[str]) -> list[str]:
-    """nvcc's options for machine code of every architecture and PTX of the last."""
+    """nvcc's options for machine code of every architecture, and for PTX of the last, which newer cards compile."""
     architectures = list(architectures)
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
     return [*code, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
 
 
 def torch_flags() -> list[str]:
-    """The compiler's options to see torch's stable headers."""
+    """The compiler's options for torch's stable headers."""
     major, minor = backends.TORCH_TARGET
     include = Path(torch.__file__).parent / "include"
     return [f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000", f"-isystem{include}"]
 
 
 def torch_link_flags(*libraries: str) -> list[str]:
-    """The linker's options to find torch's libraries, which are already in memory when ours is opened."""
+    """The linker's options for torch's libraries, which are already in memory when ours is opened."""
     return [f"-L{Path(torch.__file__).parent / 'lib'}", *(f"-l{library}" for library in libraries)]
 
 
-def run_all(commands: list[list[str]], jobs: int, verbose: bool) -> None:
+def run_all(commands: Sequence[Command], jobs: int, verbose: bool) -> None:
     """Run commands side by side.
 
     Raises:
-        BuildError: one failed; with its output.
+        BuildError: a command failed; the message holds its output.
     """
 
-    def run(command: list[str]) -> None:
+    def run(command: Command) -> None:
         if verbose:
             print("  " + " ".join(map(str, command)), flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -232,16 +231,16 @@ def run_all(commands: list[list[str]], jobs: int, verbose: bool) -> None:
 
 
 def cpu_variants() -> list[str]:
-    """The instruction sets that the CPU library is compiled for; it chooses among them when it runs."""
+    """The instruction sets that the CPU library is compiled for. It chooses one of them when it runs."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [*(X86_VARIANTS if x86 else []), "baseline"]
 
 
-def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[list[str]], list[str]]:
+def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[Command], Command]:
     """The compilations of the CPU library, and the command that links their objects."""
     source, variants = backends.SOURCES / "cpu", cpu_variants()
     compile_ = [*cxx, *FLAGS]
-    commands = [
+    commands: list[Command] = [
         [*compile_, *KERNEL_FLAGS, *flags, f"-DISA={name}", "-c", source / "kernels.cpp", "-o", folder / f"{name}.o"]
         for name in variants
         for flags in [X86_VARIANTS.get(name, [])]
@@ -254,20 +253,18 @@ def cpu_commands(cxx: list[str], folder: Path) -> tuple[list[list[str]], list[st
     return commands, link
 
 
-def cuda_commands(
-    cxx: list[str], nvcc: Nvcc, architectures: list[str], folder: Path
-) -> tuple[list[list[str]], list[str]]:
+def cuda_commands(cxx: list[str], nvcc: Nvcc, architectures: list[str], folder: Path) -> tuple[list[Command], Command]:
     """The compilations of the CUDA library, and the command that links their objects."""
     source = backends.SOURCES / "cuda"
     include = find_toolkit(nvcc, "include", "cuda_runtime.h")
     runtime = find_toolkit(nvcc, "lib", "libcudart_static.a")
-    commands = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
+    commands: list[Command] = [cuda_kernel_command(nvcc, architectures, folder / "kernels.o", include, cxx)]
     commands.append(
         [*cxx, *FLAGS, *torch_flags(), "-DUSE_CUDA", f"-isystem{include}", "-c", source / "binding.cpp", "-o",
          folder / "binding.o"]
     )  # fmt: skip
     objects = [command[-1] for command in commands]
-    # The CUDA runtime is linked in, so that torch's own may be of another version.
+    # The CUDA runtime is linked in, so torch's own may have another version.
     link = [
         *cxx, "-shared", *objects, *torch_link_flags("torch", "torch_cpu", "torch_cuda", "c10"),
         runtime / "libcudart_static.a", "-ldl", "-lrt", "-lpthread", "-o", folder / "library.so",
@@ -277,8 +274,8 @@ def cuda_commands(
 
 def cuda_kernel_command(
     nvcc: Nvcc, architectures: list[str], target: Path, include: Path, cxx: list[str], extra: Iterable[str] = ()
-) -> list[str]:
-    """The compilation of the CUDA kernels."""
+) -> Command:
+    """The command that compiles the CUDA kernels."""
     host = ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-ccbin", cxx[-1]]
     return [
         str(nvcc.path), "-std=c++17", "-O3", "--threads", "0", *architecture_flags(architectures), *host, *extra,
@@ -287,16 +284,16 @@ def cuda_kernel_command(
 
 
 def compiler_version(cxx: list[str]) -> str:
-    """The first line of `--version`."""
+    """The first line that the compiler prints for `--version`."""
     shown = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout
     return shown.splitlines()[0] if shown else " ".join(cxx)
 
 
-def build(name: str, commands: list[list[str]], link: list[str], record: dict, jobs: int, verbose: bool) -> None:
-    """Run a library's commands and put the result in place, the record first removed and last written.
+def build(name: str, commands: Sequence[Command], link: Command, record: dict, jobs: int, verbose: bool) -> None:
+    """Run a library's commands and put the result in place. The old record is removed first, the new one written last.
 
     Raises:
-        BuildError: a command failed; a library that was there stays.
+        BuildError: a command failed; the library that was there stays.
     """
     started = time.perf_counter()
     run_all(commands, jobs, verbose)
@@ -318,7 +315,7 @@ def build(name: str, commands: list[list[str]], link: list[str], record: dict, j
 
 
 def up_to_date(name: str, expected: dict) -> bool:
-    """Whether the library in place loads and is built from these sources, for this machine, as now asked for."""
+    """Whether the library in place loads, and was built from these sources, for this machine, as `expected`."""
     target = backends.FOLDER / f"{name}.so"
     record = backends.read_record(target)
     expected = {**expected, "machine": backends.this_machine(), "sources": backends.sources_hash(name)}
@@ -326,7 +323,7 @@ def up_to_date(name: str, expected: dict) -> bool:
 
 
 def build_cpu(args: argparse.Namespace, folder: Path) -> None:
-    """Compile the CPU library if need be."""
+    """Compile the CPU library if it is not up to date."""
     cxx = find_cxx()
     record = {"compiler": compiler_version(cxx), "targets": cpu_variants()}
     if not args.force and up_to_date("cpu", record):
@@ -338,7 +335,7 @@ def build_cpu(args: argparse.Namespace, folder: Path) -> None:
 
 
 def build_cuda(args: argparse.Namespace, folder: Path) -> None:
-    """Compile the CUDA library if need be and possible; says why not."""
+    """Compile the CUDA library if it is not up to date and can be built; otherwise print why not."""
     if torch.version.cuda is None:
         print(f"cuda: skipped, torch {torch.__version__} is built without CUDA", flush=True)
         return
@@ -380,17 +377,21 @@ def build_cuda(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build what the command line asks for; 1 if something could not be built."""
+    """Build what the command line asks for.
+
+    Returns:
+        The exit code: 1 if something could not be built, else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m ops.build", description=__doc__)
-    parser.add_argument("--backend", choices=["cpu", "cuda"], help="build only this one")
+    parser.add_argument("--backend", choices=["cpu", "cuda"], help="build only this library")
     parser.add_argument(
         "--arch",
-        help="CUDA architectures, as 80,90, or all; the last also as PTX for newer cards "
+        help="CUDA architectures, such as 80,90, or all; PTX of the last is for newer cards "
         "(default: TORCH_CUDA_ARCH_LIST, else those of this machine's cards)",
     )
-    parser.add_argument("--force", action="store_true", help="build also what is up to date")
+    parser.add_argument("--force", action="store_true", help="also build what is up to date")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="compilers at a time (default: one a core)"
+        "--jobs", type=int, default=os.cpu_count(), metavar="N", help="compilers that run at once (default: all cores)"
     )
     parser.add_argument("--verbose", action="store_true", help="show the commands and the compilers' output")
     args = parser.parse_args(argv)

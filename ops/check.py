@@ -1,7 +1,7 @@
-"""Tells whether the operator works on this machine: `python -m ops.check`.
+"""Checks that the operator works on this machine: `python -m ops.check`.
 
-Every backend that can run here is compared with the reference in float64, forward and backward, in every dtype. Exit
-code 0 if a compiled backend works wherever there is a device for it, 1 otherwise.
+Every backend that can run here is compared with the reference in float64, forward and backward, in every dtype. The
+exit code is 0 if a compiled backend works on every device that there is, else 1.
 """
 
 import argparse
@@ -11,13 +11,13 @@ import torch
 
 from ops import backends, functional
 
-# A rounding of the output, of values about 1; gradients sum some hundred of them.
+# The rounding error of outputs near 1; gradients are sums of some hundred of them.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 SHAPES, POINTS = [(19, 23), (10, 12), (5, 6)], [4, 4, 2]
 
 
 def example(dtype: torch.dtype, device: str, channels: int = 32, batch: int = 2, queries: int = 50, heads: int = 4):
-    """Random arguments of `ms_deform_attn`, some locations outside the maps, one far away, one not a number."""
+    """Random arguments of `ms_deform_attn`. Some locations lie outside the maps, one far away; one is not a number."""
     generator = torch.Generator().manual_seed(0)
     tokens, points = sum(h * w for h, w in SHAPES), sum(POINTS)
     compute = torch.float64 if dtype is torch.float64 else torch.float32
@@ -29,7 +29,7 @@ def example(dtype: torch.dtype, device: str, channels: int = 32, batch: int = 2,
 
 
 def results(arguments, backend: str) -> list[torch.Tensor]:
-    """Output and gradients of value, locations and weights."""
+    """The output, and the gradients of value, locations and weights."""
     value, shapes, locations, weights, points = arguments
     wanted = [t.detach().requires_grad_() for t in (value, locations, weights)]
     out = functional.ms_deform_attn(wanted[0], shapes, wanted[1], wanted[2], points, backend=backend)
@@ -38,7 +38,7 @@ def results(arguments, backend: str) -> list[torch.Tensor]:
 
 
 def largest_error(backend: str, dtype: torch.dtype, device: str) -> float:
-    """The largest deviation from the reference in float64 on the same numbers, relative to the largest of each."""
+    """The largest deviation from the reference in float64, relative to the largest entry of each result."""
     arguments = example(dtype, device)
     exact = results([a.cpu().double() if isinstance(a, torch.Tensor) else a for a in arguments], "reference")
     return max(
@@ -48,11 +48,11 @@ def largest_error(backend: str, dtype: torch.dtype, device: str) -> float:
 
 
 def check(name: str, device: str) -> bool:
-    """Print the verdict on one backend; whether it is good."""
+    """Check one backend, print the results, and return whether it is good."""
     good = True
     for dtype, tolerance in TOLERANCES.items():
         if dtype is torch.float64 and (device == "mps" or (name, device) == ("reference", "cpu")):
-            continue  # MPS has none; and the last is what all others are compared with
+            continue  # MPS has no float64, and all others are compared with the reference on the CPU
         try:
             error = largest_error(name, dtype, device)
         except (RuntimeError, TypeError) as failure:
@@ -66,7 +66,7 @@ def check(name: str, device: str) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check every backend and report."""
+    """Check every backend and print the results; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m ops.check", description=__doc__)
     parser.parse_args(argv)
     print(f"torch {torch.__version__} on {backends.this_machine()}")

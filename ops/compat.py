@@ -1,4 +1,4 @@
-"""The operator under the name and with the arguments of the original repository, for code written against it."""
+"""The operator with the name and arguments of the original repository, for code that was written for it."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from ops.functional import ms_deform_attn
 
 
 class MSDeformAttnFunction:
-    """Stands in for the original's autograd function: `MSDeformAttnFunction.apply(...)` with the same six arguments."""
+    """Replaces the original's autograd function: `MSDeformAttnFunction.apply(...)` takes the same six arguments."""
 
     @staticmethod
     def apply(
@@ -19,23 +19,23 @@ class MSDeformAttnFunction:
     ) -> Tensor:
         """Multi-scale deformable attention with K points on every level.
 
-        The shapes are read from their tensor, for which a GPU is waited for; `ops.ms_deform_attn` takes them as Python
+        The shapes are read from their tensor, so the host waits for the GPU. `ops.ms_deform_attn` takes them as Python
         ints and does not wait.
 
         Args:
             value: `[B, S, M, D]`.
             value_spatial_shapes: `[L, 2]`, (H, W) of each level.
-            value_level_start_index: `[L]`, first token of each level, which must follow each other without a gap;
-                None takes that for granted.
+            value_level_start_index: `[L]`, the first token of each level. Levels must follow each other without a gap;
+                None assumes so.
             sampling_locations: `[B, Q, M, L, K, 2]`, (x, y) in [0, 1].
             attention_weights: `[B, Q, M, L, K]`.
-            im2col_step: ignored: any batch size works.
+            im2col_step: ignored, because any batch size works.
 
         Returns:
             `[B, Q, M*D]`.
 
         Raises:
-            ValueError: an argument's shape, dtype or device does not fit the others, or levels leave gaps.
+            ValueError: an argument's shape, dtype or device does not fit the others, or there are gaps between levels.
         """
         shapes = [(int(height), int(width)) for height, width in value_spatial_shapes.tolist()]
         starts = [sum(height * width for height, width in shapes[:level]) for level in range(len(shapes))]

@@ -1,6 +1,7 @@
 """Deformable convolution, v1 and v2 (arXiv 1703.06211, 1811.11168)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 from ops.functional import autocast_type, ms_deform_attn, selected_backend
 
 BACKENDS = ("sampling", "torchvision")
-FAR = 1e6  # pixels: off every map, where zero is read. Of a place that is not a number torchvision reads any memory.
+FAR = 1e6  # pixels, outside every map, where zero is read; for NaN torchvision would read arbitrary memory
 
 
 def deform_conv2d(
@@ -23,34 +24,34 @@ def deform_conv2d(
     modulation: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """A convolution whose kernel points each look somewhere else (1703.06211, equation 2; 1811.11168, equation 1).
+    """A convolution whose kernel points are moved by offsets (1703.06211, equation 2; 1811.11168, equation 1).
 
-    Kernel point k reads `x(p + p_k + offset_k) * modulation_k`, bilinearly and zero outside, by the one sampling rule
-    of this package. With zero offsets, and no modulation, it is `F.conv2d`; without modulation it is v1.
+    Kernel point k reads `x(p + p_k + offset_k) * modulation_k`, bilinearly and zero outside, by the sampling rule of
+    this package. With zero offsets and no modulation it is `F.conv2d`; without modulation it is version 1.
 
-    Two implementations compute the same. `torchvision` is `torchvision.ops.deform_conv2d`. `sampling` takes the samples
-    by `ms_deform_attn`, with offset groups as heads and kernel points as queries, and multiplies them by the weights.
-    On CPUs, where torchvision's samples on one thread, that is many times faster; it takes half precision and can be
-    differentiated twice, but keeps the samples `[B, h*w*k_h*k_w, C]` for the backward pass, where torchvision takes
-    them again.
+    Two implementations give the same results. `torchvision` is `torchvision.ops.deform_conv2d`. `sampling` takes the
+    samples by `ms_deform_attn`, with offset groups as heads and kernel points as queries, and multiplies them by the
+    weights. On CPUs it is many times faster, because torchvision samples on one thread there. It takes half precision
+    and can be differentiated twice. However, it keeps the samples `[B, h*w*k_h*k_w, C]` for the backward pass, whereas
+    torchvision samples again.
 
     Args:
         x: `[B, C, H, W]`.
         offsets: `[B, 2*G*k_h*k_w, h, w]` in pixels of x: for each of G offset groups and each kernel point (row by
-            row) first y, then x, as torchvision has it.
+            row) first y, then x, as in torchvision.
         weight: `[O, C/groups, k_h, k_w]`.
         bias: `[O]`.
-        stride, padding, dilation: as of `F.conv2d`; (vertical, horizontal) if they differ.
-        modulation: `[B, G*k_h*k_w, h, w]`; None is one everywhere.
-        backend: one of `BACKENDS`; None takes `sampling` where the compiled operator of CPUs runs, else `torchvision`.
+        stride, padding, dilation: as in `F.conv2d`, one number or (vertical, horizontal).
+        modulation: `[B, G*k_h*k_w, h, w]`; None means one everywhere.
+        backend: one of `BACKENDS`; None takes `sampling` where the compiled CPU operator runs, else `torchvision`.
 
     Returns:
-        `[B, O, h, w]`, in the dtype of x, or of autocast where that is on.
+        `[B, O, h, w]`, in the dtype of x, or in autocast's dtype where autocast is on.
 
     Raises:
-        ValueError: shapes that do not fit each other, or an unknown backend.
+        ValueError: the shapes do not fit each other, or the backend is unknown.
     """
-    stride, padding, dilation = ((v, v) if isinstance(v, int) else tuple(v) for v in (stride, padding, dilation))
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     _check(x, offsets, weight, bias, stride, padding, dilation, modulation)
     if backend is None:
         compiled = x.device.type == "cpu" and selected_backend("cpu") == "cpu"
@@ -60,6 +61,13 @@ def deform_conv2d(
     if backend == "sampling":
         return _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation)
     raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    vertical, horizontal = value
+    return vertical, horizontal
 
 
 def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> None:
@@ -88,7 +96,7 @@ def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> N
 
 
 def _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation) -> Tensor:
-    # Half a pixel matters, and torchvision has no half precision on CPUs.
+    # Half precision cannot express positions finely enough, and torchvision lacks it on CPUs.
     compute, dtype = torch.promote_types(x.dtype, torch.float32), autocast_type(x)
     offsets = offsets.to(compute).nan_to_num(nan=FAR, posinf=FAR, neginf=-FAR)
     with torch.autocast(x.device.type, enabled=False):
@@ -103,7 +111,7 @@ def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation
     groups, offset_groups = channels // in_group, offsets.shape[1] // (2 * points)
     compute = torch.promote_types(x.dtype, torch.float32)
 
-    def positions(axis: int) -> tuple[Tensor, Tensor]:  # of the kernel's first point, and of all from there
+    def positions(axis: int) -> tuple[Tensor, Tensor]:  # the kernel's first point, and all points from there
         counts = (offsets.shape[2 + axis], weight.shape[2 + axis])
         first, further = (torch.arange(count, device=x.device, dtype=compute) for count in counts)
         return first * stride[axis] - padding[axis], further * dilation[axis]
@@ -111,7 +119,7 @@ def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation
     (top, down), (left, right) = positions(0), positions(1)
     rows = top[:, None, None] + down.repeat_interleave(k_w)  # [h, 1, k]
     columns = left[:, None] + right.repeat(k_h)  # [w, k]
-    # Kernel points are queries, offset groups heads: [B, h, w, k, G] each.
+    # Kernel points are queries and offset groups are heads: [B, h, w, k, G] each.
     dy, dx = offsets.to(compute).unflatten(1, (offset_groups, points, 2)).permute(0, 4, 5, 2, 1, 3).unbind(-1)
     locations = torch.stack([(columns[..., None] + dx + 0.5) / width, (rows[..., None] + dy + 0.5) / height], -1)
     locations = locations.reshape(batch, h * w * points, offset_groups, 1, 2)
@@ -137,24 +145,29 @@ def _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation
 
 
 class DeformConv2d(nn.Conv2d):
-    """Deformable convolution (arXiv 1703.06211, section 2.1): a convolution beside it predicts the offsets.
+    """Deformable convolution (arXiv 1703.06211, section 2.1): a second convolution predicts the offsets.
 
-    The offsets' convolution, `sampling_offsets`, has the same kernel, stride and dilation, 2*k*k channels for each
-    offset group, and starts at zero, so that the layer starts as the ordinary convolution with its weights. Weights
-    are those of an `nn.Conv2d`, under the same names.
+    The offsets' convolution, `sampling_offsets`, has the same kernel, stride and dilation, and 2*k*k channels for each
+    offset group. It starts at zero, so the layer starts as the ordinary convolution with its weights. The weights have
+    the names and shapes of an `nn.Conv2d`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as of `nn.Conv2d`.
-        offset_groups: G groups of input channels that move apart; divides `in_channels`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in `nn.Conv2d`.
+        offset_groups: number of groups G of input channels, each with offsets of its own; it divides `in_channels`.
 
     Attributes:
-        backend: see `deform_conv2d`.
+        backend: the backend of `deform_conv2d`.
 
     Raises:
         ValueError: `offset_groups` does not divide `in_channels`, or `padding` is a word.
     """
 
     maps_per_point = 2  # channels of sampling_offsets for each kernel point and offset group
+    # nn.Conv2d turns each into a pair of numbers; padding by a word is refused.
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
 
     def __init__(
         self,
@@ -183,30 +196,30 @@ class DeformConv2d(nn.Conv2d):
             self.padding,
             self.dilation,
         )
-        nn.init.zeros_(self.sampling_offsets.weight)
-        nn.init.zeros_(self.sampling_offsets.bias)
+        for parameter in self.sampling_offsets.parameters():
+            nn.init.zeros_(parameter)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, offset_groups: int = 1, **options) -> "DeformConv2d":
-        """A layer in place of an ordinary convolution, with its weights (the same tensors), training as it does.
+        """A layer that replaces an ordinary convolution, with the same weight tensors and training mode.
 
         Args:
-            conv: with zero padding.
-            offset_groups: see the class.
-            options: of the class, beside those of a convolution.
+            conv: the convolution, with zero padding.
+            offset_groups: number of offset groups G.
+            options: further arguments of the class.
 
         Raises:
-            ValueError: the convolution pads with something else, or `offset_groups` does not fit.
+            ValueError: the convolution does not pad with zeros, or `offset_groups` does not fit.
         """
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(f"only zero padding by a number of pixels can be deformed, not {conv}")
         new = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
+            _pair(conv.kernel_size),
+            _pair(conv.stride),
+            _pair(conv.padding),
+            _pair(conv.dilation),
             conv.groups,
             conv.bias is not None,
             offset_groups,
@@ -216,7 +229,7 @@ class DeformConv2d(nn.Conv2d):
         return new.train(conv.training)
 
     def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of x `[B, C, H, W]`: offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation, which v1 has not."""
+        """x `[B, C, H, W]` -> offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and None: version 1 has no modulation."""
         return self.sampling_offsets(x), None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,20 +240,21 @@ class DeformConv2d(nn.Conv2d):
         )
 
     def extra_repr(self) -> str:
-        """As of `nn.Conv2d`."""
+        """The arguments of `nn.Conv2d`, and the offset groups."""
         return f"{super().extra_repr()}, offset_groups={self.offset_groups}"
 
 
 class ModulatedDeformConv2d(DeformConv2d):
     """Modulated deformable convolution (arXiv 1811.11168, section 3.2): each sample is also scaled, by 0 to 1.
 
-    `sampling_offsets` has 3*k*k channels for each offset group: those of the offsets, then as many as there are kernel
-    points, whose sigmoid is the modulation.
+    `sampling_offsets` has 3*k*k channels for each offset group: first all offsets, then a logit for each kernel point;
+    its sigmoid is the modulation.
 
     Args:
-        initial_modulation: where all modulations start, in (0, 1). 0.5 is the paper's, and halves what the weights
-            alone would give; near 1 a layer starts as the ordinary convolution, with hardly a gradient to modulate by.
-        args, options: of `DeformConv2d`.
+        initial_modulation: start value of all modulations, in (0, 1). The paper's is 0.5, which halves the ordinary
+            convolution's output. Near 1 the layer starts as the ordinary convolution, but the modulation hardly gets a
+            gradient.
+        args, options: arguments of `DeformConv2d`.
     """
 
     maps_per_point = 3
@@ -248,10 +262,11 @@ class ModulatedDeformConv2d(DeformConv2d):
     def __init__(self, *args, initial_modulation: float = 0.5, **options):
         super().__init__(*args, **options)
         logit = modulation_logit(initial_modulation)
-        nn.init.constant_(self.sampling_offsets.bias[2 * self.offset_groups * self.points :], logit)
+        bias = self.sampling_offsets.get_parameter("bias")
+        nn.init.constant_(bias[2 * self.offset_groups * self.points :], logit)
 
     def offsets_and_modulation(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of x `[B, C, H, W]`: offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation `[B, G*k*k, h, w]`."""
+        """x `[B, C, H, W]` -> offsets `[B, 2*G*k*k, h, w]` in pixels, (y, x), and modulation `[B, G*k*k, h, w]`."""
         offsets, logits = self.sampling_offsets(x).split_with_sizes(
             [2 * self.offset_groups * self.points, self.offset_groups * self.points], 1
         )
@@ -259,10 +274,10 @@ class ModulatedDeformConv2d(DeformConv2d):
 
 
 def modulation_logit(initial_modulation: float) -> float:
-    """What a bias must be for its sigmoid to be the modulation that a layer starts with.
+    """The bias whose sigmoid is the initial modulation.
 
     Raises:
-        ValueError: no sigmoid is that.
+        ValueError: `initial_modulation` is not between 0 and 1.
     """
     if not 0 < initial_modulation < 1:
         raise ValueError(f"initial_modulation must be between 0 and 1, got {initial_modulation}")

@@ -1,4 +1,4 @@
-"""The public function of multi-scale deformable attention: checks its arguments, picks a backend, runs it."""
+"""The public function of multi-scale deformable attention: it checks its arguments, picks a backend and runs it."""
 
 import functools
 import os
@@ -17,10 +17,10 @@ IN_PYTORCH = {"reference": reference.ms_deform_attn}
 BACKENDS = ("cuda", "cpu", *IN_PYTORCH)
 MAX_LEVELS = 32  # kMaxLevels of csrc/problem.h
 
-# Opened when this module is: later would be within somebody's torch.compile. Only device types with a library of ours.
+# Load at import, never inside a torch.compile trace.
 _COMPILED = {name: backends.load(name) for name in ("cuda", "cpu")}
 _warned: set[str] = set()
-# Asked once: torch raises for types without autocast, and its compiler cannot follow the question in every version.
+# Ask once: torch raises for device types without autocast, and some versions cannot compile the question.
 _AUTOCAST = frozenset(filter(is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
@@ -34,31 +34,31 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention (arXiv 2010.04159, equation 3) without its linear projections.
 
-    Every query takes, for each head, a weighted sum of bilinear samples of that head's value maps. A location
-    `(x, y)` in [0, 1] spans the map's outer edges: `pixel = location * size - 0.5`; what falls outside reads zero, and
-    so do locations that are not finite.
+    Every query takes, for each head, a weighted sum of bilinear samples of that head's value maps. Locations `(x, y)`
+    are in [0, 1] between the map's outer edges: `pixel = location * size - 0.5`. Locations outside the map read zero,
+    and so do locations that are not finite.
 
-    Gradients reach value, locations and weights, twice if asked (the second through the reference). On the CPU they
-    are the same in every run and for every number of threads; on CUDA they are after
-    `torch.use_deterministic_algorithms(True)`.
+    Value, locations and weights get gradients, which can be differentiated once more (through the reference). On the
+    CPU, gradients are the same in every run and with any number of threads; on CUDA, they are the same in every run
+    after `torch.use_deterministic_algorithms(True)`.
 
     Args:
         value: `[B, S, M, D]`, the maps of all levels flattened row by row, S = sum of H*W over levels. fp32, fp64,
-            fp16 or bf16; under autocast an fp32 value is taken in autocast's type.
+            fp16 or bf16; under autocast an fp32 value is cast to autocast's dtype.
         spatial_shapes: `[(H_1, W_1), ...]` of the L levels, at most 32, Python ints.
-        sampling_locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1]; points of level 1 first, P = sum(num_points). fp64
-            for an fp64 value, fp32 otherwise; half precision is raised to fp32.
-        attention_weights: `[B, Q, M, P]`, usually a softmax over P; of the locations' type.
+        sampling_locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1]; the points of the first level come first,
+            P = sum(num_points). fp64 for an fp64 value, fp32 otherwise; half precision is cast to fp32.
+        attention_weights: `[B, Q, M, P]`, usually a softmax over P, with the same dtypes as the locations.
         num_points: `[K_1, ..., K_L]`, sampling points per head on each level, Python ints.
         backend: `cuda`, `cpu` or `reference`; None takes the one named in `MS_DEFORM_ATTN_BACKEND`, else the compiled
-            one of the value's device, else the reference.
+            one for the value's device, else the reference.
 
     Returns:
-        `[B, Q, M*D]` in the dtype of `value`. Half-precision values are accumulated in fp32.
+        `[B, Q, M*D]` in the dtype of `value`, after autocast. Half-precision values are accumulated in fp32.
 
     Raises:
         ValueError: an argument's shape, dtype or device does not fit the others.
-        RuntimeError: the backend asked for is unknown, not built, or not for the value's device.
+        RuntimeError: the requested backend is unknown, not built, or not for the value's device.
     """
     device_type = value.device.type
     value = value.to(autocast_type(value))
@@ -73,7 +73,7 @@ def ms_deform_attn(
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype:
-    """The type that a tensor is to be taken in: autocast's for fp32 where that is on, else its own."""
+    """The dtype to compute with: autocast's for an fp32 tensor where autocast is on, else the tensor's own."""
     device_type = tensor.device.type
     if tensor.dtype is torch.float32 and device_type in _AUTOCAST and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -81,10 +81,10 @@ def autocast_type(tensor: Tensor) -> torch.dtype:
 
 
 def backend_info() -> dict[str, str]:
-    """A word on each backend by name, and under `"selected"` the one that runs on this machine's accelerator or CPU.
+    """A description of each backend by name; `"selected"` names the one for this machine's accelerator or CPU.
 
     Raises:
-        RuntimeError: `MS_DEFORM_ATTN_BACKEND` names one that cannot run there.
+        RuntimeError: `MS_DEFORM_ATTN_BACKEND` names a backend that cannot run there.
     """
     info = {name: compiled.detail for name, compiled in _COMPILED.items()}
     info["reference"] = f"PyTorch {torch.__version__}, any device, differentiable twice"
@@ -98,10 +98,10 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
 
     Args:
         device_type: `tensor.device.type`.
-        backend: as in `ms_deform_attn`.
+        backend: the backend, as in `ms_deform_attn`.
 
     Raises:
-        RuntimeError: the backend asked for is unknown, not built, or not for this type of device.
+        RuntimeError: the requested backend is unknown, not built, or not for this device type.
     """
     asked = backend or os.environ.get(BACKEND_VARIABLE)
     if not asked:
@@ -122,7 +122,7 @@ def selected_backend(device_type: str, backend: str | None = None) -> str:
 
 
 def _unavailable(name: str) -> str | None:
-    """Why a compiled backend cannot be called, with the mend; None if it can."""
+    """Why a compiled backend cannot be called, with the remedy; None if it can."""
     compiled = _COMPILED[name]
     if not compiled.loaded:
         return compiled.detail
@@ -133,7 +133,7 @@ def _unavailable(name: str) -> str | None:
 
 @functools.cache
 def _unfit_card(index: int) -> str | None:
-    """Why the CUDA library does not run on a card, or None. Asked once a card is used: the question starts CUDA."""
+    """Why the CUDA library does not run on a card, or None. Asking starts CUDA, so ask only once a card is in use."""
     capability = torch.cuda.get_device_capability(index)
     targets = _COMPILED["cuda"].targets
     if backends.serves(targets, capability):

@@ -1,7 +1,7 @@
-"""The operators as `torch.library` knows them: schema, shapes, gradients, vmap and FLOPs.
+"""The operators as registered with `torch.library`: schema, shapes, gradients, vmap and FLOPs.
 
-`torch.ops.deformable_detr.ms_deform_attn` and `..._backward` are run by the compiled libraries (`ops/csrc`), which only
-add their kernels to the schemas below. `ops.ms_deform_attn` is the function to call: it checks, and has a fallback.
+The compiled libraries (`ops/csrc`) add the kernels of `torch.ops.deformable_detr.ms_deform_attn` and `..._backward` to
+the schemas below. Call `ops.ms_deform_attn` instead: it checks its arguments and has a fallback.
 """
 
 import math
@@ -43,7 +43,7 @@ def _save(ctx, inputs, output):
 
 def _gradient(ctx, grad):
     value, locations, weights = ctx.saved_tensors
-    # Deterministic mode is asked for by torch's own switch; on the CPU nothing changes, it always is.
+    # torch's own switch asks for deterministic kernels; those of the CPU always are.
     exact = torch.are_deterministic_algorithms_enabled()
     grads = _backward(grad, value, ctx.spatial_shapes, locations, weights, ctx.num_points, exact)
     return grads[0], None, grads[1], grads[2], None
@@ -58,11 +58,11 @@ def _save_backward(ctx, inputs, output):
 
 
 def _second_gradient(ctx, *seconds):
-    """The gradient of the gradient, through the reference, which PyTorch can differentiate as often as asked."""
+    """The gradient of the gradient, by the reference, which PyTorch can differentiate."""
     shapes = list(zip(ctx.spatial_shapes[::2], ctx.spatial_shapes[1::2]))
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, because the gradient itself may have come from these very tensors: that way is not ours to follow.
+        # Take views: the incoming gradient may depend on these same tensors, and that path is not differentiated here.
         inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
         grad, *points = inputs
         out = reference.ms_deform_attn(points[0], shapes, points[1], points[2], ctx.num_points)
@@ -76,9 +76,9 @@ torch.library.register_autograd(_BACKWARD, _second_gradient, setup_context=_save
 
 
 class _Eager(torch.autograd.Function):
-    """The same gradient as registered above, for plain eager calls: what is registered takes three times as long.
+    """The gradient registered above, for plain eager calls, where registered formulas take three times as long.
 
-    A call of small shapes, as in a decoder, is over in less time than PyTorch's way through registered formulas takes.
+    A call with small shapes, as in a decoder, takes less time than PyTorch's dispatch to a registered formula.
     """
 
     @staticmethod
@@ -89,15 +89,15 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if torch.is_grad_enabled():  # somebody wants a graph of this backward
+        if torch.is_grad_enabled():  # create_graph=True
             return _gradient(ctx, grad)
         with torch._C._AutoDispatchBelowAutograd():
             return _gradient(ctx, grad)
 
 
 def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, num_points) -> Tensor:
-    """`ops.ms_deform_attn` by the compiled kernels of the value's device; arguments already checked."""
-    if torch.autograd.forward_ad._current_level >= 0:  # torch would go on with a derivative of zero
+    """`ops.ms_deform_attn` by the compiled kernels for the value's device. The arguments must be checked already."""
+    if torch.autograd.forward_ad._current_level >= 0:  # torch would silently take zero for the derivative
         inputs = (value, sampling_locations, attention_weights)
         if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in inputs):
             raise NotImplementedError(
@@ -116,12 +116,12 @@ def ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights,
                 "hessian); use torch.autograd.grad or backward()"
             ) from None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return _forward(*arguments)  # they read what is registered
+        return _forward(*arguments)  # both use the registered formulas
     return _Eager.apply(*arguments)
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """A vmapped tensor with the mapped dimension folded into the batch."""
+    """Fold the mapped dimension of a vmapped tensor into the batch."""
     tensor = tensor.unsqueeze(0).expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.flatten(0, 1)
 
@@ -147,7 +147,7 @@ def _(info, in_dims, grad, value, spatial_shapes, sampling_locations, attention_
 
 @register_flop_formula(torch.ops.deformable_detr.ms_deform_attn)
 def _(value_shape, spatial_shapes, locations_shape, weights_shape, num_points, *args, out_shape=None, **kwargs) -> int:
-    # Four corners, a multiplication and an addition for each channel. Coordinates and weights are left out.
+    # Four corners, with a multiplication and an addition for each channel. Coordinates and weights are not counted.
     return 8 * math.prod(weights_shape) * value_shape[3]
 
 
@@ -155,5 +155,5 @@ def _(value_shape, spatial_shapes, locations_shape, weights_shape, num_points, *
 def _(
     grad_shape, value_shape, spatial_shapes, locations_shape, weights_shape, num_points, *args, out_shape=None, **kwargs
 ) -> int:
-    # As many for the corners' dot products with the gradient, and as many again to add to the corners' gradients.
+    # The corners' dot products with the gradient take as many, and adding to the corners' gradients as many again.
     return 16 * math.prod(weights_shape) * value_shape[3]

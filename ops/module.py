@@ -14,17 +14,20 @@ class MSDeformAttn(nn.Module):
 
     Args:
         d_model: embedding width E, a multiple of `num_heads`.
-        num_levels: feature levels L.
-        num_heads: heads M.
-        num_points: sampling points K for each head and level, one number for all levels or one for each.
+        num_levels: number of feature levels L.
+        num_heads: number of heads M.
+        num_points: number of sampling points K for each head, one for all levels or one for each level.
 
     Attributes:
-        kept_points: how many of the K points of each level a head keeps for a query, those of largest weight, which
-            then sum to one; None keeps all. For looking at trained models: the choice is not differentiable.
+        kept_points: for each level, how many of the K points a head keeps for a query: those with the largest weights,
+            which are scaled to sum to one. None keeps all. It is for trained models: the choice has no gradient.
 
     Raises:
         ValueError: `d_model` is not a multiple of `num_heads`, or `num_points` does not fit `num_levels`.
     """
+
+    level_of_point: Tensor
+    points_of_level: Tensor
 
     def __init__(
         self, d_model: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int | Sequence[int] = 4
@@ -43,14 +46,14 @@ class MSDeformAttn(nn.Module):
         self.attention_weights = nn.Linear(d_model, num_heads * total)
         self.value_proj = nn.Linear(d_model, d_model)
         self.output_proj = nn.Linear(d_model, d_model)
-        # Derived from num_points, so never saved; kept on the device, for a copy from the host would wait for it.
+        # Not saved, because num_points determines them. On the device, because a copy from the host would wait.
         level_of_point = [level for level, k in enumerate(points) for _ in range(k)]
         self.register_buffer("level_of_point", torch.tensor(level_of_point), persistent=False)
         self.register_buffer("points_of_level", torch.tensor([points[i] for i in level_of_point]), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in M directions, their k-th point k pixels away; all points weigh the same (section 4.1)."""
+        """The M heads look in M directions, the k-th point k pixels away; all points weigh the same (section 4.1)."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads, dtype=torch.float64) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # [M, 2]
@@ -77,12 +80,12 @@ class MSDeformAttn(nn.Module):
 
         Args:
             query: `[B, Q, E]`, content plus position.
-            reference_points: `[B, Q, L, 2]` points (x, y), or `[B, Q, L, 4]` boxes cxcywh, both in [0, 1] of the
-                padded map of each level.
-            memory: `[B, S, E]`, tokens of all levels.
+            reference_points: `[B, Q, L, 2]` points (x, y), or `[B, Q, L, 4]` boxes cxcywh, both in [0, 1] of each
+                level's padded map.
+            memory: `[B, S, E]`, the tokens of all levels.
             spatial_shapes: `[(H, W), ...]` of the L levels.
-            padding_mask: `[B, S]`, True on padding, whose value is zero; None if there is none.
-            return_sampling: also return where was looked and how strongly.
+            padding_mask: `[B, S]`, True on padding, which reads zero; None without padding.
+            return_sampling: also return the sampled locations and their weights.
 
         Returns:
             `[B, Q, E]`; with `return_sampling` also locations `[B, Q, M, P, 2]` and weights `[B, Q, M, P]`.
@@ -92,7 +95,7 @@ class MSDeformAttn(nn.Module):
             value = value.masked_fill(padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # [B, S, M, D]
 
-        # Locations and weights stay in the references' precision under autocast: half a pixel matters.
+        # Under autocast too, locations and weights keep the references' precision: half a pixel matters.
         dtype = reference_points.dtype
         weights = self.attention_weights(query).to(dtype).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         offsets = self.sampling_offsets(query).to(dtype).unflatten(-1, (self.num_heads, -1, 2))  # [B, Q, M, P, 2]
@@ -109,13 +112,13 @@ class MSDeformAttn(nn.Module):
 
     def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes) -> Tensor:
         reference = reference_points[:, :, self.level_of_point][:, :, None]  # [B, Q, 1, P, 2 or 4]
-        if reference.shape[-1] == 2:  # offsets in pixels of the level: divided by (W, H), not (H, W)
+        if reference.shape[-1] == 2:  # offsets are in pixels of the level, so divide by (W, H)
             sizes = [
                 torch.stack([offsets.new_full((points,), side) for side in (width, height)], -1)
                 for points, (height, width) in zip(self.num_points, spatial_shapes)
             ]
             return reference + offsets / torch.cat(sizes)  # [P, 2]
-        if reference.shape[-1] == 4:  # offsets in K-ths of half the box: the initial points reach its edge
+        if reference.shape[-1] == 4:  # offsets are in K-ths of half the box, so the initial points reach its edge
             return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
         raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")
 
@@ -123,16 +126,16 @@ class MSDeformAttn(nn.Module):
 def strongest_points(
     locations: Tensor, weights: Tensor, num_points: Sequence[int], kept: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Of every head's points on each level, those of largest weight, strongest first.
+    """For each head and level, keep the points with the largest weights, strongest first.
 
     Args:
         locations: `[B, Q, M, P, 2]`.
         weights: `[B, Q, M, P]`.
-        num_points: points K of each level, P in all.
-        kept: how many to keep of each level, P' in all.
+        num_points: number of points K of each level, P in all.
+        kept: how many points to keep on each level, P' in all.
 
     Returns:
-        Locations `[B, Q, M, P', 2]` and weights `[B, Q, M, P']`, which sum to one.
+        Locations `[B, Q, M, P', 2]` and weights `[B, Q, M, P']`, scaled to sum to one.
     """
     chosen = [w.topk(k, -1) for w, k in zip(weights.split(list(num_points), -1), kept)]
     parts = zip(locations.split(list(num_points), -2), chosen)

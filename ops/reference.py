@@ -14,14 +14,14 @@ def ms_deform_attn(
     attention_weights: Tensor,
     num_points: Sequence[int],
 ) -> Tensor:
-    """See `ops.ms_deform_attn`; one bilinear sampling call per level, heads folded into the batch."""
+    """`ops.ms_deform_attn` with one call of bilinear sampling for each level; heads are folded into the batch."""
     batch, _, heads, channels = value.shape
     queries = sampling_locations.shape[1]
     compute = torch.promote_types(torch.promote_types(value.dtype, sampling_locations.dtype), torch.float32)
 
     # [B, Q, M, P, ...] -> [B*M, Q, P, ...]: a head sees only its own channels, so it is a batch entry of its own.
     locations = sampling_locations.to(compute).transpose(1, 2).flatten(0, 1)
-    # Nothing is sampled from afar, nor from nowhere (NaN, infinity), which grid_sample would spread.
+    # Locations far away, NaN and infinity read zero; grid_sample would spread them.
     locations = locations.nan_to_num(nan=-8.0, posinf=-8.0, neginf=-8.0).clamp(-8, 8)
     weights = attention_weights.to(compute).transpose(1, 2).flatten(0, 1)
     maps = value.to(compute).permute(0, 2, 3, 1).flatten(0, 1)  # [B*M, D, S]
@@ -35,7 +35,7 @@ def ms_deform_attn(
             samples = bilinear_sample(level, grid)  # [B*M, D, Q, K]
             out = out + (samples * weights[:, None, :, point : point + k]).sum(-1)
         token, point = token + height * width, point + k
-    # Zero, but in the graph of every argument, also of those without entries.
+    # Adds zero, so that every argument has a gradient, even one without entries.
     out = out + sum(t[:0].sum() for t in (maps, locations, weights))
     return out.reshape(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
@@ -54,10 +54,10 @@ def bilinear_sample(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 class _BilinearSample(torch.autograd.Function):
-    """`F.grid_sample` forward and, in an ordinary backward, its own gradient.
+    """`F.grid_sample`, and its own gradient in an ordinary backward pass.
 
-    PyTorch has no derivative of that gradient. When a graph of the backward is asked for (`create_graph=True`), the
-    sample is written out with gathers, whose derivatives of any order exist.
+    PyTorch cannot differentiate that gradient. With `create_graph=True` the sample is therefore computed by gathers,
+    which have derivatives of any order.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ def _gather_bilinear(maps: Tensor, grid: Tensor) -> Tensor:
     y = (grid[..., 1] + 1) * (height / 2) - 0.5
     left, top = x.detach().floor(), y.detach().floor()
     flat = maps.flatten(2)  # [N, D, H*W]
-    out = 0.0
+    out = flat.new_zeros(())
     for dx in (0, 1):
         for dy in (0, 1):
             column, row = left + dx, top + dy

@@ -1,6 +1,6 @@
-"""Layers that pool regions of interest (RoIs) at offsets which they predict from the features themselves.
+"""Layers that pool regions of interest (RoIs) at offsets which they predict from the features.
 
-Each starts with the layer that predicts offsets at zero, named `sampling_offsets` as in `MSDeformAttn`.
+The layer that predicts the offsets is named `sampling_offsets`, as in `MSDeformAttn`, and starts at zero.
 """
 
 import math
@@ -15,15 +15,15 @@ from ops.roi_pool import bins_of, deform_roi_pool, ps_roi_pool
 class DeformRoIPool(nn.Module):
     """Deformable RoI pooling (arXiv 1703.06211, section 2.2, figure 3).
 
-    The RoI is pooled plainly, a fully connected layer predicts an offset for each bin from that, and the RoI is pooled
-    again with them. At first this is RoI align.
+    The RoI is pooled without offsets; from the result a fully connected layer predicts an offset for each bin; with
+    these the RoI is pooled again. Before training this is RoI align.
 
     Args:
-        channels: C of the features.
+        channels: number of channels C of the features.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
-        gamma: scale of the offsets.
-        sampling_ratio: samples of a bin along each axis.
+        gamma: factor of the offsets.
+        sampling_ratio: number of samples in a bin along each axis.
 
     Raises:
         ValueError: `output_size` is neither a positive number nor two of them.
@@ -61,7 +61,7 @@ class DeformRoIPool(nn.Module):
             `[R, C, h, w]`.
 
         Raises:
-            ValueError: as `deform_roi_pool`.
+            ValueError: see `deform_roi_pool`.
         """
         offsets = self.sampling_offsets(self.pool(features, rois).flatten(1))
         return self.pool(features, rois, offsets=offsets.unflatten(1, (*self.bins, 2)))
@@ -70,21 +70,21 @@ class DeformRoIPool(nn.Module):
 class ModulatedDeformRoIPool(nn.Module):
     """Modulated deformable RoI pooling (Deformable ConvNets v2, arXiv 1811.11168, section 3.2).
 
-    As in the paper, a branch beside the pooling pools plainly and has two fully connected layers, of normally
-    distributed weights of deviation 0.01, and a last one that starts at zero; it predicts for each bin an offset and,
-    through a sigmoid, a modulation. That last layer is two here, `sampling_offsets` and `modulation`, which is the
-    same function. The paper gives the branch the learning rate of all else; this project's optimizer takes a tenth of
-    it for `sampling_offsets`.
+    As in the paper, a branch pools without offsets, and predicts an offset and (through a sigmoid) a modulation for
+    each bin. It has two fully connected layers, whose weights start normally distributed with deviation 0.01, and a
+    last one that starts at zero. Here the last layer is split into `sampling_offsets` and `modulation`; the function is
+    the same. The paper trains the branch with the ordinary learning rate; this project's optimizer takes a tenth of it
+    for `sampling_offsets`.
 
     Args:
-        channels: C of the features.
+        channels: number of channels C of the features.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
         hidden: width of the two hidden layers.
-        gamma: scale of the offsets.
-        sampling_ratio: samples of a bin along each axis.
-        initial_modulation: every bin's modulation before training, between 0 and 1. The paper's is 0.5, from where
-            the layer is half of RoI align.
+        gamma: factor of the offsets.
+        sampling_ratio: number of samples in a bin along each axis.
+        initial_modulation: every bin's modulation before training, between 0 and 1. With the paper's 0.5 the layer
+            starts as half of RoI align.
 
     Raises:
         ValueError: `output_size` is neither a positive number nor two of them, or `initial_modulation` is not between
@@ -111,12 +111,11 @@ class ModulatedDeformRoIPool(nn.Module):
             sampling_ratio=sampling_ratio,
         )
         num_bins = math.prod(self.bins)
-        self.hidden = nn.Sequential(
-            nn.Linear(channels * num_bins, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        first, second = nn.Linear(channels * num_bins, hidden), nn.Linear(hidden, hidden)
+        self.hidden = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.sampling_offsets = nn.Linear(hidden, num_bins * 2)
         self.modulation = nn.Linear(hidden, num_bins)
-        for layer in (self.hidden[0], self.hidden[2]):
+        for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
         _zero(self.sampling_offsets)
@@ -134,7 +133,7 @@ class ModulatedDeformRoIPool(nn.Module):
             `[R, C, h, w]`.
 
         Raises:
-            ValueError: as `deform_roi_pool`.
+            ValueError: see `deform_roi_pool`.
         """
         hidden = self.hidden(self.pool(features, rois).flatten(1))
         offsets = self.sampling_offsets(hidden).unflatten(1, (*self.bins, 2))
@@ -146,16 +145,16 @@ class DeformPSRoIPool(nn.Module):
     """Deformable position-sensitive RoI pooling (arXiv 1703.06211, section 2.2, figure 4).
 
     Two 1x1 convolutions make score maps and offset fields, one map for each bin of each channel and two fields for
-    each bin. Position-sensitive pooling of the fields gives a RoI's offsets, with which its scores are pooled; all
-    channels share them. At first this is position-sensitive RoI align of the score maps.
+    each bin. Position-sensitive pooling of the fields gives the offsets of a RoI, which all channels share; with them
+    its scores are pooled. Before training this is position-sensitive RoI align of the score maps.
 
     Args:
-        in_channels: C_in of the features.
-        channels: C of the pooled scores.
+        in_channels: number of channels C_in of the features.
+        channels: number of channels C of the pooled scores.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
-        gamma: scale of the offsets.
-        sampling_ratio: samples of a bin along each axis.
+        gamma: factor of the offsets.
+        sampling_ratio: number of samples in a bin along each axis.
 
     Raises:
         ValueError: `output_size` is neither a positive number nor two of them.
@@ -191,12 +190,12 @@ class DeformPSRoIPool(nn.Module):
             `[R, C, h, w]`.
 
         Raises:
-            ValueError: as `ps_roi_pool`.
+            ValueError: see `ps_roi_pool`.
         """
         offsets = self.pool(self.sampling_offsets(features), rois)  # [R, 2, h, w]
         return self.pool(self.score_maps(features), rois, offsets=offsets.permute(0, 2, 3, 1)[:, None])
 
 
 def _zero(layer: nn.Module) -> None:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -1,9 +1,9 @@
 """Pooling of regions of interest (RoIs) with learned offsets, plain and position-sensitive.
 
-Both functions say where each bin samples and leave the sampling to `ops.ms_deform_attn`, so they keep no tensor of all
-samples' features, and have its backends. The project's sampling rule holds, pixel = location * size - 0.5, bilinear,
-with RoI align's rule at the borders: a sample up to one pixel outside the outermost pixel centres is moved to the
-nearest of them, one farther outside reads zero. Without offsets the functions therefore equal torchvision's
+Both functions compute where each bin samples and leave the sampling to `ops.ms_deform_attn`. They therefore have its
+backends, and keep no tensor of all samples' features. The project's sampling rule holds (pixel = location * size - 0.5,
+bilinear), with RoI align's rule at the borders: a sample up to one pixel outside the outermost pixel centres is moved
+to the nearest of them; one farther outside reads zero. Without offsets the functions therefore equal torchvision's
 `roi_align` and `ps_roi_align` for every RoI.
 """
 
@@ -27,24 +27,25 @@ def deform_roi_pool(
 ) -> Tensor:
     """Deformable RoI pooling (arXiv 1703.06211, section 2.2), with modulation (1811.11168, section 3.2).
 
-    A RoI is cut into h x w bins; a bin's output is the mean of a regular grid of bilinear samples in it, all moved by
-    the bin's offset, times the bin's modulation. Without either this is `torchvision.ops.roi_align`.
+    A RoI is cut into h x w bins. A bin takes the mean of a regular grid of bilinear samples in it, all moved by the
+    bin's offset, and multiplies it by the bin's modulation. Without offsets and modulation this is
+    `torchvision.ops.roi_align`.
 
-    Gradients reach features, offsets and modulation; RoIs are taken as constants. No step waits for the device.
+    Features, offsets and modulation get gradients; RoIs are constants. No step waits for the device.
 
     Args:
-        features: `[B, C, H, W]`, fp32, fp64, fp16 or bf16; under autocast fp32 is taken in autocast's type.
-        rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image. A RoI of no image in the batch reads
-            zero.
+        features: `[B, C, H, W]`, fp32, fp64, fp16 or bf16; under autocast fp32 is cast to autocast's dtype.
+        rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image. A RoI whose image is not in the batch
+            reads zero.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
         offsets: `[R, h, w, 2]`, (x, y): a bin moves by gamma * offset * the RoI's (width, height).
         modulation: `[R, h, w]`, a factor for each bin.
         gamma: scale of the offsets.
         sampling_ratio: samples of a bin along each axis.
-        aligned: pixel centres lie at half-integer coordinates, as everywhere in this project. If False they lie at
-            integers, and a RoI is at least one pixel of the map wide and high (also for its offsets), as RoI align
-            first had it.
+        aligned: if True, pixel centres lie at half-integer coordinates, as everywhere in this project. If False, they
+            lie at integers, and a RoI is at least one pixel of the map wide and high (also for its offsets), as in the
+            first RoI align.
 
     Returns:
         `[R, C, h, w]` in the dtype of `features`, or autocast's; channels last in memory.
@@ -62,7 +63,7 @@ def deform_roi_pool(
         features, rois, bins, spatial_scale, offsets, modulation, gamma, sampling_ratio, aligned
     )
     value = _stack_images(features.permute(0, 2, 3, 1)[..., None, :])  # [1, S, 1, C]
-    # One query for each bin of each RoI, of a single head that has all channels.
+    # One query for each bin of each RoI, with a single head that has all channels.
     locations, weights = locations.flatten(0, 3)[None, :, None], weights.flatten(0, 3)[None, :, None]
     out = ms_deform_attn(value, [shape], locations, weights, [sampling_ratio**2])  # [1, R*h*w, C]
     return out.reshape(rois.shape[0], *bins, features.shape[1]).permute(0, 3, 1, 2)
@@ -80,17 +81,18 @@ def ps_roi_pool(
 ) -> Tensor:
     """Position-sensitive RoI pooling, deformable (arXiv 1703.06211, section 2.2, figure 4) if offsets are given.
 
-    As `deform_roi_pool`, but bin (i, j) of output channel c reads a map of its own: channel (c*h + i)*w + j of the
+    Unlike in `deform_roi_pool`, bin (i, j) of output channel c reads its own map: channel (c*h + i)*w + j of the
     features. Without offsets this is `torchvision.ops.ps_roi_align`, whose RoIs have no minimum size and whose pixel
     centres lie at half-integer coordinates.
 
     Args:
-        features: `[B, C*h*w, H, W]`, the score maps; types as in `deform_roi_pool`.
+        features: `[B, C*h*w, H, W]`, the score maps, with the dtypes of `deform_roi_pool`.
         rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
-        offsets: `[R, G, h, w, 2]`, (x, y) as there, for G groups (classes) of C/G consecutive output channels.
-        modulation: `[R, G, h, w]`, a factor for each bin; with offsets of the same G.
+        offsets: `[R, G, h, w, 2]`, (x, y) as in `deform_roi_pool`, for G groups (classes) of C/G consecutive
+            output channels.
+        modulation: `[R, G, h, w]`, a factor for each bin; the offsets' G, if there are offsets.
         gamma: scale of the offsets.
         sampling_ratio: samples of a bin along each axis.
 
@@ -127,7 +129,7 @@ def bins_of(output_size: int | tuple[int, int]) -> tuple[int, int]:
     """The bins (h, w) of an `output_size`.
 
     Raises:
-        ValueError: it is neither a positive number nor two of them.
+        ValueError: `output_size` is neither a positive number nor two of them.
     """
     bins = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if len(bins) != 2 or min(bins) < 1:
@@ -135,16 +137,15 @@ def bins_of(output_size: int | tuple[int, int]) -> tuple[int, int]:
     return bins
 
 
-# The images of a batch are laid below each other into one map, on which a RoI's image is a number of rows to add. RoIs
-# then need not be sorted by image, which would need their counts on the host. The price is precision: in fp32 a
-# location is exact to some B*H * 1e-7 pixels. A row of zeros below each image keeps a sample at its edge, which may
-# stray that far, out of the next image.
+# The images of a batch are stacked into one map, so a RoI's image is a number of rows to add. RoIs then need not be
+# sorted by image, for which the host would have to wait for their counts. The price is precision: in fp32 a location is
+# exact to about B*H * 1e-7 pixels. A row of zeros below each image keeps samples at its edge out of the next image.
 def _separator(batch: int) -> int:
     return 1 if batch > 1 else 0
 
 
 def _stack_images(maps: Tensor) -> Tensor:
-    """`[B, H, W, M, D]` -> `[1, S, M, D]`, the tokens of all images."""
+    """`[B, H, W, M, D]` -> `[1, S, M, D]`, the tokens of all images one after the other."""
     if separator := _separator(maps.shape[0]):
         maps = F.pad(maps, (0, 0, 0, 0, 0, 0, 0, separator))
     return maps.flatten(0, 2)[None]
@@ -196,7 +197,7 @@ def _grid(start: Tensor, size: Tensor, bins: int, ratio: int) -> Tensor:
 
 
 def _clamp(position: Tensor, last: int) -> Tensor:
-    """To [0, last], without a gradient at the ends too: sampling there has the slope towards the zeros outside."""
+    """Clamp to [0, last], with no gradient at the ends, where sampling has the slope towards the zeros outside."""
     return torch.where((position > 0) & (position < last), position, position.detach().clamp(0, last))
 
 

@@ -1,4 +1,4 @@
-"""Spatial shift: groups of channels moved over the map by fixed numbers of pixels, in five ways that agree."""
+"""Spatial shift: groups of channels move by fixed numbers of pixels. Five methods give the same result."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,43 +9,47 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 Shifts = Sequence[tuple[float, float]]
+WholeShifts = Sequence[tuple[int, int]]
 
 
 def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
-    """Move each group of channels by its own step; borders replicate.
+    """Move each group of channels by its own step; border pixels are repeated.
 
-    `out[..., y, x] = x[..., y - dy, x - dx]`, the source's coordinates clamped to the map. With a 1x1 convolution
-    before and after, it stands in for a spatial convolution: ShiftNet (arXiv 1711.08141, one group for each place of
-    the kernel), S2-MLP (arXiv 2106.07477, four groups and four directions), Active Shift (arXiv 1806.07370, fractions
-    of a pixel, read bilinearly).
+    `out[..., y, x] = x[..., y - dy, x - dx]`, with the source's coordinates clamped to the map. With a 1x1
+    convolution before and after, it replaces a spatial convolution: ShiftNet (arXiv 1711.08141, one group for each
+    place of the kernel), S2-MLP (arXiv 2106.07477, four groups and four directions), Active Shift (arXiv 1806.07370,
+    fractions of a pixel, read bilinearly).
 
-    All methods give the same numbers: bit by bit for whole pixels (on CUDA unless a convolution takes TF32), and to
+    All methods give the same numbers: bit by bit for whole pixels (on CUDA unless a convolution takes TF32), and up to
     rounding for fractions. They differ in cost, which `scripts/bench/shift.py` measures; on one CPU thread:
 
-    - `slice` copies each group once: the fastest, except (forward, by a third) with many groups of a small map. The
-      choice for whole pixels unless there is a reason against it.
-    - `roll` copies the same and mends the border in place: 0.7 to 1.2 times `slice`, up to 2 with backward.
-    - `grid_sample`, about 2 times `slice` with 4 groups, costs the same at any distance: for fractions in few groups,
-      and far. Its grid has two numbers for every group and pixel, so that time and memory grow with the groups.
-    - `depthwise_conv`, 0.7 to 4 times `slice` for steps of one pixel, costs the same for any number of groups: for
-      fractions in many groups, and where a second derivative is wanted. Its kernel spans all shifts, so that its cost
-      grows with their area, and NaN and infinity spread that far.
-    - `deform_conv` shows that a shift is a deformable convolution with constant offsets, at 8 to 50 times `slice`.
+    - `slice` copies each group once. It is the fastest, except in forward with many groups of a small map, where it is
+      slower by a third. Use it for whole pixels.
+    - `roll` copies as much and repairs the border in place. It takes 0.7 to 1.2 times as long as `slice`, with backward
+      up to 2 times.
+    - `grid_sample` takes about 2 times as long as `slice` with 4 groups, at any distance. Use it for fractions in few
+      groups, and for far shifts. Its grid has two numbers for every group and pixel, so time and memory grow with the
+      number of groups.
+    - `depthwise_conv` takes 0.7 to 4 times as long as `slice` for steps of one pixel, with any number of groups. Use it
+      for fractions in many groups, and for a second derivative. Its kernel spans all shifts, so its cost grows with
+      their area, and NaN and infinity spread that far.
+    - `deform_conv` shows that a shift is a deformable convolution with constant offsets. It takes 8 to 50 times as long
+      as `slice`.
 
     Differentiable in `x`; twice with `slice`, `roll` and `depthwise_conv`.
 
     Args:
         x: `[B, C, H, W]`, floating point.
-        shifts: (dx, dy) in pixels, to the right and down, for each of G groups of C/G neighbouring channels. Fractions
-            of a pixel for `depthwise_conv`, `deform_conv` and `grid_sample` only.
+        shifts: (dx, dy) in pixels, to the right and down, for each of G groups of C/G neighbouring channels. Only
+            `depthwise_conv`, `deform_conv` and `grid_sample` take fractions of a pixel.
         method: one of `METHODS`.
 
     Returns:
         `[B, C, H, W]` in the dtype of `x`, also under autocast.
 
     Raises:
-        ValueError: an unknown method; groups that do not divide the channels; a shift that is not finite, or a fraction
-            that the method cannot do.
+        ValueError: the method is unknown, the number of groups does not divide the channels, or a shift is not finite
+            or a fraction that the method cannot do.
     """
     if method not in METHODS:
         raise ValueError(f"method '{method}' is unknown; there are: {', '.join(METHODS)}")
@@ -62,7 +66,7 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
             f"shifts {list(shifts)} are not whole pixels, which method '{method}' needs; {', '.join(SUBPIXEL)} do "
             "fractions"
         )
-    # Further than the map is long changes nothing, but would make kernels and padding larger.
+    # A shift beyond the map's length changes nothing more, but would make kernels and padding larger.
     height, width = x.shape[-2:]
     number = int if whole else float
     return METHODS[method](x, [(_limit(number(dx), width - 1), _limit(number(dy), height - 1)) for dx, dy in shifts])
@@ -72,13 +76,13 @@ def _limit(step: float, most: int) -> float:
     return max(-most, min(step, most))
 
 
-def _slice(x: Tensor, shifts: Shifts) -> Tensor:
+def _slice(x: Tensor, shifts: WholeShifts) -> Tensor:
     groups = x.chunk(len(shifts), 1)
     return torch.cat([_slide(_slide(group, dx, -1), dy, -2) for group, (dx, dy) in zip(groups, shifts)], 1)
 
 
 def _slide(x: Tensor, step: int, dim: int) -> Tensor:
-    """Move along one axis: what stays on the map, and the border repeated in the gap."""
+    """Move along one axis, and repeat the border in the gap."""
     if step == 0:
         return x
     size = x.shape[dim]
@@ -89,13 +93,13 @@ def _slide(x: Tensor, step: int, dim: int) -> Tensor:
     return torch.cat([x.narrow(dim, -step, size + step), x.narrow(dim, size - 1, 1).expand(shape)], dim)
 
 
-def _roll(x: Tensor, shifts: Shifts) -> Tensor:
+def _roll(x: Tensor, shifts: WholeShifts) -> Tensor:
     groups = x.chunk(len(shifts), 1)
     return torch.cat([_mend(group.roll((dy, dx), (-2, -1)), dx, dy) for group, (dx, dy) in zip(groups, shifts)], 1)
 
 
 def _mend(rolled: Tensor, dx: int, dy: int) -> Tensor:
-    """Write the border over what came back in on the other side, columns and then rows, in place."""
+    """Overwrite in place what re-entered on the other side with the border, first columns, then rows."""
     for step, dim in ((dx, -1), (dy, -2)):
         size = rolled.shape[dim]
         if step > 0:
@@ -110,15 +114,15 @@ def _depthwise_conv(x: Tensor, shifts: Shifts) -> Tensor:
     (columns, left, right), (rows, above, below) = (_taps(steps, x) for steps in zip(*shifts))
     kernel = (rows[:, :, None] * columns[:, None]).repeat_interleave(channels // len(shifts), 0)  # [C, rows, columns]
     padded = F.pad(x, (left, right, above, below), mode="replicate")
-    with torch.autocast(x.device.type, enabled=False):  # a shift loses no digits
+    with torch.autocast(x.device.type, enabled=False):  # a shift must not round
         return F.conv2d(padded, kernel[:, None], groups=channels)
 
 
 def _taps(steps: Sequence[float], like: Tensor) -> tuple[Tensor, int, int]:
-    """A 1-d kernel `[G, taps]` for each group along an axis, and the pixels it reaches backwards and forwards.
+    """A 1-d kernel `[G, taps]` for each group along an axis, and how many pixels it reaches backwards and forwards.
 
-    A convolution reads at the place plus the tap, so that the tap of a shift is its negative; the bilinear weight is a
-    triangle around it, for whole pixels a one among zeros.
+    A convolution reads at the pixel plus the tap, so the tap of a shift is its negative. The bilinear weights form a
+    triangle around it; for whole pixels they are a one among zeros.
     """
     before, after = max(0, math.ceil(max(steps))), max(0, math.ceil(-min(steps)))
     taps = torch.arange(-before, after + 1, device=like.device, dtype=torch.float64)
@@ -128,8 +132,8 @@ def _taps(steps: Sequence[float], like: Tensor) -> tuple[Tensor, int, int]:
 
 def _deform_conv(x: Tensor, shifts: Shifts) -> Tensor:
     batch, channels, height, width = x.shape
-    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # positions are of the same type
-    # Offsets are the negative shifts, cut where they would leave the map, outside of which the operator reads zero.
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # positions have the same dtype
+    # Offsets are the negative shifts, cut at the map's edge, because the operator reads zero outside.
     dx, dy = (
         _sources(steps, size, precise) - torch.arange(size, device=x.device)
         for steps, size in zip(zip(*shifts), (width, height))
@@ -142,14 +146,14 @@ def _deform_conv(x: Tensor, shifts: Shifts) -> Tensor:
 
 def _grid_sample(x: Tensor, shifts: Shifts) -> Tensor:
     batch, channels, height, width = x.shape
-    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # the grid is of the same type
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))  # the grid has the same dtype
     u, v = (
         (2 * _sources(steps, size, precise) + 1) / size - 1  # -1 .. 1 between the map's outer edges
         for steps, size in zip(zip(*shifts), (width, height))
     )
     grid = torch.stack([u[:, None].expand(-1, height, -1), v[:, :, None].expand(-1, -1, width)], -1)  # [G, H, W, 2]
     grid = grid.to(precise.dtype).repeat(batch, 1, 1, 1)
-    # Bilinear, a coordinate's rounding would mix neighbours; the nearest pixel is exact for maps of any size.
+    # With bilinear sampling, rounded coordinates would mix neighbours; the nearest pixel is exact on maps of any size.
     whole = all(d % 1 == 0 for step in shifts for d in step)
     maps = precise.reshape(batch * len(shifts), channels // len(shifts), height, width)
     mode = "nearest" if whole else "bilinear"
@@ -163,7 +167,7 @@ def _sources(steps: Sequence[float], size: int, like: Tensor) -> Tensor:
     return (places - torch.tensor(steps, device=like.device, dtype=dtype)[:, None]).clamp(0, size - 1)
 
 
-METHODS: dict[str, Callable[[Tensor, Shifts], Tensor]] = {
+METHODS: dict[str, Callable[..., Tensor]] = {
     "slice": _slice,
     "roll": _roll,
     "depthwise_conv": _depthwise_conv,

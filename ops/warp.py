@@ -10,25 +10,25 @@ from torch import Tensor
 def warp(features: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "zeros") -> Tensor:
     """Backward warping: every pixel reads the features where its flow points, `out(p) = features(p + flow(p))`.
 
-    Features of one frame are brought to another in this way (Deep Feature Flow, arXiv 1611.07715, section 3). Sampling
-    is that of `ops.ms_deform_attn`, bilinear between pixel centres, of which this is the special case of one head and
-    one point of weight 1 at `(p + 0.5 + flow(p)) / size`. A flow that is the same everywhere is a shift by its
-    negative: `ops.spatial_shift`, if borders replicate.
+    This moves features from one frame to another (Deep Feature Flow, arXiv 1611.07715, section 3). Sampling is bilinear
+    between pixel centres, as in `ops.ms_deform_attn` with one head and one point of weight 1 at
+    `(p + 0.5 + flow(p)) / size`. A flow that is the same everywhere is a shift by its negative; with `border` padding
+    it is `ops.spatial_shift`.
 
-    Differentiable in features and flow.
+    It is differentiable in features and flow.
 
     Args:
         features: `[B, C, H, W]`, floating point.
-        flow: `[B, 2, H, W]`, (x, y) in pixels of the map, to the right and down. Half precision is raised to fp32:
-            large maps have more pixels than it has numbers.
-        padding: what is read off the map: `zeros`, or `border`, the nearest pixel on it. A flow that is not a number
-            points off the map, beyond its upper left corner.
+        flow: `[B, 2, H, W]`, (x, y) in pixels of the map, to the right and down. Half precision is cast to fp32, but
+            cannot tell all pixels of a large map apart.
+        padding: what is read outside the map: `zeros`, or `border`, the nearest pixel on it. A flow that is NaN points
+            outside, beyond the upper left corner.
 
     Returns:
         `[B, C, H, W]` in the dtype of `features`.
 
     Raises:
-        ValueError: shapes that do not fit, or another padding.
+        ValueError: the shapes do not fit, or the padding is unknown.
     """
     if features.dim() != 4 or not features.is_floating_point() or 0 in features.shape[1:]:
         raise ValueError(
@@ -47,7 +47,7 @@ def warp(features: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "
     dx, dy = flow.to(dtype).unbind(1)
     x = torch.arange(width, device=flow.device, dtype=dtype) + dx  # [B, H, W]
     y = torch.arange(height, device=flow.device, dtype=dtype)[:, None] + dy
-    # grid_sample counts -1 .. 1 between the outer edges. It would spread NaN, and count very far pixels wrongly.
+    # grid_sample counts -1 .. 1 between the outer edges. It would spread NaN, and misplace very far pixels.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     grid = grid.nan_to_num(nan=-8.0, posinf=8.0, neginf=-8.0).clamp(-8, 8)
     return F.grid_sample(features.to(dtype), grid, padding_mode=padding, align_corners=False).to(features.dtype)

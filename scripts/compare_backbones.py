@@ -3,15 +3,14 @@
     python scripts/compare_backbones.py --checkpoint regular=runs/r/best.pth v1=runs/v1/best.pth v2=runs/v2/best.pth \\
         --input photo.jpg --box 120,40,360,300 --output backbones.png
 
-A unit is one token of a feature map. It reads the picture through the 3x3 convolutions of its ResNet, at locations of
-which each has a strength: how fast the unit would change if that one sample were taken elsewhere (|d response / d
-location|, for each pixel of the image as the network is given it; arXiv 1811.11168, section 2). The figure has a row
-for each checkpoint and box and a column for each stage; the table says which share of the strength lies in the box, as
-deformable backbones should cling to the object, and how far from the unit it lies: half of it within the median
-radius, 90% within the other, in pixels of the picture.
+A unit is one token of a feature map. It reads the picture through the 3x3 convolutions of its ResNet. Each location
+that it reads has a strength: how fast the unit would change if this one sample moved (|d response / d location|, per
+pixel of the network's input image; arXiv 1811.11168, section 2). The figure has a row for each checkpoint and box, and
+a column for each stage. The table gives the share of the strength in the box, which should be large for deformable
+backbones, and how far from the unit the strength lies: the radii that hold 50% and 90% of it, in pixels of the picture.
 
-Boxes and pixels are given in pixels of the picture, upright. Without --pixel the unit is at the centre of the box;
-without --box no shares are told. Several boxes, small and large objects for instance, give rows for each.
+Boxes and pixels are given in pixels of the upright picture. Without --pixel the unit is at the centre of the box;
+without --box no shares are shown. Several boxes, such as a small and a large object, each have their own rows.
 """
 
 import argparse
@@ -37,17 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the figure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", nargs="+", required=True, metavar="LABEL=PATH", help="detectors to compare, a row for each"
+        "--checkpoint", nargs="+", required=True, metavar="LABEL=PATH", help="detectors to compare; each has a row"
     )
     parser.add_argument("--input", required=True, metavar="PICTURE", help="picture to look at")
-    parser.add_argument("--pixel", metavar="X,Y", help="where the unit is; the centre of the box if not given")
+    parser.add_argument("--pixel", metavar="X,Y", help="place of the unit (default: the centre of the box)")
     parser.add_argument(
-        "--box", nargs="+", default=[], metavar="X0,Y0,X1,Y1", help="objects whose share of the strength is told"
+        "--box", nargs="+", default=[], metavar="X0,Y0,X1,Y1", help="objects, whose share of the strength is shown"
     )
     parser.add_argument(
         "--level", type=int, default=-1, help="feature level of the unit, from 0, fine to coarse (default: the last)"
     )
-    parser.add_argument("--points", type=int, default=500, help="most locations in a panel (default: 500)")
+    parser.add_argument("--points", type=int, default=500, help="largest number of locations in a panel (default: 500)")
     parser.add_argument("--size", type=int, help="shorter side to resize to (default: the checkpoint's)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--output", default="backbones.png", metavar="FILE", help="default: backbones.png")
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Look through every backbone at every unit; the options are those of the command line."""
+    """Draw and print every unit of every backbone, with the options of the command line."""
     checkpoints = [labelled(text) for text in options.checkpoint]
     if options.points < 1:
         raise UserError(f"--points is {options.points}; give 1 or more")
@@ -98,10 +97,10 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def labelled(text: str) -> tuple[str, str]:
-    """`LABEL=PATH` in two.
+    """Split `LABEL=PATH`.
 
     Raises:
-        UserError: it is not of that form.
+        UserError: the text has another form.
     """
     label, _, path = text.partition("=")
     if not label or not path:
@@ -112,26 +111,28 @@ def labelled(text: str) -> tuple[str, str]:
 def units_of(
     pixel: str | None, boxes: Sequence[str], size: tuple[int, int]
 ) -> list[tuple[tuple[float, float], tuple[float, ...] | None, str]]:
-    """Of each unit the point and the box, both in [0, 1] of the picture, and a name if there are several.
+    """The point and the box of each unit, in [0, 1] of the picture, and a name if there are several units.
 
     Args:
-        pixel: `X,Y`.
-        boxes: `X0,Y0,X1,Y1` each.
+        pixel: `X,Y`, the place of the unit; None takes the centre of the box.
+        boxes: `X0,Y0,X1,Y1` for each unit.
         size: (width, height) of the picture.
 
     Raises:
-        UserError: neither, numbers that are none, or a place outside of the picture.
+        UserError: pixel and boxes are both missing, a text does not hold numbers, or a place is outside of the picture.
     """
     if pixel is None and not boxes:
         raise UserError("give --box X0,Y0,X1,Y1 for the object to look at, or --pixel X,Y for the unit")
     if pixel is not None and len(boxes) > 1:
         raise UserError("--pixel goes with one --box at most; of several boxes, each has its unit at the centre")
     point = None if pixel is None else [int(v) for v in numbers("--pixel", pixel, 2)]
-    units = []
-    for text in boxes or [None]:
-        box = None if text is None else within(text, numbers("--box", text, 4), size)
+    if not boxes:
+        return [(choose_pixel(point, torch.full((4,), 0.5), size), None, "")]
+    units: list[tuple[tuple[float, float], tuple[float, ...] | None, str]] = []
+    for text in boxes:
+        box = within(text, numbers("--box", text, 4), size)
         name = f"box {text}" if len(boxes) > 1 else ""
-        units.append((choose_pixel(point, torch.tensor(box or (0.5,) * 4), size), box, name))
+        units.append((choose_pixel(point, torch.tensor(box), size), box, name))
     return units
 
 
@@ -139,7 +140,7 @@ def within(text: str, corners: Sequence[float], size: tuple[int, int]) -> tuple[
     """A box xyxy in pixels as cxcywh in [0, 1] of a picture of (width, height).
 
     Raises:
-        UserError: it is empty or reaches beyond the picture.
+        UserError: the box is empty or reaches beyond the picture.
     """
     (x0, y0, x1, y1), (width, height) = corners, size
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
@@ -148,10 +149,10 @@ def within(text: str, corners: Sequence[float], size: tuple[int, int]) -> tuple[
 
 
 def numbers(option: str, text: str, count: int) -> list[float]:
-    """So many numbers with commas between them.
+    """Read `count` numbers with commas between them.
 
     Raises:
-        UserError: it is something else.
+        UserError: the text has another form.
     """
     try:
         found = [float(part) for part in text.split(",")]
@@ -163,7 +164,7 @@ def numbers(option: str, text: str, count: int) -> list[float]:
 
 
 def table_of(row: BackboneRow, size: tuple[int, int]) -> list[str]:
-    """The table's lines of a backbone, for each stage and all of them."""
+    """The table's lines for a backbone: one for each stage, and one for all of them."""
     lines, label = [], row.label.split("\n")[0]
     for stage in [*row.locations.stages.unique().tolist(), "all"]:
         here = row.locations if stage == "all" else row.locations.of_stage(stage)

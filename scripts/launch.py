@@ -1,13 +1,13 @@
-"""torchrun that knows main.py's exit codes; `train_dist.sh` calls it, with torchrun's options.
+"""Starts torchrun with knowledge of main.py's exit codes. `train_dist.sh` calls it with torchrun's options.
 
-torchrun's agent starts the processes of this machine, watches them and restarts them. What differs here:
+torchrun's agent starts the processes of this machine, watches them and restarts them. This agent differs in four ways:
 
-- A signal is passed on to the processes; they finish their step, save and exit with 75, and then so does this.
-  torchrun would give them 30 seconds, and end with a traceback.
-- Only what may go better the next time is restarted: not bad input (2), nor a run that was asked to stop (75).
-- The exit code is that of the process which failed, and torchrun's report of it one line.
-- The machines meet at `--master-addr`, and each talks to the others by the address and the network interface by which
-  it reaches that one. torchrun and gloo would go by the host's name, which on many machines means the loopback.
+- It passes signals on to the processes. They finish their step, save and exit with 75, and then this program does so
+  too. torchrun would give them 30 seconds and end with a traceback.
+- It restarts only after failures that may not occur again: not after bad input (2) or a requested stop (75).
+- Its exit code is that of the process which failed, and its report is one line.
+- The machines meet at `--master-addr`. Each uses the address and network interface by which it reaches that machine.
+  torchrun and gloo would use the host's name, which on many machines means the loopback interface.
 """
 
 import fcntl
@@ -23,13 +23,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from util.signals import SIGNALS, STOPPED
 
 if __name__ == "__main__":
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read once; else each lost connection is a C++ stack trace
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # read once; without it each lost connection prints a C++ stack trace
     for _number in SIGNALS:  # importing torch takes seconds, and there is nothing to save yet
         signal.signal(_number, lambda number, frame: os._exit(STOPPED))
 
@@ -43,19 +46,19 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 from torch.distributed.launcher import api
 from torch.distributed.run import parse_args, run
 
-USER_ERROR, PEER_LOST = 2, 3  # exit codes of main.py, beside STOPPED
-TO_SAVE = 120  # seconds that a run which was asked to stop may take
+USER_ERROR, PEER_LOST = 2, 3  # exit codes of main.py, besides STOPPED
+TO_SAVE = 120  # seconds that a run may take to stop
 TO_MEET = 600  # seconds that machines wait for each other
 
 
 class Agent(LocalElasticAgent):
-    """torchrun's agent, with other manners when processes fail and when signals come.
+    """torchrun's agent, with another reaction to failures and signals.
 
     Attributes:
-        pids: of the processes on this machine.
+        pids: process ids of the processes on this machine.
         starts: how often they were started.
         asked: whether a signal has asked the run to stop.
-        store: by which the processes of all machines find each other; on the first one.
+        store: the store by which the processes of all machines find each other; only the first machine has it.
     """
 
     pids: Sequence[int] = ()
@@ -65,25 +68,26 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
-        # torchrun keeps the processes' store over restarts, and in it they would find the addresses of their
-        # predecessors. The agents' own, which tells of the new one, begins afresh with every meeting.
-        if worker_group.group_rank == 0:
-            self.store = TCPStore(worker_group.master_addr, 0, is_master=True, wait_for_workers=False)
-            worker_group.store.set("processes_port", str(self.store.port))
-        worker_group.master_port = int(worker_group.store.get("processes_port"))
+        # torchrun keeps the processes' store over restarts, so it would hold the addresses of the earlier processes.
+        # The agents' own store, which tells the new one's port, is new in every rendezvous.
+        group: Any = worker_group  # torch declares its store, address and port as None
+        if group.group_rank == 0:
+            self.store = TCPStore(group.master_addr, 0, is_master=True, wait_for_workers=False)
+            group.store.set("processes_port", str(self.store.port))
+        group.master_port = int(group.store.get("processes_port"))
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
         hangup = signal.getsignal(signal.SIGHUP)
         started = super()._start_workers(worker_group)
         self.pids, self.starts = list(started.values()), self.starts + 1
-        for number in (*SIGNALS, signal.SIGHUP, signal.SIGALRM):  # instead of the handlers that torchrun has just set
+        for number in (*SIGNALS, signal.SIGHUP, signal.SIGALRM):  # replace the handlers that torchrun has just set
             signal.signal(number, self._pass_on)
         if hangup == signal.SIG_IGN:  # nohup
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return started
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Ask the processes to stop; they know a second Ctrl-C as impatience."""
+        """Ask the processes to stop. A second Ctrl-C stops them at once."""
         if number == signal.SIGALRM:
             say(f"the processes have not ended within {TO_SAVE} s: killing them")
             number = signal.SIGKILL
@@ -103,7 +107,7 @@ class Agent(LocalElasticAgent):
         if result.is_failed():
             code = exit_code(result.failures, self.asked)
             if any(f.exitcode == STOPPED for f in result.failures.values()) and code == STOPPED:
-                self._exit_barrier()  # another machine may still be saving, and need the store that this one holds
+                self._exit_barrier()  # another machine may still save, and need this machine's store
             if self.asked or code in (STOPPED, USER_ERROR):
                 raise SystemExit(code)
             restarts = worker_group.spec.max_restarts
@@ -112,20 +116,20 @@ class Agent(LocalElasticAgent):
 
 
 def exit_code(failures: Mapping[int, ProcessFailure], asked: bool = False) -> int:
-    """One exit code for all processes: of the first that failed by itself, not because another one had gone.
+    """One exit code for all processes: that of the first which failed by itself, not because another one ended.
 
     Args:
-        failures: by rank. Once one process has failed, torchrun ends the others of this machine by SIGTERM.
+        failures: failures by rank. After one process has failed, torchrun ends the others on this machine by SIGTERM.
         asked: whether the run was asked to stop.
     """
     codes = [f.exitcode for f in sorted(failures.values(), key=lambda f: f.timestamp)]
     own = [code for code in codes if code not in (STOPPED, PEER_LOST, -signal.SIGTERM)]
     code = USER_ERROR if USER_ERROR in own else own[0] if own else STOPPED if asked or STOPPED in codes else codes[0]
-    return code if code >= 0 else 128 - code  # as a shell has it
+    return code if code >= 0 else 128 - code  # as in a shell
 
 
 def tell(failures: Mapping[int, ProcessFailure], then: str) -> None:
-    """Name the processes that failed, but for those that have said so or fell with others."""
+    """Name the processes that failed, except those that said so themselves or ended because of others."""
     for rank, failure in sorted(failures.items()):
         if failure.exitcode not in (USER_ERROR, PEER_LOST, -signal.SIGTERM):
             how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"failed ({failure.exitcode})"
@@ -133,15 +137,15 @@ def tell(failures: Mapping[int, ProcessFailure], then: str) -> None:
 
 
 def say(message: str) -> None:
-    """A line to stderr."""
+    """Print a line to stderr."""
     print(f"launch: {message}", file=sys.stderr, flush=True)
 
 
 def own_address(args: Namespace) -> str:
-    """The address by which this machine reaches the one where all meet; waits until that is there.
+    """The address by which this machine reaches the one where all meet. Waits until that machine answers.
 
     Raises:
-        OSError: no such machine, or it does not answer.
+        OSError: there is no such machine, or it does not answer.
     """
     if args.node_rank == 0:
         return socket.gethostbyname(args.master_addr)
@@ -162,7 +166,7 @@ def interface_of(address: str) -> str | None:
     """The network interface with an IPv4 address, if there is one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has none
+            with suppress(OSError):  # the interface has no IPv4 address
                 found = fcntl.ioctl(any_socket, 0x8915, struct.pack("256s", name.encode()))  # SIOCGIFADDR
                 if socket.inet_ntoa(found[20:24]) == address:
                     return name
@@ -170,7 +174,7 @@ def interface_of(address: str) -> str | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run processes on this machine, as torchrun's options say.
+    """Run processes on this machine, according to torchrun's options.
 
     Returns:
         0; 2 (bad input), 75 (stopped by a signal), or another exit code of main.py; 3 if the machines lost each other.
@@ -178,10 +182,10 @@ def main(argv: Sequence[str]) -> int:
     args = parse_args(argv)
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: sys.exit(STOPPED))
-    if "LOGLEVEL" not in os.environ:  # torchrun's variable; what matters in its logs is said here in a sentence
+    if "LOGLEVEL" not in os.environ:  # torchrun's variable; this program says in a sentence what matters in the logs
         logging.disable(logging.ERROR)
-    if not torch.cuda.is_available():  # all cores work, where torchrun would set 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not torch.cuda.is_available():  # use all cores; torchrun would set 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(args.nproc_per_node))))
     try:
         if args.nnodes == "1":
@@ -193,12 +197,12 @@ def main(argv: Sequence[str]) -> int:
         args.local_addr = args.local_addr or address
         if interface := interface_of(args.local_addr):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        api.LocalElasticAgent = Agent  # there is no argument for it
+        api.LocalElasticAgent = Agent  # type: ignore[misc]  # torchrun has no argument for it
         run(args)
         return 0
     except ChildFailedError as error:
         return exit_code(error.failures)
-    except SignalException:  # while processes were being started, or ended
+    except SignalException:  # processes were just starting or ending
         return STOPPED
     except RendezvousClosedError:
         say("another machine has ended the run; its message is the one to read")

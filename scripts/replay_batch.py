@@ -1,11 +1,11 @@
-"""Computes a step that was not finite once more, and says where numbers stopped being numbers.
+"""Computes a step again that was not finite, and shows where NaN or infinity first appeared.
 
     python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth
     python scripts/replay_batch.py runs/base/nonfinite_step1234_rank0.pth --precision fp32
 
-Training writes such a file when losses or gradients hold NaN or infinity: the images of one process as they were
-augmented, the weights before the step, and the random state. Exit code 0 if the step is not finite again, 1 if it is
-finite this time. Statistics of trained batch norms, in which other processes had a part, are those of this one alone.
+Training writes such a file when losses or gradients hold NaN or infinity. It has the augmented images of one process,
+the weights before the step, and the random state. The exit code is 0 if the step is not finite again, and 1 if it is
+finite this time. Trained batch norms take the statistics of this process alone, not those of all processes.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from util.objects import Objects
 
 
 def watch(model: torch.nn.Module) -> list[str]:
-    """Names of the modules whose output is not finite, in the order in which they ran; filled by running the model."""
-    broken = []
+    """Names of the modules whose output is not finite, in running order; a run of the model fills the list."""
+    broken: list[str] = []
 
     def look(name: str):
         def hook(module, inputs, output):
@@ -47,10 +47,12 @@ def watch(model: torch.nn.Module) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Replay one file; prints losses of each micro-batch and what was not finite."""
+    """Replay one file, and print the losses of each micro-batch and what was not finite; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="nonfinite_*.pth in the folder of a run")
-    parser.add_argument("--precision", choices=AUTOCAST, help="another than the run's, to see whether it is at fault")
+    parser.add_argument("file", help="nonfinite_*.pth in a run's folder")
+    parser.add_argument(
+        "--precision", choices=AUTOCAST, help="another precision than the run's, to see whether that is the cause"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     options = parser.parse_args(argv)
     try:
@@ -71,9 +73,9 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     num_classes = 1 + max(c["label"] for c in raw.content["categories"])
     loss_config = from_dict(LossConfig, config["loss"])
     model_config = from_dict(ModelConfig, config["model"])
-    model = build_model(model_config, num_classes, loss_config.auxiliary, "none")
-    load_weights(model, raw.content["model"], file)
-    model, branch = as_trained(loss_config, model_config, model)
+    detector = build_model(model_config, num_classes, loss_config.auxiliary, "none")
+    load_weights(detector, raw.content["model"], file)
+    model, branch = as_trained(loss_config, model_config, detector)
     if branch:
         load_weights(branch, raw.content["branch"], file)
     model.to(device, dtype).train()
@@ -103,8 +105,8 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
         (sum(losses.values()) * scale * culprit["processes"]).backward()
     if broken:
         print(f"\nthe first output that is not finite: {broken[0]}, of {len(broken)}")
-    parameters = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
-    wrong = [n for n, p in parameters if not torch.isfinite(p.grad).all()]
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    wrong = [n for n, gradient in gradients.items() if not torch.isfinite(gradient).all()]
     weights = [n for n, t in model.state_dict().items() if not torch.isfinite(t).all()]
     for what, names in (("gradients", wrong), ("weights before the step", weights)):
         if names:

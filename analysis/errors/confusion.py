@@ -1,4 +1,4 @@
-"""Which class is taken for which: the confusion matrix of detections."""
+"""The confusion matrix of detections: which class is taken for which."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,22 @@ from analysis.errors.scenes import MATCH_IOU, Scene, iou
 
 
 def confusion_matrix(scenes: Sequence[Scene], num_classes: int, threshold: float) -> np.ndarray:
-    """Objects (rows) against what they were taken for (columns); the last of each is the background.
+    """Objects (rows) and the classes they were taken for (columns); the last row and column are the background.
 
-    In each image the detections whose score reaches the threshold are gone through, the best first, whatever their
-    class. Each takes, of the objects that are still free, the one it overlaps most, if IoU >= 0.5 (of two equal
-    overlaps its own class), and is counted in the object's row and its own column. Objects that are left are missed:
-    column "background". Detections that are left are spurious: row "background"; unless half of them or more lies on a
-    crowd of their class, which is neither right nor wrong. So every row but the last sums to the number of objects of
-    the class.
+    In each image the detections whose score reaches the threshold are taken one by one, the best first, whatever their
+    class. Each takes the free object that it overlaps most, if IoU >= 0.5; between equal overlaps it prefers its own
+    class. It counts in the object's row and its own column. Objects without a detection are missed (column
+    "background"), detections without an object are spurious (row "background"). A detection without an object that
+    lies by half or more on a crowd of its class counts nowhere. Every row but the last therefore sums to the number of
+    objects of the class.
 
-    Because classes compete for an object here and do not in AP, the diagonal can hold fewer than AP counts as right.
+    Here classes compete for an object, in AP they do not. The diagonal can therefore hold fewer detections than AP
+    counts as right.
 
     Args:
-        scenes: images.
-        num_classes: C.
-        threshold: smallest score that counts.
+        scenes: the images.
+        num_classes: number of classes C.
+        threshold: the smallest score that counts.
 
     Returns:
         `[C + 1, C + 1]` counts.
@@ -42,12 +43,12 @@ def confusion_matrix(scenes: Sequence[Scene], num_classes: int, threshold: float
                 matrix[scene.truth_classes[taken], own] += 1
             elif not on_crowd[d].any():
                 matrix[num_classes, own] += 1
-        np.add.at(matrix, (scene.truth_classes[free], num_classes), 1)
+        np.add.at(matrix[:, num_classes], scene.truth_classes[free], 1)
     return matrix
 
 
 def most_confused(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes of one class for another: (class, taken for, count), background apart."""
+    """The most frequent mistakes of one class for another, without the background: (class, taken for, count)."""
     mistakes = matrix[:-1, :-1].copy()
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]

@@ -12,14 +12,14 @@ BINS: tuple[tuple[int, int | None], ...] = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 
 
 @dataclass
 class Bin:
-    """Images with a like number of objects, scored apart.
+    """The score of images with a similar number of objects.
 
     Attributes:
-        name: `2-3`, `16+`.
-        images: how many.
-        objects: in all of them.
+        name: the range of object counts, such as `2-3` or `16+`.
+        images: number of images.
+        objects: number of objects in all of them.
         figures: `AP`, `AP50`, `AP75`; -1 without objects.
-        spurious: wrong detections in an image, on average, among those that reach the score threshold.
+        spurious: average number of wrong detections in an image, among those that reach the score threshold.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Bin:
 def by_object_count(
     annotations: Annotations, results: list[dict], scenes: Sequence[Scene], max_detections: int, threshold: float
 ) -> list[Bin]:
-    """Score the images of each bin apart; bins without images are left out. Crowds do not count as objects.
+    """Score the images of each bin by themselves. Bins without images are left out. Crowds do not count as objects.
 
     Args:
-        annotations: the truth.
+        annotations: the annotations, which are the ground truth.
         results: detections in COCO result format.
-        scenes: of the same evaluation.
-        max_detections: as in that evaluation.
-        threshold: smallest score of a spurious detection.
+        scenes: the scenes of the same evaluation.
+        max_detections: largest number of detections in an image, as in that evaluation.
+        threshold: the smallest score of a spurious detection.
     """
     bins = []
     for low, high in BINS:

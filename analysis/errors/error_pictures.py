@@ -1,4 +1,4 @@
-"""Pictures of errors: the ground truth beside the detections, coloured by what became of each."""
+"""Pictures of errors: the ground truth beside the detections, coloured by the type of error."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from analysis.errors.scenes import Scene
 from analysis.errors.tide import CORRECT, IGNORED, Verdict
 from util.drawing import draw_detections
 
-# Apart in hue and in lightness, as far as eight colours can be.
+# Eight colours as far apart in hue and lightness as possible.
 COLOURS: dict[str, tuple[int, int, int]] = {
     CORRECT: (34, 150, 74),
     "classification": (214, 39, 170),
@@ -21,7 +21,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     IGNORED: (130, 130, 130),
 }
 _LONGEST = 900  # pixels of a picture's longer side
-_GAP = 12  # pixels between the two
+_GAP = 12  # pixels between the left and the right picture
 
 
 def draw_errors(
@@ -29,15 +29,15 @@ def draw_errors(
 ) -> Image.Image:
     """Ground truth on the left, detections on the right, both in `COLOURS`.
 
-    On the left an object that nothing found with a score from the threshold on is drawn as `missed`, whichever error
-    was the reason, and a crowd as `ignored`.
+    On the left, an object that no detection found with a score from the threshold on is drawn as `missed`, whatever the
+    reason; a crowd is drawn as `ignored`.
 
     Args:
-        picture: RGB, in the size that the boxes are of.
-        scene: its objects and detections.
-        verdict: what became of them.
-        names: of the classes.
-        threshold: smallest score that is drawn.
+        picture: the RGB picture, in the size that the boxes refer to.
+        scene: the picture's objects and detections.
+        verdict: the verdict on them.
+        names: names of the classes.
+        threshold: the smallest score that is drawn.
     """
     scale = min(1.0, _LONGEST / max(picture.size))
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)

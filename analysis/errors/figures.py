@@ -1,25 +1,27 @@
-"""The report's diagrams, as SVG to be set into HTML."""
+"""The report's diagrams, as SVG for the HTML page."""
 
 import io
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.errors.precision_recall import GRID, ThresholdCurve
 
-_FEW = 10  # classes that can be told apart by colour; of more, each is a thin grey line
-# Okabe and Ito's palette, which colour-blind readers can tell apart, and three more.
+_FEW = 10  # classes that can be told apart by colour; if there are more, each is a thin grey line
+# Okabe and Ito's palette, which colour-blind readers can tell apart, and three more colours.
 _PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"),
     *("#7f3c8d", "#80872d", "#8c564b"),
 )
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "analysis",  # the same figures give the same file
+    "svg.hashsalt": "analysis",  # the same numbers give the same file
     "font.family": ["sans-serif"],
     "font.size": 10,
     "text.color": "#1c2733",
@@ -34,11 +36,11 @@ _STYLE = {
 
 
 def precision_recall_figure(precision: dict[str, np.ndarray], names: Sequence[str]) -> str:
-    """Precision over recall of every class and their mean, at IoU 0.5, 0.75 and over 0.5 to 0.95.
+    """Precision over recall for every class and for their mean, at IoU 0.5, at 0.75, and averaged over 0.5 to 0.95.
 
     Args:
-        precision: of `curves.precision_recall`.
-        names: of the classes.
+        precision: the result of `precision_recall.precision_recall`.
+        names: names of the classes.
     """
     with matplotlib.rc_context(_STYLE):
         figure = _wide_figure()
@@ -54,12 +56,12 @@ def precision_recall_figure(precision: dict[str, np.ndarray], names: Sequence[st
 
 
 def threshold_figure(curves: Sequence[ThresholdCurve | None], overall: ThresholdCurve, names: Sequence[str]) -> str:
-    """Left precision, recall and F1 of all classes together over the score threshold, right F1 by class.
+    """Over the score threshold: precision, recall and F1 of all classes together on the left, F1 by class on the right.
 
     Args:
-        curves: of each class, None without objects.
-        overall: of all detections together.
-        names: of the classes.
+        curves: the curve of each class; None for a class without objects.
+        overall: the curve of all detections together.
+        names: names of the classes.
     """
     with matplotlib.rc_context(_STYLE):
         figure = _wide_figure()
@@ -84,14 +86,14 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
 
     Args:
         shares: `[R, C]` in [0, 1].
-        rows: names of objects.
-        columns: names of what they were taken for.
+        rows: names of the objects' classes.
+        columns: names of the classes that they were taken for.
     """
     with matplotlib.rc_context(_STYLE):
         side = float(np.clip(0.145 * max(shares.shape) + 2, 6, 14))
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
-        # Square roots, for few mistakes to show beside the diagonal.
+        # Square roots make rare mistakes visible beside the diagonal.
         axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         size = 7 if max(shares.shape) <= 100 else 4
         axes.set_xticks(range(len(columns)), [_plain(n) for n in columns], rotation=90, fontsize=size)
@@ -103,9 +105,8 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
 
 
 def _wide_figure() -> Figure:
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # else the last tick of a panel touches the next one's first
-    return figure
+    # Without the space, the last tick of a panel touches the first one of the next.
+    return Figure(figsize=(11, 3.8), layout=ConstrainedLayoutEngine(wspace=0.06))
 
 
 def _class_lines(axes, x: np.ndarray, values: np.ndarray, names: Sequence[str]) -> None:
@@ -134,7 +135,7 @@ def _legend(figure: Figure, axes) -> None:
 
 
 def _plain(name: str, longest: int = 30) -> str:
-    """A name for a diagram: matplotlib takes dollars for formulas, and hides labels with a leading underscore."""
+    """A name for a diagram. matplotlib reads dollars as formulas, and hides labels that begin with an underscore."""
     name = name if len(name) <= longest else name[: longest - 1] + "…"
     return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 

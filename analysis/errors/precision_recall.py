@@ -1,4 +1,4 @@
-"""Precision against recall, and both against the score threshold."""
+"""Precision over recall, and both over the score threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ def precision_recall(run: COCOeval) -> dict[str, np.ndarray]:
     """pycocotools' precision at 101 recalls from 0 to 1.
 
     Args:
-        run: accumulated, see `datasets.evaluation.run_cocoeval`.
+        run: the accumulated evaluation, from `datasets.evaluation.run_cocoeval`.
 
     Returns:
-        `AP50`, `AP75` and `AP` (the mean over its IoU thresholds), each `[C, 101]`: the mean of a row is this figure
-        of the class. Rows of classes without objects are NaN.
+        `AP50`, `AP75` and `AP` (the mean over its IoU thresholds), each `[C, 101]`. The mean of a row is the class's
+        AP50, AP75 or AP. Rows of classes without objects are NaN.
     """
     precision = run.eval["precision"][:, :, :, 0, -1].transpose(0, 2, 1)  # [IoU, class, recall] of all sizes
-    # pycocotools writes -1 for what is not there: all of a class or nothing.
+    # pycocotools writes -1 for all entries of a class without objects.
     precision = np.where(precision > -1, precision, np.nan)
     return {"AP50": precision[0], "AP75": precision[5], "AP": precision.mean(0)}
 
 
 @dataclass
 class OperatingPoint:
-    """What keeping the detections from a score on gives, at IoU 0.5.
+    """Precision, recall and F1 at IoU 0.5 with one score threshold.
 
     Attributes:
         threshold: the smallest score that is kept.
-        precision: right ones among those kept.
-        recall: found ones among the objects.
-        f1: harmonic mean of the two.
+        precision: the share of right detections among those kept.
+        recall: the share of objects that are found.
+        f1: the harmonic mean of precision and recall.
     """
 
     threshold: float
@@ -49,10 +49,11 @@ class ThresholdCurve:
     """Precision, recall and F1 for a choice of score thresholds.
 
     Attributes:
-        precision: `[101]`, at the thresholds of `GRID`; NaN where nothing is kept.
-        recall: `[101]`.
-        f1: `[101]`.
-        best: where F1 is largest, over all scores, the higher threshold of two equals; None if nothing is ever right.
+        precision: `[101]`, at the thresholds of `GRID`; NaN where no detection is kept.
+        recall: `[101]`, at the same thresholds.
+        f1: `[101]`, at the same thresholds.
+        best: the point with the largest F1 over all scores, with the higher threshold of two equal ones; None if no
+            detection is right.
     """
 
     precision: np.ndarray
@@ -65,8 +66,8 @@ def threshold_curve(scenes: Sequence[Scene], label: int | None = None) -> Thresh
     """The curve of a class, or of all classes together; None without objects.
 
     Args:
-        scenes: images.
-        label: class index; None takes all, each detection counting alike.
+        scenes: the images.
+        label: class index; None takes all classes, and every detection counts alike.
     """
     of = [slice(None) if label is None else s.classes == label for s in scenes]
     objects = sum(len(s.truth_classes) if label is None else int((s.truth_classes == label).sum()) for s in scenes)
@@ -78,11 +79,11 @@ def threshold_curve(scenes: Sequence[Scene], label: int | None = None) -> Thresh
     scores, hits = scores[order], np.append(0, np.cumsum(right[order]))
 
     def at(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Precision, recall, F1 of the `kept` best."""
+        """Precision, recall and F1 of the `kept` best detections."""
         precision = np.divide(hits[kept], kept, out=np.full(len(kept), np.nan), where=kept > 0)
         return precision, hits[kept] / objects, 2 * hits[kept] / (kept + objects)
 
-    # How many reach each threshold; those of equal score are kept together.
+    # Count the detections that reach each threshold; equal scores are kept together.
     grid = np.searchsorted(-scores, -GRID, side="right")
     distinct = np.unique(np.searchsorted(-scores, -scores, side="right"))
     best = None

@@ -1,4 +1,4 @@
-"""The report of errors: one HTML file that needs nothing else, and reads without scripts."""
+"""The report of errors: one HTML file that needs no other files, and can be read without scripts."""
 
 import base64
 import io
@@ -15,8 +15,8 @@ from analysis.errors.error_pictures import COLOURS
 from analysis.errors.figures import confusion_figure, precision_recall_figure, threshold_figure
 from analysis.errors.tide import CORRECT, IGNORED, TYPES
 
-_TABLE = 16  # classes up to which the confusion matrix is a table with every count; of more it is a heat map
-_PAIRS = 15  # most confused pairs that are listed
+_TABLE = 16  # with up to so many classes the confusion matrix is a table with every count, with more a heat map
+_PAIRS = 15  # how many of the most confused pairs are listed
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -26,10 +26,10 @@ def html_report(
     """The whole page.
 
     Args:
-        diagnosis: what to show.
-        subject: what was evaluated, from where: name and value of each line below the title.
-        pictures: of `diagnosis.worst`, drawn; None for those that could not be.
-        note: why pictures are missing.
+        diagnosis: the errors to show.
+        subject: what was evaluated: name and value of each line below the title.
+        pictures: pictures of `diagnosis.worst`; None for those that could not be drawn.
+        note: why pictures are missing, or "".
     """
     sections = [
         _tiles(diagnosis),
@@ -76,7 +76,7 @@ def _tiles(diagnosis: Diagnosis) -> str:
     )
     return _section(
         "Scores",
-        "The COCO figures. AP is the mean over IoU 0.5 to 0.95, AP50 and AP75 that at one IoU; AR is the recall "
+        "The COCO figures. AP is the mean over IoU 0.5 to 0.95, AP50 and AP75 are at one IoU; AR is the recall "
         "with so many detections an image. Small objects have less than 32² pixels, large ones more than 96².",
         f'<div class="tiles">{tiles}</div>',
     )
@@ -88,8 +88,8 @@ def _errors(diagnosis: Diagnosis) -> str:
     largest = max([gain for _, _, gain in rows if gain is not None] + [1e-9])
     meanings = {
         **TYPES,
-        "all false positives": "if no detection were wrong, of whichever type",
-        "all false negatives": "if only the objects that were found were there",
+        "all false positives": "all wrong detections, of any type",
+        "all false negatives": "all objects that were not found",
     }
     body = "".join(
         f'<tr{" class=sum" if name not in TYPES else ""}><th scope="row">{_chip(name)}{escape(name)}</th>'
@@ -100,9 +100,9 @@ def _errors(diagnosis: Diagnosis) -> str:
     base = "There are no objects, so there is no AP to lose." if found.ap50 is None else f"AP50 is {found.ap50:.3f}."
     return _section(
         "What costs AP",
-        f"{base} Each bar is what it would gain if errors of this type alone were mended (TIDE, Bolya et al. 2020). "
-        "All detections are looked at, also those of very low score: a large count costs little if its scores are low. "
-        "The gains do not add up to what is lost, because mending one error uncovers another.",
+        f"{base} Each bar is the gain if only errors of this type were corrected (TIDE, Bolya et al. 2020). "
+        "All detections count, also those with very low scores: many errors cost little if their scores are low. "
+        "The gains do not add up to the whole loss, because correcting one error uncovers another.",
         '<div class="scroll"><table><thead><tr><th>error</th><th class="text">what it is</th><th>count</th>'
         f'<th class="bar">AP50 lost</th></tr></thead><tbody>{body}</tbody></table></div>',
     )
@@ -119,9 +119,9 @@ def _classes(diagnosis: Diagnosis) -> str:
         best = curve.best if curve else None
         point = [None] * 4 if best is None else [best.f1, best.threshold, best.precision, best.recall]
         cells = [_figure(figures[f]) for f in ("AP", "AP50", "AP75")] + [_figure(v) for v in point]
-        cells = "".join(f"<td>{c}</td>" for c in [f"{figures['objects']:,}", *cells])
-        cells += "".join(f"<td>{n:,}</td>" if n else '<td class="zero">0</td>' for n in errors)
-        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+        row = "".join(f"<td>{c}</td>" for c in [f"{figures['objects']:,}", *cells])
+        row += "".join(f"<td>{n:,}</td>" if n else '<td class="zero">0</td>' for n in errors)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
     absent = len(diagnosis.names) - len(rows)
     left_out = f" {absent} classes without objects and detections are left out." if absent else ""
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
@@ -134,8 +134,8 @@ def _classes(diagnosis: Diagnosis) -> str:
     )
     return _section(
         "By class",
-        "“At score” is the threshold from which on F1 is best, at IoU 0.5, with precision and recall there. The last "
-        "columns count errors: of a wrong detection by its own class, of a missed object by the object's. "
+        "“At score” is the score threshold with the best F1 at IoU 0.5; precision and recall are at this threshold. "
+        "The last columns count errors: wrong detections by the detection's class, missed objects by the object's. "
         f"A click on a heading sorts.{left_out}{escape(advice)}",
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>",
@@ -148,11 +148,12 @@ def _curves(diagnosis: Diagnosis) -> str:
     return _section(
         "Precision and recall",
         "The mean height of a curve is the AP of its class. A curve that ends early has objects that are never found; "
-        "one that sinks early has confident mistakes.",
+        "one that falls early has confident mistakes.",
         f'<div class="figure">{precision_recall_figure(diagnosis.precision, diagnosis.names)}</div>',
     ) + _section(
         "Choosing a score threshold",
-        "What remains if only detections from this score on are kept, at IoU 0.5. A dotted line marks the best F1.",
+        "Precision, recall and F1 at IoU 0.5 if only detections from this score on are kept. A dotted line marks the "
+        "best F1.",
         f'<div class="figure">{threshold_figure(diagnosis.curves, diagnosis.overall, diagnosis.names)}</div>',
     )
 
@@ -167,9 +168,9 @@ def _confusion(diagnosis: Diagnosis) -> str:
     shares = part / np.maximum(part.sum(1, keepdims=True), 1)
     left_out = f" {absent} classes without either are left out." if absent else ""
     about = (
-        f"Objects against what they were taken for: detections with a score from {diagnosis.threshold:g} on, the best "
-        "first, each on the object it overlaps most, at IoU 0.5 or more, whatever the class. Objects in the column "
-        f"“background” were missed, detections in the row “background” are spurious.{left_out}"
+        f"Objects and the classes they were taken for. Detections with a score from {diagnosis.threshold:g} on, the "
+        "best first, each take the object of any class that they overlap most, at IoU 0.5 or more. Objects in the "
+        f"column “background” were missed; detections in the row “background” are spurious.{left_out}"
     )
     if len(present) - 1 <= _TABLE:
         about += " Shades are shares of a row."
@@ -185,7 +186,7 @@ def _confusion(diagnosis: Diagnosis) -> str:
         shown = f'<div class="scroll"><table class="matrix"><thead><tr><th class="text">object ↓ taken for →</th>{head}'
         shown += f"</tr></thead><tbody>{body}</tbody></table></div>"
     else:
-        about += " Shades are square roots of the shares of a row, for few mistakes to show."
+        about += " Shades are square roots of the shares of a row, to make rare mistakes visible."
         shown = f'<div class="figure">{confusion_figure(shares, labels, labels)}</div>'
     pairs = most_confused(matrix, _PAIRS)
     if pairs and len(present) > 3:
@@ -217,8 +218,8 @@ def _sizes(diagnosis: Diagnosis) -> str:
     )
     return _section(
         "By size and by number of objects",
-        "Images with a like number of objects are scored apart; AP of few images jumps. Spurious are wrong detections "
-        f"with a score from {diagnosis.threshold:g} on, in an image on average.",
+        "Images with a similar number of objects are scored together; AP of few images is noisy. “Spurious” is the "
+        f"average number of wrong detections in an image, with a score from {diagnosis.threshold:g} on.",
         '<div class="columns"><div class="scroll"><table><thead><tr><th>object size</th><th class="bar">AP</th>'
         f'<th class="bar">AR</th></tr></thead><tbody>{sizes}</tbody></table></div>'
         '<div class="scroll"><table><thead><tr><th>objects in image</th><th>images</th><th>objects</th>'
@@ -231,10 +232,10 @@ def _worst(diagnosis: Diagnosis, pictures: Sequence[Image.Image | None], note: s
     about = (
         "Ranked by penalty: 1 for each object that was not found with a score from "
         f"{diagnosis.threshold:g} on, and the score of each wrong detection from there on. "
-        "Left the ground truth, right the detections."
+        "The ground truth is on the left, the detections are on the right."
     )
     if not diagnosis.worst:
-        return _section("Worst images", "There is no image with an object overlooked or a confident mistake.", "")
+        return _section("Worst images", "No image has an overlooked object or a confident mistake.", "")
     kinds = [CORRECT, *TYPES, IGNORED]
     names = {"missed": "missed object", IGNORED: "on a crowd, ignored"}
     legend = "".join(f"<li>{_chip(kind)}{escape(names.get(kind, kind))}</li>" for kind in kinds)

@@ -1,6 +1,6 @@
-"""What costs AP: every wrong detection and every object not found gets one of six types (TIDE, arXiv 2008.08115).
+"""The errors that cost AP. Wrong detections and objects not found get one of six types (TIDE, arXiv 2008.08115).
 
-Section 2.2 of the paper defines the types, 2.3 what fixing one of them means. AP is that at IoU 0.5.
+Section 2.2 of the paper defines the types, section 2.3 how each is corrected. AP is taken at IoU 0.5.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.errors.scenes import MATCH_IOU, Scene, iou
 
-BACKGROUND_IOU = 0.1  # less overlap than this with every object is background
+BACKGROUND_IOU = 0.1  # a detection that overlaps every object less than this is on the background
 TYPES = {
     "classification": "on an object, but with the wrong class",
     "localisation": "right class, but overlaps its object too little",
@@ -24,11 +24,11 @@ CORRECT, IGNORED = "correct", "ignored"
 
 @dataclass
 class Verdict:
-    """What became of everything in one image.
+    """The verdict on every detection and object of one image.
 
     Attributes:
         kinds: `[D]`, for each detection `correct`, `ignored` (on a crowd) or one of the first five of `TYPES`.
-        targets: `[D]`, the object that a classification or localisation error points at, -1 for all others.
+        targets: `[D]`, the object that a classification or localisation error lies on, -1 for all others.
         missed: `[T]`, whether an object is of the type `missed`.
     """
 
@@ -42,12 +42,12 @@ class Losses:
     """How much AP50 each error type costs.
 
     Attributes:
-        ap50: as it is, in [0, 1]; equals pycocotools'. None without objects.
-        counts: `[C]` for each type, by class: the detection's, or the missed object's.
-        gains: for each type, what AP50 would gain if only this type were mended. None without objects.
-        unfound: objects that no detection matched, whichever the reason.
-        false_positives: gain if every wrong detection were removed.
-        false_negatives: gain if every object that was not found were removed.
+        ap50: AP50 with all errors, in [0, 1], equal to pycocotools'; None without objects.
+        counts: `[C]` for each type, number of errors by class: the detection's, or the missed object's.
+        gains: for each type, the gain in AP50 if only this type were corrected; None without objects.
+        unfound: number of objects that no detection matched, for any reason.
+        false_positives: gain in AP50 if every wrong detection were removed; None without objects.
+        false_negatives: gain in AP50 if every object that was not found were removed; None without objects.
     """
 
     ap50: float | None
@@ -58,7 +58,7 @@ class Losses:
     false_negatives: float | None
 
     def rows(self) -> list[tuple[str, int, float | None]]:
-        """Name, count and gain of each type; then those of all wrong detections and of all objects not found."""
+        """Name, count and gain of each type, then of all wrong detections, then of all objects not found."""
         totals = {name: int(count.sum()) for name, count in self.counts.items()}
         wrong = sum(totals.values()) - totals["missed"]
         return [
@@ -71,8 +71,8 @@ class Losses:
 def judge(scene: Scene) -> Verdict:
     """The type of every error in an image.
 
-    Types can overlap; as in the authors' figures, localisation goes before classification, that before duplicate.
-    An overlap that equals a threshold belongs to the side above it.
+    An error can fit several types. As in the authors' figures, localisation goes before classification, and
+    classification before duplicate. An overlap that equals a threshold counts as above it.
     """
     overlap = iou(scene.boxes, scene.truth_boxes)
     same = scene.classes[:, None] == scene.truth_classes
@@ -99,17 +99,17 @@ def judge(scene: Scene) -> Verdict:
 
 
 def losses(scenes: Sequence[Scene], verdicts: Sequence[Verdict], num_classes: int) -> Losses:
-    """Count the errors of all images and mend each type alone.
+    """Count the errors of all images, and compute the gain of correcting each type alone.
 
-    Mending, as the paper has it: a wrong class is corrected and a loose box made to fit, which makes a detection
-    right unless its object is found already, by another or by a better-scored one that was mended likewise: then it
-    is removed. What is both, duplicate or background is removed. A missed object is taken out of the ground truth;
-    a class that has no other leaves the mean, as in COCO, and if none stays nothing is lost (AP 1).
+    Errors are corrected as in the paper. A wrong class is replaced, and a loose box is made to fit; the detection is
+    then right. If its object is found already, by another detection or by a better-scored one that was corrected
+    too, it is removed. Detections of the types both, duplicate and background are removed. A missed object is removed
+    from the ground truth; a class without other objects leaves the mean, as in COCO. If no class is left, AP is 1.
 
     Args:
-        scenes: all scored images, in the order in which pycocotools has them.
-        verdicts: of `judge`, one for each.
-        num_classes: C.
+        scenes: all scored images, in pycocotools' order.
+        verdicts: the result of `judge` for each scene.
+        num_classes: number of classes C.
     """
     classes, scores = _joined([s.classes for s in scenes], int), _joined([s.scores for s in scenes], float)
     kinds = _joined([v.kinds for v in verdicts], object)
@@ -118,10 +118,10 @@ def losses(scenes: Sequence[Scene], verdicts: Sequence[Verdict], num_classes: in
     missed = _count([s.truth_classes[v.missed] for s, v in zip(scenes, verdicts)], num_classes)
     unfound = _count([s.truth_classes[~s.found()] for s in scenes], num_classes)
     as_it_is = _mean_ap(classes[counted], scores[counted], correct[counted], objects)
-    if as_it_is is None:
-        gains, false_positives, false_negatives = dict.fromkeys(TYPES), None, None
-    else:
-        gains = {}
+    gains: dict[str, float | None] = dict.fromkeys(TYPES)
+    false_positives: float | None = None
+    false_negatives: float | None = None
+    if as_it_is is not None:
         for kind in TYPES:
             if kind == "missed":
                 ap = _mean_ap(classes[counted], scores[counted], correct[counted], objects - missed)
@@ -130,27 +130,28 @@ def losses(scenes: Sequence[Scene], verdicts: Sequence[Verdict], num_classes: in
                 right = mended >= 0
                 kept = counted & (right | (kinds != kind))
                 ap = _mean_ap(np.where(right, mended, classes)[kept], scores[kept], (correct | right)[kept], objects)
-            gains[kind] = (1.0 if ap is None else ap) - as_it_is
-        false_positives = _mean_ap(classes[correct], scores[correct], correct[correct], objects) - as_it_is
+            gains[kind] = _gain(ap, as_it_is)
+        ap = _mean_ap(classes[correct], scores[correct], correct[correct], objects)
+        false_positives = _gain(ap, as_it_is)
         ap = _mean_ap(classes[counted], scores[counted], correct[counted], objects - unfound)
-        false_negatives = (1.0 if ap is None else ap) - as_it_is
+        false_negatives = _gain(ap, as_it_is)
     counts = {kind: _count([classes[kinds == kind]], num_classes) for kind in TYPES} | {"missed": missed}
     return Losses(as_it_is, counts, gains, int(unfound.sum()), false_positives, false_negatives)
 
 
 def average_precision(scores: np.ndarray, correct: np.ndarray, objects: int) -> float:
-    """AP of one class as pycocotools computes it: the mean, over 101 recalls, of the best precision from there on.
+    """AP of one class as in pycocotools: the mean, over 101 recalls, of the best precision at that recall or above.
 
     Args:
-        scores: `[N]`; equal ones count in the given order.
+        scores: `[N]`; equal scores count in the given order.
         correct: `[N]`, booleans.
-        objects: to be found, at least 1.
+        objects: number of objects to be found, at least 1.
     """
     if not len(scores):
         return 0.0
     right = np.cumsum(correct[np.argsort(-scores, kind="stable")])
     precision = right / np.arange(1, len(right) + 1)
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # beyond the recall that is reached
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # 0 beyond the highest recall
     return float(best[np.searchsorted(right / objects, np.linspace(0, 1, 101))].mean())
 
 
@@ -160,8 +161,13 @@ def _mean_ap(classes: np.ndarray, scores: np.ndarray, correct: np.ndarray, objec
     return float(np.mean(aps)) if aps else None
 
 
+def _gain(ap: float | None, before: float) -> float:
+    """The gain in AP; without objects AP is 1."""
+    return (1.0 if ap is None else ap) - before
+
+
 def _mended(scene: Scene, verdict: Verdict, kind: str) -> np.ndarray:
-    """`[D]`, the class in which a detection is right after `kind` is mended, -1 if it is not mended or removed."""
+    """`[D]`, the class in which a detection is right once `kind` is corrected; -1 if it is removed or not touched."""
     mended = np.full(len(scene.classes), -1)
     taken = scene.found()
     for d in np.flatnonzero((verdict.kinds == kind) & (verdict.targets >= 0)):  # the best first
@@ -178,7 +184,7 @@ class _Best:
 
 
 def _best(overlap: np.ndarray) -> _Best:
-    """Of `[D, T]` the largest of each row and where it is; 0 where T is 0."""
+    """The largest entry of each row of `[D, T]` and its index; 0 if T is 0."""
     if not overlap.shape[1]:
         return _Best(np.zeros(len(overlap)), np.zeros(len(overlap), dtype=int))
     return _Best(overlap.max(1), overlap.argmax(1))

@@ -11,10 +11,10 @@ class Rank:
     """Why an image is among the worst.
 
     Attributes:
-        index: of the image among the scenes.
-        penalty: what it is ranked by.
-        unfound: objects that nothing found with a score from the threshold on.
-        wrong: wrong detections from the threshold on.
+        index: the image's index among the scenes.
+        penalty: the number by which images are ranked.
+        unfound: number of objects that no detection found with a score from the threshold on.
+        wrong: number of wrong detections with a score from the threshold on.
     """
 
     index: int
@@ -24,11 +24,11 @@ class Rank:
 
 
 def worst_images(scenes: Sequence[Scene], threshold: float, limit: int) -> list[Rank]:
-    """The images with the largest penalty, worst first; those without one are left out.
+    """The images with the largest penalty, worst first; images without a penalty are left out.
 
-    The penalty is 1 for each object that is not found with a score from the threshold on, and the score of each wrong
-    detection from the threshold on: a confident mistake weighs nearly as much as an object overlooked. A detection
-    that misses its object by class or place costs both.
+    The penalty is 1 for each object that is not found with a score from the threshold on, plus the score of each wrong
+    detection from the threshold on. A confident mistake thus weighs nearly as much as an overlooked object. A detection
+    with the wrong class or place costs both.
     """
     ranks = []
     for i, scene in enumerate(scenes):

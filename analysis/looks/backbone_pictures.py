@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -23,16 +24,16 @@ from analysis.looks.canvas import (
 from analysis.looks.conv_sampling import ConvLocations
 
 _DARK = 0.75
-_FAINTEST = 0.03  # of a panel's strongest; what is weaker would only hide the picture
+_FAINTEST = 0.03  # share of a panel's strongest; weaker locations would only hide the picture
 
 
 @dataclass
 class BackboneRow:
-    """What a row of the picture shows.
+    """One row of the picture.
 
     Attributes:
-        label: at its side.
-        locations: of a unit.
+        label: the text beside the row.
+        locations: the locations that the unit reads.
         box: cxcywh in [0, 1] of the picture; panels say how much strength lies in it.
     """
 
@@ -42,15 +43,15 @@ class BackboneRow:
 
 
 def backbone_picture(picture: Image.Image, rows: Sequence[BackboneRow], most: int = 500) -> Figure:
-    """A row for each backbone or unit, a column for each stage that reads, and one with all stages together.
+    """A row for each backbone or unit, a column for each stage that reads, and one column with all stages.
 
-    A panel has its strongest locations only, none below 3% of its strongest, and says below how many they are and which
-    share of the panel's strength.
+    A panel shows only its strongest locations, none below 3% of the strongest. Below it stands how many they are, and
+    their share of the panel's strength.
 
     Args:
-        picture: RGB.
-        rows: what to draw.
-        most: locations in a panel.
+        picture: the RGB picture.
+        rows: the rows to draw.
+        most: largest number of locations in a panel.
     """
     stages = sorted({int(stage) for row in rows for stage in row.locations.stages.unique()})
     columns = [[stage] for stage in stages] + ([stages] if len(stages) > 1 else [])
@@ -59,7 +60,7 @@ def backbone_picture(picture: Image.Image, rows: Sequence[BackboneRow], most: in
     scale = LogNorm(_FAINTEST, 1)
     for panels_of_row, row in zip(axes, rows):
         for panel, column in zip(panels_of_row, columns):
-            here = row.locations.where(sum(row.locations.stages == stage for stage in column).bool())
+            here = row.locations.where(torch.isin(row.locations.stages, torch.tensor(column)))
             name = f"stage {column[0]}" if len(column) == 1 else "all stages"
             _draw(panel, name, here, row.box, picture.size, most, scale)
         for panel in panels_of_row:

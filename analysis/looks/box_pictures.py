@@ -20,15 +20,15 @@ _COLUMNS = 4
 def boxes_picture(
     picture: Image.Image, record: Recording, chosen: Sequence[ChosenQuery], names: Mapping[int, str]
 ) -> Figure:
-    """A panel for each query: the boxes of all decoder layers by colour, around them no more than is needed.
+    """A panel for each query: the boxes of all decoder layers, coloured by layer, in a close view.
 
-    Below stands what each layer predicts: the score, and the IoU with the last layer's box.
+    The text below gives each layer's score, and the IoU of its box with the last layer's.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, whose first image is drawn.
-        chosen: queries.
-        names: of classes.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass; its first image is drawn.
+        chosen: the queries to draw.
+        names: class names by label.
     """
     columns = min(_COLUMNS, len(chosen))
     rows, count = -(-len(chosen) // columns), len(record.decoder)

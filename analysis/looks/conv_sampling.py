@@ -1,20 +1,20 @@
 """Effective sampling locations of a backbone: where its stacked convolutions read, and how much each place matters.
 
-A unit of a feature map reads the image through every convolution below it. Each kernel point of each of them reads
-its input at one location, and the location's strength is |d response / d location|: how fast the unit's response would
-change if that one sample were taken a little further on (arXiv 1811.11168, sections 2.1 and 2.2; the pictures of
+A unit of a feature map reads the image through every convolution below it. Each kernel point of each convolution reads
+its input at one location. The location's strength is |d response / d location|: how fast the unit's response would
+change if this one sample moved a little (arXiv 1811.11168, sections 2.1 and 2.2; the pictures of
 1703.06211, figures 6 and 7, are the same points without strengths).
 
-The response is the norm of the unit's feature vector. One backward pass then serves all channels, each counts by how
-active it is, and nothing depends on their order, on a class or on a head.
+The response is the norm of the unit's feature vector. One backward pass then serves all channels. Each channel counts
+by how active it is, and nothing depends on the channels' order, on a class or on a head.
 
-No location has to be moved. A sample enters the convolution's output linearly, so by the chain rule the derivative is
-the gradient at the output times the kernel's weights, summed over channels with the slope of the bilinear surface at
-the location. Later layers count as they are: offsets and modulation that they predict react too.
+No location has to be moved. A sample enters the convolution's output linearly. By the chain rule the derivative is the
+gradient at the output times the kernel's weights times the slope of the bilinear surface at the location, summed over
+channels. The gradient runs through later layers as they are, with the offsets and modulation that they predict.
 
-The bilinear surface has a kink at each pixel's centre, and there ordinary convolutions read. The slope of one side
-would favour right over left; the mean of both sides is the derivative that central differences measure, equals the
-slope anywhere else, and is what is taken. A peak one pixel wide that is read in its middle thus has strength 0.
+The bilinear surface has a kink at each pixel's centre, where ordinary convolutions read. The slope of one side would
+favour right over left, so the mean of both sides is taken. It is the derivative that central differences measure, and
+equals the slope anywhere else. A peak one pixel wide that is read in its middle thus has strength 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,20 +31,20 @@ from models.deform_backbone import stage_convolutions
 from ops import DeformConv2d
 from util.errors import UserError
 
-STAGES = (2, 3, 4, 5)  # of blocks, counted as papers do: conv2_x to conv5_x
+STAGES = (2, 3, 4, 5)  # stages of blocks, numbered as in papers: conv2_x to conv5_x
 
 
 @dataclass
 class ConvLocations:
-    """What a unit of a backbone reads, in fp64 on the CPU.
+    """The locations that a unit of a backbone reads, in fp64 on the CPU.
 
     Attributes:
         unit: (x, y) in [0, 1] of the image, the centre of the unit's cell.
-        points: `[N, 2]`, (x, y) in [0, 1] of the image; beyond it lies what is read in the zeros around a map.
-        strength: `[N]`, |d response / d location| for each pixel of the image that the network is given; above 0.
+        points: `[N, 2]`, (x, y) in [0, 1] of the image; points outside read the zeros around a map.
+        strength: `[N]`, |d response / d location| per pixel of the network's input image; above 0.
         stages: `[N]`, stage of the convolution that reads, 2 to 5.
         layers: `[N]`, the convolution's index in `names`.
-        names: of the convolutions, in the order in which they run.
+        names: names of the convolutions, in the order in which they run.
     """
 
     unit: tuple[float, float]
@@ -55,29 +55,29 @@ class ConvLocations:
     names: list[str]
 
     def where(self, chosen: Tensor) -> "ConvLocations":
-        """Some of the locations, by indices or by a mask `[N]`."""
+        """The locations that indices or a mask `[N]` choose."""
         parts = {name: getattr(self, name)[chosen] for name in ("points", "strength", "stages", "layers")}
         return replace(self, **parts)
 
     def of_stage(self, stage: int) -> "ConvLocations":
-        """Those of one stage."""
+        """The locations of one stage."""
         return self.where(self.stages == stage)
 
     def strongest(self, count: int) -> "ConvLocations":
-        """At most `count`, strongest first."""
+        """The `count` strongest locations, or all if there are fewer, strongest first."""
         return self.where(self.strength.topk(min(count, len(self.strength))).indices)
 
     def share_inside(self, box: Sequence[float]) -> float:
-        """The share of all strength that lies in a box (cxcywh in [0, 1] of the image); nan if there is none."""
+        """The share of all strength in a box (cxcywh in [0, 1] of the image); NaN without locations."""
         centre, size = torch.tensor(box, dtype=torch.float64).split(2)
         inside = ((self.points - centre).abs() <= size / 2).all(-1)
         return float(self.strength[inside].sum() / self.strength.sum())
 
     def radius(self, share: float, size: tuple[int, int]) -> float:
-        """How far from the unit this share of all strength lies, in pixels of a picture; nan if there is none.
+        """The radius around the unit, in pixels of a picture, that holds a share of all strength; NaN if it is empty.
 
         Args:
-            share: in (0, 1]; 0.5 is the median.
+            share: the share, in (0, 1]; 0.5 gives the median distance.
             size: (width, height) of the picture.
         """
         if not len(self.strength):
@@ -85,27 +85,28 @@ class ConvLocations:
         scale = torch.tensor(size, dtype=torch.float64)
         distance, order = ((self.points - torch.tensor(self.unit, dtype=torch.float64)) * scale).norm(dim=-1).sort()
         reached = self.strength[order].cumsum(0)
-        # The last sum can lie a rounding error below the share of itself.
+        # By rounding, the last sum can lie below `share` times itself.
         return float(distance[int((reached < share * reached[-1]).sum().clamp(max=len(order) - 1))])
 
 
 def conv_sampling(
     backbone: Backbone, images: Tensor, point: tuple[float, float], level: int = -1, stages: Sequence[int] = STAGES
 ) -> ConvLocations:
-    """Locations that a unit reads through the 3x3 convolutions of its backbone, and their strengths.
+    """The locations that a unit reads through the 3x3 convolutions of its backbone, and their strengths.
 
-    Costs one forward and one backward pass. The backbone, its gradients and its statistics stay as they were.
+    It takes one forward and one backward pass. The backbone, its gradients and its statistics do not change.
 
     Args:
-        backbone: of a ResNet's blocks, regular or deformable, in evaluation mode.
+        backbone: a backbone of ResNet blocks, regular or deformable, in evaluation mode.
         images: `[1, 3, H, W]`, normalised, without padding.
-        point: (x, y) in [0, 1] of the image; the unit is the one whose cell holds it.
-        level: of the unit, an index into the maps that the backbone returns; -1 is the deepest.
-        stages: whose convolutions to follow, 2 to 5. Those above the unit do not move it, and have no locations.
+        point: (x, y) in [0, 1] of the image; the unit's cell holds it.
+        level: the unit's level, an index into the maps that the backbone returns; -1 is the deepest.
+        stages: the stages whose convolutions are followed, 2 to 5. Those above the unit do not move it and have no
+            locations.
 
     Raises:
-        UserError: another kind of backbone, no such level or stage, or only stages above the unit.
-        ValueError: several images, or a backbone in training mode, whose norms would change.
+        UserError: the backbone is of another kind, there is no such level or stage, or all stages lie above the unit.
+        ValueError: there are several images, or the backbone is in training mode, in which its norms would change.
     """
     if len(images) != 1 or backbone.training:
         raise ValueError(f"images {list(images.shape)} must be one, and the backbone in evaluation mode")
@@ -153,13 +154,15 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
     """Points `[N, 2]` in [0, 1] of the image and strengths `[N]` of a convolution.
 
     Args:
-        layer: regular or deformable.
+        layer: the convolution, regular or deformable.
         x: `[1, C, H, W]`, its input.
-        gradient: `[1, O, h, w]` of the response by its output; where it is zero, nothing is read.
-        image_size: (height, width).
+        gradient: `[1, O, h, w]`, gradient of the response by its output; where it is zero, nothing is read.
+        image_size: (height, width) of the image.
     """
     rows, columns = gradient[0].abs().amax(0).nonzero().unbind(-1)  # [n] positions that count
     gradient = gradient[0, :, rows, columns].T.unflatten(1, (layer.groups, -1))  # [n, groups, O/groups]
+    if isinstance(layer.padding, str):
+        raise ValueError(f"the padding of {layer} must be given in pixels")
     first = torch.stack([rows, columns], -1) * _pair(layer.stride, x) - _pair(layer.padding, x)
     if isinstance(layer, DeformConv2d):
         offsets, modulation = layer.offsets_and_modulation(x)
@@ -171,7 +174,7 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
     size = _pair(x.shape[-2:], x)
     per_pixel = size / _pair(image_size, x)  # pixels of the map for each of the image
     points, strength = [], []
-    for k, step in enumerate(product(range(3), range(3))):  # one by one, for nine times less memory
+    for k, step in enumerate(product(range(3), range(3))):  # one by one, to use nine times less memory
         pixels = (first + _pair(step, x) * _pair(layer.dilation, x))[:, None] + offsets[:, :, k]  # [n, G, 2]
         weights = layer.weight.flatten(2)[..., k].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
         by_sample = torch.einsum("ngo,goc->ngc", gradient, weights).flatten(1).unflatten(1, (pixels.shape[1], -1))
@@ -185,7 +188,7 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
 
 
 def _slope(x: Tensor, pixels: Tensor, axis: int) -> Tensor:
-    """Slope of the bilinear surface along an axis, on a kink the mean of both sides.
+    """The slope of the bilinear surface along an axis; on a kink, the mean of both sides.
 
     Args:
         x: `[1, C, H, W]`, zero outside.
@@ -193,13 +196,13 @@ def _slope(x: Tensor, pixels: Tensor, axis: int) -> Tensor:
         axis: 0 for y, 1 for x.
 
     Returns:
-        `[n, G, C/G]` by pixel of x.
+        `[n, G, C/G]`, per pixel of x.
     """
     before, after = pixels.clone(), pixels.clone()
     before[..., axis] = before[..., axis].ceil() - 1
     after[..., axis] = after[..., axis].floor() + 1
     rise = _read(x, after) - _read(x, before)
-    return rise / (after - before)[..., axis, None]  # two pixels apart on a kink, else one
+    return rise / (after - before)[..., axis, None]  # they are two pixels apart on a kink, else one
 
 
 def _read(x: Tensor, pixels: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Effective sampling locations: attention mass traced from a query through the stacked layers to the feature maps.
 
-A query's share of attention is followed backwards. Its cross-attention spreads a mass of 1: each of M heads has 1/M,
-each point its weight of that, laid on the four tokens around it as the bilinear sample reads them. Every encoder
-layer, last to first, spreads the mass of a token over the points of its own self-attention in the same way, except the
-share `residual` that the residual path leaves where it is. What falls off the maps or on padding reads zero and is
-lost.
+A query's attention is followed backwards. Its cross-attention spreads a mass of 1: each of the M heads gets 1/M, each
+of its points gets that times its weight, and the four tokens around the point get that in the proportions in which the
+bilinear sample reads them. Every encoder layer, last to first, spreads the mass of a token in the same way over the
+points of its self-attention, except the share `residual`, which the residual path leaves on the token. Mass outside
+the maps or on padding reads zero and is lost.
 
-The idea is that of Deformable ConvNets v2 (arXiv 1811.11168, section 2), which weighs locations by the gradient; mass
-takes no account of values, projections, normalisation and feed-forward layers, nor of attention among queries. Half
-for the residual path is the convention of attention rollout (arXiv 2005.00928).
+The idea comes from Deformable ConvNets v2 (arXiv 1811.11168, section 2), which weighs locations by the gradient. Mass
+ignores values, projections, normalisation and feed-forward layers, and attention among queries. Half for the residual
+path is the convention of attention rollout (arXiv 2005.00928).
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class EffectiveLocations:
 
     Attributes:
         points: `[N, 2]`, (x, y) in [0, 1] of the unpadded image, strongest first.
-        mass: `[N]`, of each point.
+        mass: `[N]`, mass of each point.
         levels: `[N]`, feature level of each point.
-        token_mass: `[S]`, all mass by token of the maps that the encoder is given; sums to 1 less what was lost.
+        token_mass: `[S]`, all mass, by token of the encoder's input maps; its sum is 1 less the lost mass.
     """
 
     points: Tensor
@@ -40,7 +40,7 @@ class EffectiveLocations:
 
     @property
     def kept(self) -> float:
-        """The share of attention that reads the image; the rest fell off the maps or on padding."""
+        """The share of attention that reads the image; the rest lies outside the maps or on padding."""
         return float(self.token_mass.sum())
 
 
@@ -54,7 +54,7 @@ def deposit(locations: Tensor, levels: Tensor, mass: Tensor, spatial_shapes: Seq
         spatial_shapes: `[(H, W), ...]` of the L levels.
 
     Returns:
-        `[S]`; what lies off the maps is left out.
+        `[S]`, mass by token; mass outside the maps is left out.
     """
     sizes = torch.tensor([(w, h) for h, w in spatial_shapes])
     starts = sizes.prod(-1).cumsum(0) - sizes.prod(-1)
@@ -74,21 +74,21 @@ def deposit(locations: Tensor, levels: Tensor, mass: Tensor, spatial_shapes: Seq
 def trace(
     record: Recording, query: int, image: int = 0, layer: int = -1, residual: float = 0.5, strongest: int = 500
 ) -> EffectiveLocations:
-    """Follow a query's attention back to the maps that the encoder is given (the module's first lines give the rule).
+    """Follow a query's attention back to the encoder's input maps, by the rule in this module's docstring.
 
     Args:
-        record: of a forward pass.
+        record: the recorded forward pass.
         query: index of the query.
         image: index in the batch.
         layer: decoder layer whose cross-attention is followed.
-        residual: share of a token's mass that each encoder layer leaves where it is, in [0, 1).
-        strongest: most points to return.
+        residual: share of a token's mass that each encoder layer leaves on the token, in [0, 1).
+        strongest: largest number of points to return.
     """
     shapes, padding = record.spatial_shapes, record.padding_mask[image].cpu()
     source = record.decoder[layer]
     mass = torch.ones(1, dtype=torch.float64)
     active, stays = torch.tensor([query]), torch.zeros(int(padding.numel()), dtype=torch.float64)
-    moving = 1.0  # the decoder's own residual path holds no part of the image
+    moving = 1.0  # the decoder's residual path holds no part of the image
     for attention in [source, *reversed(record.encoder)]:
         if attention is not source:
             active = mass.nonzero()[:, 0]
@@ -103,7 +103,7 @@ def trace(
 
     ratios = record.valid_ratios[image].cpu().double()  # [L, 2]
     points, levels, point_mass = last[0] / ratios[last[1]], last[1], last[2]
-    if record.encoder:  # what stayed is a point in the middle of its token
+    if record.encoder:  # mass that stayed becomes a point in the middle of its token
         centres = record.encoder[0].references[image].cpu().double()
         of_token = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(shapes)])
         here = stays.nonzero()[:, 0]
@@ -116,10 +116,10 @@ def trace(
 def density(
     token_mass: Tensor, spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor, size: tuple[int, int]
 ) -> Tensor:
-    """Mass by pixel: that of every token, smoothly over the cell it stands for, all levels summed.
+    """Mass by pixel: each token's mass is spread smoothly over its cell, and all levels are summed.
 
     Args:
-        token_mass: `[S]`.
+        token_mass: `[S]`, mass by token.
         spatial_shapes: `[(H, W), ...]` of the L levels.
         valid_ratios: `[L, 2]`, unpadded share (x, y) of each level.
         size: (height, width) of the picture.

@@ -1,4 +1,4 @@
-"""One picture looked at from all sides: what `main.py visualize` draws, and the numbers behind it."""
+"""The maps of one picture that `main.py visualize` draws, and their numbers."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -25,35 +25,39 @@ from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, c
 from datasets.images import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
+from models.detector import DeformableDETR
 from util.config import VisualizeConfig
 from util.errors import UserError
 from util.files import make_folder, unused_name
 
 
 class Look:
-    """A recorded forward pass on one picture, and what was chosen of it.
+    """A recorded forward pass on one picture, with the queries, layers and tokens to draw.
 
     Args:
         predictor: the detector.
-        picture: upright, RGB.
-        config: what to choose, and what to draw.
+        picture: the picture, upright, RGB.
+        config: what to choose and what to draw.
 
     Attributes:
-        record: of the forward pass.
-        chosen: queries, best first unless they were asked for.
-        layers: decoder layers.
-        point: (x, y) in [0, 1] of the picture, where encoder and backbone are asked.
+        record: the recorded forward pass.
+        chosen: the queries to draw, best first unless the user named them.
+        layers: the decoder layers to draw.
+        point: (x, y) in [0, 1] of the picture, the place whose encoder tokens and backbone unit are drawn.
         tokens: the token of each level at this point.
-        arrays: the numbers that were drawn, by name: `decoder.I.*` of all queries in decoder layer I, `encoder.I.*` of
-            `tokens`, of each map `MAP.Q.*` for query Q, and `backbone.*`.
-        summary: what was chosen and found, for JSON.
+        arrays: the numbers that were drawn, by name: `decoder.I.*` for all queries in decoder layer I, `encoder.I.*`
+            for `tokens`, `MAP.Q.*` for each map and query Q, and `backbone.*`.
+        summary: the choices and results, for JSON.
         remarks: sentences for the user.
 
     Raises:
-        UserError: a query, layer or pixel that is not there.
+        UserError: there is no such query, layer or pixel.
+        TypeError: the predictor's model is not a `DeformableDETR`, as with test-time views.
     """
 
     def __init__(self, predictor: Predictor, picture: Image.Image, config: VisualizeConfig):
+        if not isinstance(predictor.model, DeformableDETR):
+            raise TypeError(f"only a DeformableDETR can be looked into, not a {type(predictor.model).__name__}")
         self.model, self.names, self.picture, self.config = predictor.model, predictor.names, picture, config
         batch = predictor.batch_of([picture])
         self.images, self.padding_mask = batch.images, batch.padding_mask
@@ -76,14 +80,15 @@ class Look:
         }
 
     def draw(self, folder: Path) -> list[str]:
-        """Draw the maps of the configuration into an existing folder, and save the numbers; the files' names."""
+        """Draw the configured maps into an existing folder, save the numbers, and return the files' names."""
         written = []
         for name in dict.fromkeys(self.config.maps):
             figure = MAPS[name](self)
             if figure is not None:
                 save(figure, folder / f"{name}.png")
                 written.append(f"{name}.png")
-        np.savez_compressed(folder / "sampling.npz", **self.arrays)
+        # numpy's stub takes every unpacked name for `allow_pickle`.
+        np.savez_compressed(folder / "sampling.npz", **self.arrays)  # type: ignore[arg-type]
         (folder / "sampling.json").write_text(json.dumps(self.summary, indent=1))
         return [*written, "sampling.npz", "sampling.json"]
 
@@ -176,10 +181,10 @@ class Look:
 
 
 def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Path, config: VisualizeConfig) -> int:
-    """Draw the maps of every picture that can be read; of several, each gets a folder of its own in `output`.
+    """Draw the maps of every picture that can be read. Several pictures each get their own folder in `output`.
 
     Returns:
-        How many pictures were read.
+        The number of pictures that were read.
     """
     used: set[str] = set()
     for path, picture in read_each(pictures, "visualize"):
@@ -190,7 +195,7 @@ def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Pat
     return len(used)
 
 
-# What `--maps` names: a figure, or None where the model has nothing to show.
+# The maps that `--maps` can name; each gives a figure, or None where the model has nothing to show.
 MAPS: dict[str, Callable[[Look], Figure | None]] = {
     "decoder": Look._decoder,
     "heads": Look._heads,
@@ -204,10 +209,10 @@ MAPS: dict[str, Callable[[Look], Figure | None]] = {
 
 
 def check_maps(maps: list[str]) -> None:
-    """Refuse maps that do not exist, before a model is loaded.
+    """Refuse unknown maps, before a model is loaded.
 
     Raises:
-        UserError: names them and those that there are.
+        UserError: a map is unknown, or the list is empty; the message names the known maps.
     """
     unknown = [name for name in maps if name not in MAPS]
     if unknown or not maps:

@@ -27,13 +27,13 @@ def locations_picture(
     traced: Sequence[tuple[ChosenQuery, EffectiveLocations]],
     names: Mapping[int, str],
 ) -> Figure:
-    """A row for each query: the strongest final points, and the mass of all of them by pixel.
+    """A row for each query: the strongest final points, and the mass of all points by pixel.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, whose first image is drawn.
-        traced: queries and where their attention ends.
-        names: of classes.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass; its first image is drawn.
+        traced: queries, and the locations where their attention ends.
+        names: class names by label.
     """
     figure, axes = panels(picture, len(traced), 2, "effective sampling locations", _DARK)
     size, levels = picture.size, list(range(len(record.spatial_shapes)))
@@ -63,13 +63,13 @@ def gradient_picture(
     fields: Sequence[tuple[ChosenQuery, Mapping[str, Tensor]]],
     names: Mapping[int, str],
 ) -> Figure:
-    """A row for each query, a column for each output: how strongly a pixel moves it, a little smoothed.
+    """A row for each query, a column for each output: how strongly each pixel moves the output, slightly smoothed.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, for the boxes.
-        fields: queries and, by the output's name, |gradient| `[H, W]`.
-        names: of classes.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass, which has the boxes.
+        fields: queries, and |gradient| `[H, W]` by the output's name.
+        names: class names by label.
     """
     columns = list(fields[0][1])
     title = "effective receptive field: |gradient| of an output by the image"
@@ -95,14 +95,14 @@ def saliency_picture(
     bound: float,
     names: Mapping[int, str],
 ) -> Figure:
-    """A panel for each query: the region that is kept as it is, the rest dark.
+    """A panel for each query: the region that is kept is bright, the rest is dark.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, for the boxes.
-        regions: queries and what they need.
-        bound: the error was to stay within.
-        names: of classes.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass, which has the boxes.
+        regions: queries, and the regions they need.
+        bound: the error that was allowed.
+        names: class names by label.
     """
     title = f"the smallest region found that keeps score and box within {bound:g}"
     figure, axes = panels(picture, 1, len(regions), title, 0.22, below=2)
@@ -121,10 +121,10 @@ def saliency_picture(
 
 
 def _lay_heat(panel, values: Tensor, size: tuple[int, int], scale: Normalize) -> None:
-    """Heat over a dark picture, opaque where it is hot."""
-    values = values.float().cpu().numpy()
-    alpha = np.clip(scale(values).data * 1.6, 0, 0.88)
-    panel.imshow(values, cmap=_HEAT, norm=scale, alpha=alpha, extent=(0, size[0], size[1], 0), interpolation="bilinear")
+    """Draw heat over a dark picture, opaque where it is hot."""
+    heat = values.float().cpu().numpy()
+    alpha = np.clip(np.ma.getdata(scale(heat)) * 1.6, 0, 0.88)
+    panel.imshow(heat, cmap=_HEAT, norm=scale, alpha=alpha, extent=(0, size[0], size[1], 0), interpolation="bilinear")
 
 
 def _smooth(field: Tensor) -> Tensor:

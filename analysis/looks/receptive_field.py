@@ -23,20 +23,20 @@ def box_output(query: int) -> Callable[[Predictions], Tensor]:
 def receptive_field(
     model: DeformableDETR, images: Tensor, padding_mask: Tensor, output: Callable[[Predictions], Tensor]
 ) -> Tensor:
-    """Sum over channels, and over outputs if there are several, of |d output / d pixel|.
+    """The sum of |d output / d pixel| over channels, and over outputs if there are several.
 
-    The gradient runs through the references of iterative refinement too, which training stops. In a two-stage
+    The gradient also runs through the references of iterative refinement, where training stops it. In a two-stage
     detector it does not run through the choice of proposals and their coordinates, where the model itself stops it.
 
     Args:
-        model: in evaluation mode.
+        model: the detector, in evaluation mode.
         images: `[B, 3, H, W]`, normalised.
         padding_mask: `[B, H, W]`, True on padding.
-        output: predictions to the outputs `[N]` that are asked about.
+        output: maps predictions to the outputs `[N]` of interest.
 
     Returns:
-        `[B, H, W]`, not negative; for each unit of the normalised image. On padding, which is constant though
-        convolutions see it, it is 0.
+        `[B, H, W]`, not negative, per unit of the normalised image. Padding gets 0: it is constant, although
+        convolutions see it.
     """
     images = images.detach().clone().requires_grad_()
     field = torch.zeros_like(padding_mask, dtype=images.dtype)
@@ -50,7 +50,7 @@ def receptive_field(
 
 @contextmanager
 def _whole_gradient(model: DeformableDETR) -> Iterator[None]:
-    """Let the gradient into the layers before through their boxes, as it is without auxiliary losses."""
+    """Let the gradient run through the boxes into earlier layers, as in a model without auxiliary losses."""
     before = model.auxiliary_losses
     model.auxiliary_losses = False
     try:

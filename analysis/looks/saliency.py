@@ -1,7 +1,7 @@
 """Error-bounded saliency: the smallest region of an image that keeps an output within a bound.
 
-Deformable ConvNets v2 (arXiv 1811.11168, section 2) looks for it with an optimised mask; here blocks are deleted
-greedily, from coarse to fine, which needs no gradients and whose result is within the bound by construction.
+Deformable ConvNets v2 (arXiv 1811.11168, section 2) optimises a mask. Here blocks are deleted greedily, from coarse to
+fine: this needs no gradients, and the result is within the bound by construction.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from util.progress import progress
 
 @dataclass
 class SaliencyRegion:
-    """What of an image an output needs.
+    """The region of an image that an output needs.
 
     Attributes:
         keep: `[rows, columns]`, True on the cells that stay.
-        error: of the output when only they are seen; at most the bound.
-        passes: masks that were tried, each of which costs a forward pass of one image.
+        error: error of the output when only these cells are seen; at most the bound.
+        passes: number of masks tried; each costs a forward pass of one image.
     """
 
     keep: Tensor
@@ -33,7 +33,7 @@ class SaliencyRegion:
 
     @property
     def share(self) -> float:
-        """Of the image that is kept, in [0, 1]."""
+        """The share of the image that is kept, in [0, 1]."""
         return float(self.keep.float().mean())
 
 
@@ -46,21 +46,21 @@ def saliency_region(
 ) -> SaliencyRegion:
     """Delete blocks of cells while the error stays within the bound.
 
-    For blocks of `coarsest` cells a side, then half of that, down to single cells: each block is deleted alone to see
-    what it costs, and in the order of cost as many as possible are deleted together: the longest of the leading runs
-    of n, n/2, n/4, ... 1 blocks that stays within the bound, then on from there; one that alone exceeds it by now
-    stays. Single cells are gone through again until none can be deleted: of what is returned, every cell is needed,
-    though another region might be smaller still.
+    Blocks have `coarsest` cells a side at first, then half as many, down to single cells. For each size, every block is
+    first deleted alone to see what it costs. Then the cheapest blocks are deleted together: of the cheapest n, n/2,
+    n/4, ... 1 blocks, the largest group that stays within the bound goes; then the remaining blocks are tried in the
+    same way. A block that alone exceeds the bound by then stays. Single cells are repeated until none can be deleted.
+    Every cell of the result is therefore needed, though another region might be smaller.
 
-    Every mask tried is a forward pass of one image: scoring takes one for each block that is left, a run log2(n) + 1.
-    Of 16 x 16 cells it was 130 to 600 for objects of a tenth to a third of the image.
+    Every mask tried costs a forward pass of one image. Deleting alone takes one for each block that is left, deleting
+    together log2(n) + 1. With 16 x 16 cells, objects of a tenth to a third of the image took 130 to 600 passes.
 
     Args:
-        errors_of: masks `[N, rows, columns]`, True on what is kept, to errors `[N]`, 0 for the whole image.
-        cells: (rows, columns).
-        bound: largest error.
+        errors_of: maps masks `[N, rows, columns]`, True on kept cells, to errors `[N]`; the whole image has error 0.
+        cells: number of cells, (rows, columns).
+        bound: the largest error that is allowed.
         coarsest: cells along a side of the first blocks, a power of two.
-        batch: masks to hand over at once.
+        batch: number of masks in one call of `errors_of`.
     """
     keep, error, passes = torch.ones(cells, dtype=torch.bool), 0.0, 0
     bar = progress([], "saliency: masks tried")
@@ -78,7 +78,7 @@ def saliency_region(
         blocks = blocks[(blocks & keep).flatten(1).any(1)]
         alone = errors(keep & ~blocks) if len(blocks) else torch.zeros(0)
         order = [i for i in alone.argsort(stable=True).tolist() if alone[i] <= bound]
-        deleted = bool(order)  # at least the first: it has been tried
+        deleted = bool(order)  # at least the first, which has been tried
         while order:
             lengths = _halvings(len(order))
             masks = torch.stack([keep & ~blocks[order[:n]].any(0) for n in lengths])
@@ -87,7 +87,7 @@ def saliency_region(
             if fits:
                 keep, error = masks[fits[0]], float(tried[fits[0]])
                 order = order[lengths[fits[0]] :]
-            else:  # not even the first of them: others have been deleted since it was scored
+            else:  # the first does not fit any more, because others have been deleted since it was scored
                 order = order[1:]
         if side > 1 or not deleted:
             side //= 2
@@ -103,20 +103,20 @@ def detection_errors(
     label: int,
     any_query: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """How far a detection strays when only some cells of the image are seen; the others take the mean colour.
+    """How much a detection changes when only some cells of the image are seen; the others take the mean colour.
 
     The error is the larger of the relative change of the score and 1 - IoU of the boxes.
 
     Args:
-        model: in evaluation mode.
-        images: `[1, 3, H, W]`, normalised, so that the mean colour is zero.
+        model: the detector, in evaluation mode.
+        images: `[1, 3, H, W]`, normalised, so the mean colour is zero.
         padding_mask: `[1, H, W]`, True on padding.
-        query, label: the detection.
-        any_query: the nearest query counts, not this one alone: for two stages, where another image orders the
-            proposals anew.
+        query, label: the detection's query and class.
+        any_query: if True, the query with the smallest error counts, not this one alone. Two-stage models need this,
+            because another image changes the order of the proposals.
 
     Returns:
-        Masks `[N, rows, columns]` to errors `[N]`.
+        A function from masks `[N, rows, columns]` to errors `[N]`.
     """
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def detection_errors(
 
 
 def cells_of(size: tuple[int, int], longer: int) -> tuple[int, int]:
-    """(rows, columns) of nearly square cells, `longer` of them along the longer side of a (height, width)."""
+    """(rows, columns) of nearly square cells, with `longer` of them along the longer side of a (height, width)."""
     height, width = size
     return max(1, round(longer * height / max(size))), max(1, round(longer * width / max(size)))
 

@@ -27,7 +27,7 @@ _DARK = 0.6
 
 
 def points_of(sampling: Sampling, query: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points `[M*P, 2]` in [0, 1] of the unpadded image, weights `[M*P]` and levels `[M*P]` of a query (or token)."""
+    """A query's (or token's) points `[M*P, 2]` in [0, 1] of the unpadded image, weights `[M*P]` and levels `[M*P]`."""
     weights = sampling.weights[0, query]
     return sampling.locations[0, query].flatten(0, 1), weights.flatten(), sampling.levels.expand_as(weights).flatten()
 
@@ -39,17 +39,17 @@ def decoder_picture(
     layers: Sequence[int],
     names: Mapping[int, str],
 ) -> Figure:
-    """A row for each query, a column for each decoder layer, and one with the points of all these layers.
+    """A row for each query, a column for each decoder layer, and one column with the points of all these layers.
 
-    Each panel has all points of all heads and levels, the reference that the layer starts from and the box that it
-    predicts; the last column has the last layer's.
+    Each panel shows the points of all heads and levels, the reference that the layer starts from and the box that it
+    predicts; the last column shows the last layer's reference and box.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, whose first image is drawn.
-        chosen: queries.
-        layers: decoder layers.
-        names: of classes.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass; its first image is drawn.
+        chosen: the queries to draw.
+        layers: the decoder layers to draw.
+        names: class names by label.
     """
     together = len(layers) > 1
     figure, axes = panels(
@@ -66,7 +66,8 @@ def decoder_picture(
             draw_cross(panel, record.decoder[layer].references[0, query.query, :2], size)
             panel.set_title(f"layer {layer}, score {scores[layer]:.2f}", fontsize="small")
         if together:
-            draw_points(row[-1], *map(torch.cat, zip(*(found[query.query, i] for i in layers))), size, scale)
+            points, weights, levels = (torch.cat(parts) for parts in zip(*(found[query.query, i] for i in layers)))
+            draw_points(row[-1], points, weights, levels, size, scale)
             draw_box(row[-1], boxes[layers[-1], query.query], size)
             draw_cross(row[-1], record.decoder[layers[-1]].references[0, query.query, :2], size)
             row[-1].set_title("these layers together", fontsize="small")
@@ -82,11 +83,11 @@ def heads_picture(
     """One query in one decoder layer: a row for each level, a column for each head.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, whose first image is drawn.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass; its first image is drawn.
         query: the query.
         layer: the decoder layer.
-        names: of classes.
+        names: class names by label.
     """
     sampling, size = record.decoder[layer], picture.size
     locations, weights = sampling.locations[0, query.query], sampling.weights[0, query.query]  # [M, P, 2], [M, P]
@@ -114,13 +115,13 @@ def heads_picture(
 def encoder_picture(
     picture: Image.Image, record: Recording, tokens: Sequence[int], point: tuple[float, float]
 ) -> Figure:
-    """What the tokens at a point look at: a row for each level's token, a column for each encoder layer.
+    """The points of the tokens at a place: a row for each level's token, a column for each encoder layer.
 
     Args:
-        picture: RGB, the image that was recorded.
-        record: of the forward pass, with at least one encoder layer; its first image is drawn.
-        tokens: one of each level, see `analysis.looks.selection.tokens_at`.
-        point: (x, y) in [0, 1] of the picture.
+        picture: the recorded image, RGB.
+        record: the recorded forward pass, with at least one encoder layer; its first image is drawn.
+        tokens: one token of each level, see `analysis.looks.selection.tokens_at`.
+        point: the place, (x, y) in [0, 1] of the picture.
     """
     size = picture.size
     x, y = int(point[0] * size[0]), int(point[1] * size[1])
@@ -144,7 +145,7 @@ def encoder_picture(
 
 
 def describe_query(query: ChosenQuery, names: Mapping[int, str]) -> str:
-    """Index, class and score, for the side of a row."""
+    """Index, class and score, as the label of a row."""
     return f"query {query.query}\n{names.get(query.label, f'class {query.label}')} {query.score:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""What to look at: queries, layers and tokens, chosen by the user or by score."""
+"""The choice of queries, layers and tokens to look at, by the user or by score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from util.errors import UserError
 
 @dataclass
 class ChosenQuery:
-    """An object query and what it found.
+    """An object query and its detection.
 
     Attributes:
         query: index among the Q queries, from 0.
-        label: its best class.
-        score: of this class after the last layer, in [0, 1].
+        label: the query's best class.
+        score: score of this class after the last layer, in [0, 1].
     """
 
     query: int
@@ -28,17 +28,17 @@ class ChosenQuery:
 def choose_queries(
     predictions: Predictions, threshold: float, top_k: int, queries: Sequence[int] | None = None
 ) -> list[ChosenQuery]:
-    """The queries asked for, else the best ones by the score of their best class.
+    """The queries that the user named, or else the best ones by the score of their best class.
 
     Args:
-        predictions: of one image.
-        threshold: smallest score of a query that was not asked for; if none reaches it, the best are taken all the
-            same, for there is something to see in an untrained model too.
-        top_k: most queries that were not asked for.
-        queries: indices, from 0.
+        predictions: the predictions for one image.
+        threshold: smallest score of a query that the user did not name. If no query reaches it, the best are taken
+            nevertheless, because an untrained model has something to show too.
+        top_k: largest number of queries that the user did not name.
+        queries: indices, from 0; None if the user named none.
 
     Raises:
-        UserError: a query that the model does not have.
+        UserError: the list is empty, or the model does not have such a query.
     """
     if queries is not None and not queries:
         raise UserError("queries is an empty list; name some, like [3,17], or leave the option out")
@@ -55,10 +55,10 @@ def choose_queries(
 
 
 def choose_layers(count: int, layers: Sequence[int] | None) -> list[int]:
-    """The decoder layers asked for, from 0, else all.
+    """The decoder layers that the user named, from 0, or else all.
 
     Raises:
-        UserError: a layer that the decoder does not have.
+        UserError: the list is empty, or the decoder does not have such a layer.
     """
     if layers is not None and not layers:
         raise UserError("layers is an empty list; name some, like [0,5], or leave the option out")
@@ -69,15 +69,15 @@ def choose_layers(count: int, layers: Sequence[int] | None) -> list[int]:
 
 
 def choose_pixel(pixel: Sequence[int] | None, box: Tensor, size: tuple[int, int]) -> tuple[float, float]:
-    """The pixel asked for, else the centre of a box, as (x, y) in [0, 1] of the picture.
+    """The pixel that the user named, or else the centre of a box, as (x, y) in [0, 1] of the picture.
 
     Args:
-        pixel: (x, y) in pixels of the upright picture, from 0.
+        pixel: (x, y) in pixels of the upright picture, from 0; None if the user named none.
         box: `[4]`, cxcywh in [0, 1].
         size: (width, height) of the picture.
 
     Raises:
-        UserError: not two numbers, or outside of the picture.
+        UserError: the pixel is not two numbers, or lies outside of the picture.
     """
     width, height = size
     if pixel is None:
@@ -91,7 +91,7 @@ def choose_pixel(pixel: Sequence[int] | None, box: Tensor, size: tuple[int, int]
 
 
 def tokens_at(point: tuple[float, float], spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> list[int]:
-    """The token on each level whose cell holds a point.
+    """On each level, the token whose cell holds a point.
 
     Args:
         point: (x, y) in [0, 1] of the unpadded image.

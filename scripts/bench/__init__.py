@@ -1,1 +1,1 @@
-"""Benchmarks: contenders are checked against one another, then timed side by side in one run."""
+"""Benchmarks: contenders are compared for equal results, then timed side by side in one run."""

@@ -3,11 +3,11 @@
     python scripts/bench/deform.py                                    # fp32 on the CPU, all threads
     python scripts/bench/deform.py --device cuda --repeats 50
 
-Convolutions are 3x3, modulated (v2), of the stages of a ResNet-50 at 800x1066 pixels and of one of a ResNeXt;
-`conv2d` is the ordinary one of the same size. RoIs are pooled into 7x7 bins of four samples. That all agree is checked
-first, outputs and gradients; if they do not, the exit code is 1. Contenders then take turns, in a fresh order every
-round; figures are medians over rounds, ratios are to torchvision's operator. The slow sit some rounds out, but have at
-least three turns. Peak memory is that of tensors, inputs and results included.
+Convolutions are 3x3 and modulated (v2), with the sizes of a ResNet-50's stages at 800x1066 pixels and of one stage of a
+ResNeXt. `conv2d` is the ordinary convolution of the same size. RoIs are pooled into 7x7 bins of four samples. Outputs
+and gradients are compared first; if they differ, the exit code is 1. Contenders then take turns in a new order every
+round. Figures are medians over rounds, and ratios are to torchvision's operator. Slow contenders skip some rounds, but
+have at least three turns. Peak memory is that of tensors, with inputs and results.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,10 @@ PROG = "bench/deform.py"
 # B, C, H, W, groups: stages 3 to 5 of a ResNet-50 at 800x1066, and stage 4 of a ResNeXt-101 64x4d.
 CONVOLUTIONS = [(1, 128, 100, 134, 1), (1, 256, 50, 67, 1), (1, 512, 25, 34, 1), (1, 1024, 50, 67, 64)]
 POOLED = (2, 256, 50, 67)  # the map of the RoIs, 64 of each image
-HEADER = ("operator", "map", "implementation", "forward ms", "of torchvision", "with backward ms", "of torchvision")
-HEADER += ("peak MiB forward", "with backward")
+HEADER = (
+    *("operator", "map", "implementation", "forward ms", "of torchvision", "with backward ms", "of torchvision"),
+    *("peak MiB forward", "with backward"),
+)
 
 
 @dataclass
@@ -44,10 +47,10 @@ class Contender:
     """An implementation on some inputs.
 
     Attributes:
-        name: in the table.
-        run: inputs to an output.
-        inputs: which it differentiates by.
-        agrees: whether it computes what the first of its rivals does.
+        name: the name in the table.
+        run: maps the inputs to an output.
+        inputs: the inputs, which get gradients.
+        agrees: whether it should give the same result as the first contender.
     """
 
     name: str
@@ -57,7 +60,7 @@ class Contender:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The output, without a graph."""
+        """The output, computed without a graph."""
         return self.run(*self.inputs)
 
     def both(self) -> tuple[Tensor, ...]:
@@ -66,11 +69,11 @@ class Contender:
 
 
 def convolutions(shape: tuple[int, ...], device: torch.device) -> tuple[str, str, list[Contender]]:
-    """Name, map and contenders of a deformable convolution."""
+    """Name, map and contenders for a deformable convolution."""
     batch, channels, height, width, groups = shape
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     x, weight = draw(batch, channels, height, width), draw(channels, channels // groups, 3, 3) / 50
-    # Away from whole pixels, where the gradient by the offsets is one-sided.
+    # Keep away from whole pixels, where the offsets' gradient is one-sided.
     offsets = 2 * draw(batch, 18, height, width)
     offsets = offsets.floor() + 0.1 + 0.8 * (offsets - offsets.floor())
     modulation = draw(batch, 9, height, width).sigmoid()
@@ -87,7 +90,7 @@ def convolutions(shape: tuple[int, ...], device: torch.device) -> tuple[str, str
 
 
 def pooling(device: torch.device) -> list[tuple[str, str, list[Contender]]]:
-    """Names, maps and contenders of plain and position-sensitive RoI pooling."""
+    """Names, maps and contenders for plain and position-sensitive RoI pooling."""
     generator, stride, bins = torch.Generator().manual_seed(0), 16, 7
     batch, channels, height, width = POOLED
     corners = torch.rand(64 * batch, 2, 2, generator=generator).sort(1).values * torch.tensor([width, height]) * stride
@@ -100,7 +103,7 @@ def pooling(device: torch.device) -> list[tuple[str, str, list[Contender]]]:
     ):
         x = torch.randn(batch, maps, height, width, generator=generator).to(device).requires_grad_()
         offsets = torch.randn(moved, generator=generator).to(device).requires_grad_()
-        common = {"output_size": bins, "spatial_scale": 1 / stride, "sampling_ratio": 2}
+        common: dict[str, Any] = {"output_size": bins, "spatial_scale": 1 / stride, "sampling_ratio": 2}
         more = {"aligned": True} if theirs is torchvision.ops.roi_align else {}
         pool = partial(ours, rois=rois, **common)
         contenders = [
@@ -113,7 +116,7 @@ def pooling(device: torch.device) -> list[tuple[str, str, list[Contender]]]:
 
 
 def check(contenders: Sequence[Contender]) -> None:
-    """Run all, and compare those that should agree with the first.
+    """Run all contenders, and compare those that should agree with the first.
 
     Raises:
         DisagreementError: an output or a gradient differs by more than rounding.
@@ -126,7 +129,7 @@ def check(contenders: Sequence[Contender]) -> None:
 
 
 def measure(name: str, where: str, contenders: list[Contender], repeats: int, device: torch.device) -> list[list[str]]:
-    """Rows of the table for one operator on one map."""
+    """The table's rows for one operator on one map."""
     check(contenders)
     calls = {(c.name, d): getattr(c, d) for c in contenders for d in ("forward", "both")}
     seconds, rows = timing.median_seconds(calls, repeats, device), []

@@ -1,10 +1,10 @@
-"""Times a whole R50 detector, forward, against transformers' implementation with the same weights.
+"""Times the forward pass of a whole R50 detector beside transformers' implementation with the same weights.
 
     python scripts/bench/model.py                          # one image of 800x1333, fp32, on the CPU
     python scripts/bench/model.py --device cuda --dtype bfloat16 --batch 2
 
-Contenders take turns, in a fresh order every round; the figures are medians over rounds. Outputs are compared first.
-Needs the test dependencies (`scripts/setup.sh --test`).
+Contenders take turns in a new order every round; the figures are medians over rounds. Outputs are compared first.
+This needs the test dependencies (`scripts/setup.sh --test`).
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -30,12 +31,13 @@ VARIANTS = {
 
 
 def their_detector(variant: str):
-    """transformers' R50 detector with random weights; offsets and heads are made lively, as they are after training."""
+    """transformers' R50 detector with random weights. Offsets and attention weights vary, as they do after training."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     torch.manual_seed(0)
-    settings = {"use_timm_backbone": True, "use_pretrained_backbone": False, "num_labels": 91, **VARIANTS[variant]}
-    model = DeformableDetrForObjectDetection(DeformableDetrConfig(backbone="resnet50", **settings)).eval()
+    settings: dict[str, Any] = {"backbone": "resnet50", "use_timm_backbone": True, "use_pretrained_backbone": False}
+    settings |= {"num_labels": 91, **VARIANTS[variant]}
+    model = DeformableDetrForObjectDetection(DeformableDetrConfig(**settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "sampling_offsets" in name or "attention_weights" in name:
@@ -44,7 +46,7 @@ def their_detector(variant: str):
 
 
 def our_detector(theirs):
-    """The same weights through the importer of checkpoints."""
+    """Our detector with the same weights, read by the importer of checkpoints."""
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         return load_detector(folder).model.eval()
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--variant", choices=VARIANTS, default="base")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16: by autocast")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="bfloat16 uses autocast")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("H", "W"))
     parser.add_argument("--repeats", type=int, default=5)

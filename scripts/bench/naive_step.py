@@ -1,8 +1,8 @@
-"""A training step as it is often written, for `scripts/bench/train.py` to compare with.
+"""A training step as it is often written, with which `scripts/bench/train.py` compares ours.
 
-Each layer is matched by itself with a transfer of its own, every query against the objects of all images; each loss is
-computed and read by itself; convolutions keep the ordinary memory layout; dropout is torch's; AdamW and clipping go
-parameter by parameter. It learns the same: the sum of its losses is that of `models.criterion`.
+Each layer is matched by itself, with a transfer of its own and every query against the objects of all images. Each loss
+is computed and read by itself. Convolutions keep the ordinary memory layout, dropout is torch's, and AdamW and clipping
+go parameter by parameter. It learns the same, because the sum of its losses equals that of `models.criterion`.
 """
 
 import math
@@ -27,15 +27,15 @@ Matcher = Callable[..., list[tuple]]
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, labels: list[Tensor], wanted: list[Tensor], cfg: LossConfig) -> list[tuple]:
-    """One layer's least costly assignment.
+    """The assignment with the least cost for one layer.
 
     Args:
-        logits, boxes: of one layer, `[B, Q, C]` and `[B, Q, 4]`.
-        labels, wanted: of each image's objects, `[T]` and `[T, 4]`.
-        cfg: with the costs.
+        logits, boxes: the layer's predictions, `[B, Q, C]` and `[B, Q, 4]`.
+        labels, wanted: labels `[T]` and boxes `[T, 4]` of each image's objects.
+        cfg: the configuration, which has the costs.
 
     Returns:
-        (queries, objects) of each image.
+        Indices (queries, objects) for each image.
     """
     p, flat = logits.flatten(0, 1).sigmoid(), boxes.flatten(0, 1)
     ids, truth = torch.cat(labels), torch.cat(wanted)
@@ -50,18 +50,18 @@ def match(logits: Tensor, boxes: Tensor, labels: list[Tensor], wanted: list[Tens
 def losses_of(
     predictions: Predictions, targets: Sequence[Objects], cfg: LossConfig, matcher: Matcher = match
 ) -> dict[str, Tensor]:
-    """The weighted losses of every layer (and of the proposals), under the names that `models.criterion` gives them.
+    """The weighted losses of every layer (and of the proposals), with the names of `models.criterion`.
 
     Args:
-        predictions: of the model.
-        targets: of each image.
-        cfg: with weights and costs.
-        matcher: as `match`.
+        predictions: the model's predictions.
+        targets: the objects of each image.
+        cfg: the configuration, which has weights and costs.
+        matcher: a function like `match`.
     """
     layers = {f"decoder.{i}": pair for i, pair in enumerate(zip(predictions.logits, predictions.boxes))}
     if not cfg.auxiliary:
         layers = dict([layers.popitem()])
-    for group in predictions.groups[1:]:  # of a two-stage model: the proposals, which have no class
+    for group in predictions.groups[1:]:  # a two-stage model's proposals, which have no class
         layers[group.name] = (group.logits[0], group.boxes[0])
     num_boxes, losses = max(sum(len(t.labels) for t in targets), 1), {}
     for name, (logits, boxes) in layers.items():
@@ -89,23 +89,30 @@ def losses_of(
 
 
 def make_ordinary(model: DeformableDETR) -> None:
-    """Undo channels_last in the backbone's weights and inputs, and take torch's dropout."""
+    """Undo channels_last in the backbone's weights and inputs, and use torch's dropout."""
     backbone = model.backbone
     backbone.body.to(memory_format=torch.contiguous_format)
-    backbone.forward = lambda images: backbone.body(images.contiguous())[-backbone.num_features :]
+
+    def ordinary_backbone(images: Tensor) -> list[Tensor]:
+        return backbone.body(images.contiguous())[-backbone.num_features :]
+
+    def ordinary_dropout(own: Dropout) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.dropout(x, own.p, own.training)
+
+    backbone.forward = ordinary_backbone  # type: ignore[method-assign]  # of this one module
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.forward = lambda x, own=module: F.dropout(x, own.p, own.training)
+            module.forward = ordinary_dropout(module)  # type: ignore[method-assign, assignment]  # of this one module
 
 
 def step(batch: Batch, prepare: Callable, criterion: Callable, state: TrainingState, clip_norm: float) -> None:
     """Forward, losses read one by one, backward, clip, update.
 
     Args:
-        batch: on the host.
-        prepare: batch to a batch on the device.
-        criterion: (predictions, targets) to a dictionary of losses.
-        state: model and optimizer; the scaler does nothing in fp32, but is where the clock is read.
+        batch: the batch on the host.
+        prepare: moves a batch to the device.
+        criterion: maps (predictions, targets) to a dictionary of losses.
+        state: the model and its optimizer. The scaler does nothing in fp32, but the clock times its methods.
         clip_norm: largest gradient norm; 0 does not clip.
     """
     state.model.train()

@@ -5,20 +5,20 @@
     python scripts/bench/op.py --quick                                # small maps: does it run, in seconds
 
 Cases (8 heads of 32 channels, 4 levels with 4 points each, the maps of an image of 800x1333 pixels):
-  encoder-local    every pixel of every level asks, points about 2.5 pixels around its place: a trained encoder
-  encoder-uniform  the same with points anywhere: the worst for caches
-  decoder          300 queries, points spread over the box of each
-  overhead         four pixels and two queries: what a call costs before any work
+  encoder-local    every pixel of every level is a query, with points about 2.5 pixels away, as in a trained encoder
+  encoder-uniform  the same with points anywhere, which is the worst case for caches
+  decoder          300 queries, with points spread over the box of each
+  overhead         four pixels and two queries: the cost of a call without work
 
-Method: outputs and gradients are first compared with the reference in fp64; one that is off by more than rounding ends
-the run with exit code 1. Then contenders take turns, in a fresh order every round, so that a busy machine hits all
-alike; the figures are medians over rounds. A contender that is slower than --seconds for all rounds sits some out. The
+Method: outputs and gradients are first compared with the reference in fp64; if one is off by more than rounding, the
+run ends with exit code 1. Then contenders take turns in a new order every round, so a busy machine slows all alike.
+The figures are medians over rounds. A contender that would need more than --seconds for all rounds skips some. The
 backward is the difference between forward + backward and forward (without autograd) of the same turn. Short calls are
 timed in bursts. On CUDA the clock is CUDA's events.
 
-The floor is the time in which the machine copies as many bytes as the operator cannot avoid: every input read once
-(only those rows of the value that are sampled), every output written once. Nothing is flushed between calls: what fits
-the caches may be found there, so that small cases can be faster than the floor.
+The floor is the time in which the machine copies the bytes that the operator must move: every input is read once (only
+those rows of the value that are sampled), and every output is written once. Caches are not flushed between calls, so
+small cases can be faster than the floor.
 
 The package takes part where it can be imported: `pip install torch_ms_deform_attn==0.1.1`.
 """
@@ -29,6 +29,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
@@ -46,7 +47,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")
 
 
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     add(
         "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="DTYPE",
-        help=f"of the value: {', '.join(DTYPES)}; several are measured one after another (default: float32). With "
+        help=f"the value's dtype: {', '.join(DTYPES)}; several are measured one after another (default: float32). With "
         "bfloat16 and float16 our locations and weights stay fp32, as under autocast; the package's are rounded",
     )  # fmt: skip
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=f"{', '.join(CASES)} (all)")
@@ -80,17 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=_positive(int), default=1, metavar="B", help="images in a call (default: 1)")
     add("--repeats", type=_positive(int), metavar="N", help="rounds (default: 20, with --quick 5)")
     add("--seconds", type=_positive(float), metavar="T",
-        help="for one contender and direction in a case; who is slower has fewer turns, at least three "
+        help="time for one contender and direction in a case; slower contenders have fewer turns, at least three "
         "(default: 5, with --quick 0.2)")  # fmt: skip
-    add("--threads", type=_positive(int), metavar="N", help="of torch on the CPU (default: torch's own choice)")
-    add("--quick", action="store_true", help="small maps, few rounds: to try the script, not to quote")
-    add("--json", type=Path, metavar="FILE", help="write all numbers, with quartiles; seconds and bytes")
+    add("--threads", type=_positive(int), metavar="N", help="torch's threads on the CPU (default: torch's own choice)")
+    add("--quick", action="store_true", help="small maps and few rounds, to try the script; do not quote the figures")
+    add("--json", type=Path, metavar="FILE", help="write all numbers, with quartiles, in seconds and bytes")
     add("--plot", type=Path, metavar="FILE.png", help="draw the times as bars")
     return parser
 
 
 def _resolve(options: argparse.Namespace) -> None:
-    """Fill in defaults and refuse, before anything is measured, what cannot be done."""
+    """Fill in defaults, and refuse impossible options before anything is measured."""
     try:
         options.device = torch.device(options.device)
     except RuntimeError as error:
@@ -116,10 +117,10 @@ def _resolve(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print tables in Markdown, write what is asked for.
+    """Measure, print tables in Markdown, and write the files that the options name.
 
     Returns:
-        The exit code: 0, 1 where a contender disagrees with the reference, 2 for options that cannot be followed.
+        The exit code: 0, 1 if a contender disagrees with the reference, 2 for impossible options.
     """
     options = _parser().parse_args(argv)
     try:
@@ -143,11 +144,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> dict:
-    """Measure everything; what goes into the JSON."""
+    """Measure everything, and return the content of the JSON file."""
     names, missing = available(options.device, options.backends)
     about = timing.machine(options.device) | {"backends": versions(names)}
     kept = ("batch", "repeats", "seconds", "quick", "cases", "dtype", "backends")
-    report = {"machine": about, "settings": {name: getattr(options, name) for name in kept}}
+    report: dict[str, Any] = {"machine": about, "settings": {name: getattr(options, name) for name in kept}}
     burst = 0.001 if options.quick else timing.BURST
     settings = Settings(options.device, options.batch, options.repeats, options.seconds, burst, options.quick)
     order = [(case, dtype) for dtype in dict.fromkeys(options.dtype) for case in dict.fromkeys(options.cases)]

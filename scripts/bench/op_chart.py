@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,15 +17,15 @@ from scripts.bench.timing import figure
 
 COLOURS = {"cuda": "#2e7d32", "cpu": "#2166ac", "package": "#e08214", "reference": "#8c8c8c"}  # from the top down
 DIRECTIONS = ("forward", "backward")
-FLOOR = {"color": "black", "linestyle": "--", "linewidth": 1.2}
+FLOOR: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2}
 
 
 def plot(report: dict, path: Path) -> None:
     """Draw forward and backward times as bars, a row of axes for each case, with the floor as a line.
 
     Args:
-        report: what goes into the JSON; the overhead is left out unless it is all there is.
-        path: `.png` to write.
+        report: the content of the JSON file; the overhead is left out unless it is the only case.
+        path: the `.png` file to write.
     """
     cases = [c for c in report["cases"] if c["case"] != "overhead"] or report["cases"]
     names = [n for n in COLOURS if n in report["machine"]["backends"]]
@@ -40,7 +42,7 @@ def plot(report: dict, path: Path) -> None:
     small = ", small maps (--quick)" if settings["quick"] else ""
     where = f"{about['name']}{threads}, torch {about['torch']}, batch {settings['batch']}{small}"
     picture.suptitle(f"ms_deform_attn on {where}", fontsize=11)
-    handles = [Patch(color=COLOURS[n], label=label(n)) for n in names]
+    handles: list[Artist] = [Patch(color=COLOURS[n], label=label(n)) for n in names]
     handles.append(Line2D([], [], **FLOOR, label="floor: compulsory bytes, copied"))
     picture.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     picture.savefig(path, dpi=120)
@@ -72,7 +74,7 @@ def _draw_panel(axes: Axes, case: dict, direction: str, names: Sequence[str]) ->
 
 
 def _share_scale(column: Sequence[Axes], cases: Sequence[dict], direction: str) -> None:
-    """Give the panels of a direction the same scale, as their bars are compared: logarithmic for a wide range."""
+    """Give all panels of a direction the same scale, so that bars can be compared; logarithmic for a wide range."""
     drawn = [r[direction] for c in cases for r in c["contenders"] if r.get(direction, {}).get("seconds", 0) > 0]
     ms = [v * 1e3 for n in drawn for v in (n["seconds"], n.get("floor_seconds", n["seconds"]))]
     wide = bool(ms) and max(ms) > 20 * min(ms)

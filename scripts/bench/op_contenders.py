@@ -21,13 +21,13 @@ class Contender:
 
     Attributes:
         name: one of `CONTENDERS`.
-        inputs: in the dtypes that it takes.
-        call: from value, locations and weights, laid out as in `leaves`, to the output `[B, Q, M*D]`.
-        leaves: value, locations and weights, all requiring gradients.
-        bytes: which forward and backward must move at least, see `compulsory_bytes`.
-        error: largest deviation of output and gradients, as a part of the largest entry.
-        failure: what kept it from being measured, or "".
-        forward_s, both_s: seconds of a call, one entry a turn; `both_s` is empty where the backward failed.
+        inputs: the inputs, in the dtypes that it takes.
+        call: maps value, locations and weights, in the layout of `leaves`, to the output `[B, Q, M*D]`.
+        leaves: value, locations and weights, which all require gradients.
+        bytes: the bytes that forward and backward must move, see `compulsory_bytes`.
+        error: largest deviation of output and gradients, relative to the largest entry.
+        failure: why it was not measured, or "".
+        forward_s, both_s: seconds of a call, one entry for each turn; `both_s` is empty where the backward failed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Contender:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The output, nothing kept for a backward."""
+        """The output, computed without a graph."""
         return self.call(*self.leaves)
 
     def both(self) -> tuple[Tensor, ...]:
@@ -51,19 +51,19 @@ class Contender:
         return out.detach(), *torch.autograd.grad(out, self.leaves, self.inputs.grad)
 
     def seconds(self, direction: str) -> list[float]:
-        """Seconds of `forward`, `backward` or `both`, one entry a turn."""
+        """Seconds of `forward`, `backward` or `both`, one entry for each turn."""
         if direction == "backward":
             return [both - forward for both, forward in zip(self.both_s, self.forward_s)]
         return self.forward_s if direction == "forward" else self.both_s
 
 
 def label(name: str) -> str:
-    """A contender's name as tables show it."""
+    """A contender's name in tables."""
     return PACKAGE if name == "package" else f"ours, {name}" if name != "reference" else "reference"
 
 
 def make_contender(name: str, inputs: Inputs) -> Contender:
-    """Set up an implementation; arguments that it wants in another form are converted here, not on the clock."""
+    """Set up an implementation. Arguments that it takes in another form are converted here and not timed."""
     locations, weights = inputs.locations, inputs.weights
     shapes, num_points = inputs.spatial_shapes, [inputs.points] * len(inputs.spatial_shapes)
     if name == "package":
@@ -84,19 +84,20 @@ def make_contender(name: str, inputs: Inputs) -> Contender:
         def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
             return ops.ms_deform_attn(value, shapes, locations, weights, num_points, backend=name)
 
-    leaves = tuple(t.detach().requires_grad_() for t in (inputs.value, locations, weights))
+    leaf_value, leaf_locations, leaf_weights = (t.detach().requires_grad_() for t in (inputs.value, locations, weights))
+    leaves = (leaf_value, leaf_locations, leaf_weights)
     return Contender(name, inputs, call, leaves, compulsory_bytes(inputs))
 
 
 def available(device: torch.device, asked: Sequence[str] | None = None) -> tuple[list[str], dict[str, str]]:
-    """Names of the contenders that can run, and of the others why they cannot.
+    """The names of the contenders that can run, and for the others why they cannot.
 
     Args:
-        device: where they would run.
-        asked: names that must be among them; None takes all there are.
+        device: the device on which they would run.
+        asked: names of the contenders to take; None takes all that can run.
 
     Raises:
-        UserError: one that is asked for cannot run.
+        UserError: a requested contender cannot run.
     """
     found, missing = [], {}
     for name in CONTENDERS:
@@ -118,10 +119,10 @@ def available(device: torch.device, asked: Sequence[str] | None = None) -> tuple
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:
-    """What each contender is, in words.
+    """A description of each contender.
 
     Raises:
-        UserError: the environment variable asks for a backend that cannot run.
+        UserError: the environment variable names a backend that cannot run.
     """
     try:
         found = {name: text for name, text in ops.backend_info().items() if name in names}

@@ -1,4 +1,4 @@
-"""The inputs that the benchmark of the operator measures with, and the bytes that a call must move."""
+"""The inputs of the operator's benchmark, and the bytes that a call must move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ class Inputs:
         spatial_shapes: `[(H, W), ...]` of the L levels.
         locations: `[B, Q, M, P, 2]`, (x, y) in [0, 1].
         weights: `[B, Q, M, P]`, a softmax over P.
-        points: K, on every level.
+        points: number of points K on every level.
         grad: `[B, Q, M*D]`, the gradient of the output.
     """
 
@@ -32,7 +32,7 @@ class Inputs:
     grad: Tensor
 
     def to(self, device: torch.device, dtype: torch.dtype, compute: torch.dtype) -> "Inputs":
-        """Value and gradient in `dtype`, locations and weights in `compute`."""
+        """Move to a device, with value and gradient in `dtype`, and locations and weights in `compute`."""
         return replace(
             self,
             value=self.value.to(device, dtype),
@@ -52,11 +52,12 @@ def make_inputs(case: str, batch: int, quick: bool = False) -> Inputs:
 
     Args:
         case: one of `CASES`.
-        batch: B; the overhead is measured with 1 always.
-        quick: small maps.
+        batch: number of images B; the overhead case always has 1.
+        quick: whether maps are small.
     """
     rng = torch.Generator().manual_seed(0)
-    maps, heads, channels, points = QUICK_MAPS if quick else FULL_MAPS, 8, 32, 4
+    maps: tuple[tuple[int, int], ...] = QUICK_MAPS if quick else FULL_MAPS
+    heads, channels, points = 8, 32, 4
     if case == "overhead":
         batch, maps, heads, channels, points = 1, ((2, 2),), 2, 4, 2
     tokens, levels = sum(h * w for h, w in maps), len(maps)
@@ -69,7 +70,9 @@ def make_inputs(case: str, batch: int, quick: bool = False) -> Inputs:
     elif case == "decoder":
         centre = torch.rand((batch, queries, 1, 1, 1, 2), generator=rng)
         extent = torch.empty_like(centre).uniform_(0.05, 0.5, generator=rng)
-        locations = centre + torch.randn(sampled, generator=rng) * extent / 4  # 2 standard deviations: the box
+        locations = (
+            centre + torch.randn(sampled, generator=rng) * extent / 4
+        )  # the box spans two standard deviations to each side
     else:
         locations = torch.rand(sampled, generator=rng)
     return Inputs(
@@ -92,9 +95,9 @@ def _centres(maps: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def compulsory_bytes(inputs: Inputs) -> tuple[int, int]:
-    """What forward and backward must move at least: every argument read once, every result written once, in bytes.
+    """The bytes that forward and backward must move: every argument is read once, every result is written once.
 
-    Only those rows of the value, of D channels each, are read that a sample touches; its gradient is written whole.
+    A row of the value, with D channels, is read only if a sample touches it; the value's gradient is written whole.
     """
     row = inputs.value.shape[3] * inputs.value.element_size()
     read = sampled_rows(inputs) * row + inputs.locations.nbytes + inputs.weights.nbytes
@@ -103,7 +106,7 @@ def compulsory_bytes(inputs: Inputs) -> tuple[int, int]:
 
 
 def sampled_rows(inputs: Inputs) -> int:
-    """How many of the B*S*M rows of the value are a corner of a sample."""
+    """How many of the value's B*S*M rows are a corner of a sample."""
     batch, tokens, heads, _ = inputs.value.shape
     seen = torch.zeros(batch * tokens * heads, dtype=torch.bool, device=inputs.value.device)
     image = torch.arange(batch, device=seen.device)[:, None, None, None] * tokens

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,12 @@ class Settings:
     """How a case is measured.
 
     Attributes:
-        device: where.
-        batch: images in a call.
-        repeats: rounds.
-        seconds: which the turns of one contender and direction take together, about.
-        burst: seconds that one burst of calls takes, about.
-        quick: small maps.
+        device: the device on which the operator runs.
+        batch: number of images in a call.
+        repeats: number of rounds.
+        seconds: about how many seconds all turns of one contender and direction take together.
+        burst: about how many seconds one burst of calls takes.
+        quick: whether maps are small.
     """
 
     device: torch.device
@@ -40,7 +41,7 @@ class Settings:
 
 
 class Copy:
-    """The yardstick: a large tensor copied to another, which takes turns with the contenders."""
+    """The measure of memory speed: one large tensor is copied to another, in turns with the contenders."""
 
     def __init__(self, device: torch.device, quick: bool):
         size = 2**22 if quick else 2**28 if device.type == "cuda" else 2**26  # fp32: 16 MiB, 1 GiB, 256 MiB
@@ -62,15 +63,15 @@ def measure(case: str, dtype: str, names: Sequence[str], settings: Settings) -> 
 
     Args:
         case: one of `op_inputs.CASES`.
-        dtype: of the value, as torch calls it.
-        names: of the contenders.
-        settings: how it is measured.
+        dtype: torch's name of the value's dtype.
+        names: names of the contenders.
+        settings: how the case is measured.
 
     Returns:
-        What goes into the JSON; see `summary`.
+        The content of the JSON file for this case; see `summary`.
 
     Raises:
-        DisagreementError: a contender computes something else than the reference.
+        DisagreementError: a contender's result differs from the reference's.
     """
     progress(f"{case}, {dtype}: inputs and reference in fp64")
     ready = within_memory(partial(_set_up, case, getattr(torch, dtype), names, settings))
@@ -97,20 +98,20 @@ def measure(case: str, dtype: str, names: Sequence[str], settings: Settings) -> 
 def _set_up(
     case: str, dtype: torch.dtype, names: Sequence[str], settings: Settings
 ) -> tuple[list[Contender], dict[torch.dtype, tuple[Tensor, ...]], Copy | None]:
-    """The contenders, what is right by the dtype of the locations, and the yardstick, which the overhead has none of.
+    """The contenders, the right results by the locations' dtype, and the copy, which the overhead case does not have.
 
     Raises:
-        MemoryError: a batch that the machine cannot hold. Linux grants the memory, and then ends some process for it.
+        MemoryError: the machine cannot hold the batch. Linux would grant the memory, and then end some process.
     """
     image = make_inputs(case, 1, settings.quick)
-    # Inputs, results and what they are compared with, in fp64.
+    # Inputs, results and the right results in fp64.
     bytes_of_image = sum(t.nbytes for t in (image.value, image.locations, image.weights, image.grad))
     require_memory(8 * settings.batch * bytes_of_image)
     compute = torch.float64 if dtype is torch.float64 else torch.float32
     inputs = make_inputs(case, settings.batch, settings.quick).to(settings.device, dtype, compute)
     contenders, expected = [make_contender(name, inputs) for name in names], {}
     for contender in contenders:
-        # In half precision the package is given rounded locations, for which other results are right.
+        # In half precision the package takes rounded locations, for which other results are right.
         key = contender.inputs.locations.dtype
         if key not in expected:
             expected[key] = truth(contender.inputs)
@@ -120,14 +121,17 @@ def _set_up(
 def take_turns(contenders: Sequence[Contender], copy: Copy | None, settings: Settings) -> None:
     """Fill in the contenders' `forward_s` and `both_s`, and the copy's time.
 
-    In its turn a contender runs forward, then forward + backward. One that runs out of memory leaves, with a `failure`.
+    In its turn a contender runs forward, then forward + backward. If it runs out of memory, it stops with a `failure`.
     """
-    turns, calls = {}, {}
+    turns: dict[Copy | Contender, int] = {}
+    calls: dict[Copy | Contender, list[tuple[Callable[[], object], int, list[float]]]] = {}
     if copy is not None:
         copy.run()
         turns[copy], calls[copy] = settings.repeats, [(copy.run, 1, copy.forward_s)]
     for c in contenders:
-        directions = [(c.forward, c.forward_s), (c.both, c.both_s)][: 1 if c.failure else 2]
+        directions: list[tuple[Callable[[], object], list[float]]] = [(c.forward, c.forward_s)]
+        if not c.failure:
+            directions.append((c.both, c.both_s))
         planned = within_memory(partial(_plan, [run for run, _ in directions], settings))
         if planned is None:
             c.failure = OUT_OF_MEMORY
@@ -146,19 +150,19 @@ def take_turns(contenders: Sequence[Contender], copy: Copy | None, settings: Set
 
 
 def _plan(calls: Sequence[Callable[[], object]], settings: Settings) -> tuple[int, list[int]]:
-    """Run calls once to warm them up; then see `timing.plan`."""
+    """Run each call once to warm up, then plan turns as `timing.plan` does."""
     for call in calls:
         call()
     return timing.plan(calls, settings.repeats, settings.device, settings.burst, settings.seconds)
 
 
 def summary(case: str, dtype: str, contenders: Sequence[Contender], copy: Copy | None) -> dict:
-    """Medians, ratios and traffic of a case, in plain numbers: seconds, bytes, bytes per second.
+    """Medians, ratios and traffic of a case, in seconds, bytes and bytes per second.
 
-    Under "contenders" each has `forward`, `backward` and `both`, and in them `seconds`, `quartiles` of these,
-    `reference_ratio` and `package_ratio` (their seconds over this one's, more than 1 where this one is faster);
-    `forward` and `backward` also have `bytes`, `bytes_per_second`, `floor_seconds` and `of_floor` (1: as fast as the
-    copy).
+    Each entry of "contenders" has `forward`, `backward` and `both`. Each of these has `seconds` and their `quartiles`,
+    `reference_ratio` and `package_ratio` (the rival's seconds over the contender's, above 1 where the contender is
+    faster). `forward` and `backward` also have `bytes`, `bytes_per_second`, `floor_seconds` and `of_floor` (1: as fast
+    as the copy).
     """
     inputs = contenders[0].inputs
     batch, tokens, heads, channels = inputs.value.shape
@@ -168,7 +172,12 @@ def summary(case: str, dtype: str, contenders: Sequence[Contender], copy: Copy |
     speed = copy.bytes_per_second() if copy is not None else None
     rows = []
     for c in contenders:
-        row = {"contender": c.name, "label": label(c.name), "failure": c.failure, "largest_error": c.error}
+        row: dict[str, Any] = {
+            "contender": c.name,
+            "label": label(c.name),
+            "failure": c.failure,
+            "largest_error": c.error,
+        }
         row["turns"] = len(c.forward_s)
         for direction, seconds in medians[c.name].items():
             samples = c.seconds(direction)
@@ -196,5 +205,5 @@ def summary(case: str, dtype: str, contenders: Sequence[Contender], copy: Copy |
 
 
 def ratio(of: float | None, to: float | None) -> float | None:
-    """`of / to`, None where one was not measured or, as a difference can, drowned in noise."""
+    """`of / to`; None if one was not measured, or is not positive, as a difference of noisy times can be."""
     return of / to if of is not None and to is not None and of > 0 and to > 0 else None

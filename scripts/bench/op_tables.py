@@ -10,7 +10,7 @@ RIVALS = ("reference", "package")
 
 
 def markdown(report: dict) -> str:
-    """The machine, the backends, the tables and the notes of a report, which is what goes into the JSON."""
+    """The machine, the backends, the tables and the notes of a report (the content of the JSON file)."""
     about, settings = report["machine"], report["settings"]
     small = ", **small maps (--quick)**" if settings["quick"] else ""
     method = f"Batch {settings['batch']}, medians of {settings['repeats']} rounds{small}."
@@ -20,10 +20,10 @@ def markdown(report: dict) -> str:
     tiny_cases = [c for c in report["cases"] if c["case"] == "overhead"]
     if main_cases:
         columns = [f"{d} ms" for d in DIRECTIONS] + [f"{who} / this, {d}" for who in RIVALS for d in DIRECTIONS]
-        lines += ["", "Time; ratios above 1 say that this one is faster.", ""]
+        lines += ["", "Time; a ratio above 1 means that this contender is faster.", ""]
         lines.append(_table([*columns, "largest error"], main_cases, _times))
         columns = [f"{d} {what}" for d in DIRECTIONS for what in ("MB", "floor ms", "GB/s", "of floor")]
-        heading = "Compulsory traffic, beside a copy (read + write) measured in the same rounds; 1 is the copy's speed."
+        heading = "Compulsory traffic, beside a copy (read + write) timed in the same rounds; 1 is the copy's speed."
         lines += ["", heading, "", _table(["copy GB/s", *columns], main_cases, _traffic)]
     if tiny_cases:
         both = ("forward", "forward + backward")
@@ -36,7 +36,7 @@ def markdown(report: dict) -> str:
 
 
 def _table(columns: Sequence[str], cases: Sequence[dict], cells: Callable[[dict, dict], list[str]]) -> str:
-    """A row for each case and contender; `cells` makes its figures of both."""
+    """A row for each case and contender; `cells` makes the figures of a row from both."""
     rows = []
     for case in cases:
         for row in case["contenders"]:
@@ -71,19 +71,19 @@ def _figure(row: dict, direction: str, key: str, factor: float = 1) -> str:
 
 
 def notes(report: dict, names: Sequence[str], missing: dict[str, str]) -> list[str]:
-    """What a reader of the tables must know, in sentences.
+    """Sentences that a reader of the tables must know.
 
     Args:
-        report: its machine, settings and cases.
-        names: the contenders that were measured.
-        missing: those that cannot run, and why.
+        report: the report, with machine, settings and cases.
+        names: names of the contenders that were measured.
+        missing: the contenders that cannot run, with the reason.
     """
     settings, device = report["settings"], report["machine"]["device"]
-    found = ["Caches are not flushed between calls: small cases may be read from there, and exceed 1 of the floor."]
+    found = ["Caches are not flushed between calls: small cases may be read from them, and be faster than the floor."]
     if "package" in names and {"bfloat16", "float16"} & set(settings["dtype"]):
         found.append(
-            f"In half precision {PACKAGE} takes locations and weights in the value's dtype, so they are rounded for it "
-            "(and are fewer bytes); ours and the reference take them in fp32."
+            f"In half precision {PACKAGE} takes locations and weights in the value's dtype, rounded and with fewer "
+            "bytes; ours and the reference take them in fp32."
         )
     absent = [name for name in missing if not settings["backends"] and name in (device.split(":")[0], "package")]
     found += [f"Not measured: {missing[name]}." for name in absent]

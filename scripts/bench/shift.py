@@ -3,14 +3,14 @@
     python scripts/bench/shift.py                                     # fp32 on the CPU, all threads
     python scripts/bench/shift.py --device cuda --shape 8x64x56x56 --repeats 50
 
-Groups: 4, which move by one pixel to the left, right, up and down (as in S2-MLP), and as many as there are channels,
-which take turns among the nine places of a 3x3 kernel (as in ShiftNet).
+There are two cases: 4 groups, which move by one pixel to the left, right, up and down (as in S2-MLP), and as many
+groups as channels, which use the nine places of a 3x3 kernel in turn (as in ShiftNet).
 
-That all agree is checked first, outputs to the bit and gradients to rounding; if they do not, the exit code is 1.
-Methods then take turns, in a fresh order every round, so that a busy machine hits all alike; the figures are medians
-over rounds, of bursts of calls. The slow sit some rounds out, but have at least three turns. Ratios are to `slice`. On
-a machine that others use, --threads 1 is steadier: threads wait for one another. Peak memory is that of tensors, inputs
-and results included; convolutions may take more for themselves that is not seen.
+The results are compared first, outputs bit by bit and gradients up to rounding; if they differ, the exit code is 1.
+Methods then take turns in a new order every round, so a busy machine slows all alike. The figures are medians over
+rounds of bursts of calls. Slow methods skip some rounds, but have at least three turns. Ratios are to `slice`. On a
+machine that others use, --threads 1 gives steadier figures, because threads wait for one another. Peak memory is that
+of tensors, with inputs and results; it does not include the workspace of convolutions.
 """
 
 import argparse
@@ -33,18 +33,20 @@ PROG = "bench/shift.py"
 SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]
 DIRECTIONS = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 NEIGHBOURS = [(dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-HEADER = ("map", "groups", "method", "forward ms", "of slice", "with backward ms", "of slice")
-HEADER += ("peak MiB forward", "with backward")
+HEADER = (
+    *("map", "groups", "method", "forward ms", "of slice", "with backward ms", "of slice"),
+    *("peak MiB forward", "with backward"),
+)
 
 
 class Contender:
     """A method on one map.
 
     Args:
-        method: of `spatial_shift`.
-        x: `[B, C, H, W]`.
-        shifts: of the groups.
-        grad: of the output, `[B, C, H, W]`.
+        method: a method of `spatial_shift`.
+        x: the map, `[B, C, H, W]`.
+        shifts: the shifts of the groups.
+        grad: gradient of the output, `[B, C, H, W]`.
     """
 
     def __init__(self, method: str, x: Tensor, shifts: shift.Shifts, grad: Tensor):
@@ -52,7 +54,7 @@ class Contender:
 
     @torch.no_grad()
     def forward(self) -> Tensor:
-        """The shifted map, without a graph."""
+        """The shifted map, computed without a graph."""
         return shift.spatial_shift(self.x, self.shifts, self.method)
 
     def both(self) -> Tensor:
@@ -61,10 +63,10 @@ class Contender:
 
 
 def check(contenders: list[Contender]) -> None:
-    """Compare all with the first.
+    """Compare all contenders with the first.
 
     Raises:
-        DisagreementError: an output differs in a bit, or a gradient by more than rounding.
+        DisagreementError: an output differs in any bit, or a gradient by more than rounding.
     """
     out, grad = contenders[0].forward(), contenders[0].both()
     for other in contenders[1:]:
@@ -75,7 +77,7 @@ def check(contenders: list[Contender]) -> None:
 
 
 def measure(shape: tuple[int, ...], shifts: shift.Shifts, repeats: int, device: torch.device) -> list[list[str]]:
-    """Rows of the table for one map."""
+    """The table's rows for one map."""
     generator = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     contenders = [Contender(method, x, shifts, grad) for method in shift.METHODS]
@@ -95,7 +97,7 @@ def measure(shape: tuple[int, ...], shifts: shift.Shifts, repeats: int, device: 
 
 
 def map_shape(text: str) -> tuple[int, ...]:
-    """`[B, C, H, W]` from `BxCxHxW`, with channels for four groups."""
+    """Read `BxCxHxW`; C must be a multiple of 4."""
     words = text.lower().split("x")
     if len(words) != 4 or not all(word.isdecimal() and int(word) for word in words) or int(words[1]) % 4:
         raise argparse.ArgumentTypeError(f"'{text}' is not BxCxHxW with C a multiple of 4, like 8x64x56x56")
@@ -103,7 +105,7 @@ def map_shape(text: str) -> tuple[int, ...]:
 
 
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]:
-    """Options, and the device."""
+    """Read the options and the device from the command line."""
     parser = argparse.ArgumentParser(
         prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,7 +115,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, torch.device]
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--repeats", type=int, default=15, help="rounds (default: 15)")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: all that it takes by itself)")
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: torch's own choice)")
     args = parser.parse_args(argv)
     if args.repeats < 1 or (args.threads is not None and args.threads < 1):
         parser.error("--repeats and --threads must be at least 1")

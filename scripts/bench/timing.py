@@ -1,7 +1,7 @@
-"""How benchmarks measure and tell: contenders take turns, medians over rounds, the machine, tables and JSON.
+"""The common parts of the benchmarks: turns, medians over rounds, the machine, tables and JSON.
 
-A busy machine hits all contenders alike, because they take turns in a fresh order every round. Short calls are timed in
-bursts. Slow contenders sit some rounds out, but have at least three turns.
+Contenders take turns in a new order every round, so a busy machine slows all alike. Short calls are timed in bursts.
+Slow contenders skip some rounds, but have at least three turns.
 """
 
 import datetime
@@ -24,19 +24,19 @@ import torch
 from ops.functional import BACKEND_VARIABLE
 from util.profiling import is_out_of_memory
 
-BURST = 0.01  # seconds that one burst of calls takes, about
-BUDGET = 1.5  # seconds that all turns of a call take, about
+BURST = 0.01  # about how many seconds one burst of calls takes
+BUDGET = 1.5  # about how many seconds all turns of a call take
 
 T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
 
 
 class DisagreementError(Exception):
-    """A contender computes something else than the one it is compared with."""
+    """A contender's result differs from that of the contender it is compared with."""
 
 
 def seconds(call: Callable[[], object], device: torch.device, count: int = 1) -> float:
-    """Seconds of one of `count` calls made in a row; the device's queue is emptied before and after.
+    """Mean seconds of `count` calls in a row; the device's queue is emptied before and after.
 
     On CUDA the clock is CUDA's events.
     """
@@ -56,12 +56,12 @@ def seconds(call: Callable[[], object], device: torch.device, count: int = 1) ->
 
 
 def in_turns(contenders: Sequence[T], rounds: int, turns: Sequence[int] | None = None) -> Iterator[T]:
-    """Yield whose turn it is: every round each contender once, in a fresh order that is the same in every run.
+    """Yield the contender whose turn it is: each once in a round, in a new order, which is the same in every run.
 
     Args:
-        contenders: who takes part.
-        rounds: how many there are.
-        turns: how many rounds each contender takes part in, spread over all; None means every round.
+        contenders: the contenders.
+        rounds: number of rounds.
+        turns: in how many rounds each contender takes part, spread over all; None means every round.
     """
     order, turns = random.Random(0), turns or [rounds] * len(contenders)
     for i in range(rounds):
@@ -94,7 +94,7 @@ def plan(
 
 
 def median_seconds(calls: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device) -> dict[Key, float]:
-    """Median seconds of every call, each of which has run before; all of them take turns."""
+    """Median seconds of every call. The calls take turns; each must have run before."""
     turns, counts, found = [], {}, defaultdict(list)
     for key, call in calls.items():
         of_call, (counts[key],) = plan([call], rounds, device, BURST, BUDGET)
@@ -105,13 +105,13 @@ def median_seconds(calls: Mapping[Key, Callable[[], object]], rounds: int, devic
 
 
 def within_memory(call: Callable[[], T]) -> T | None:
-    """What `call` returns, or None where memory runs out; any other error is raised."""
+    """The result of `call`, or None if memory runs out; any other error is raised."""
     try:
         return call()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    # Not in the handler: there the error's traceback still keeps the tensors alive.
+    # Not in the handler, where the error's traceback still keeps the tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
@@ -119,7 +119,7 @@ def within_memory(call: Callable[[], T]) -> T | None:
 
 @contextmanager
 def forced_backend(name: str) -> Iterator[None]:
-    """Run the calls of `ops.ms_deform_attn` on one backend."""
+    """Run all calls of `ops.ms_deform_attn` on one backend while the context lasts."""
     before = os.environ.get(BACKEND_VARIABLE)
     os.environ[BACKEND_VARIABLE] = name
     try:
@@ -143,7 +143,7 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def machine(device: torch.device) -> dict:
-    """What is measured on; `load_before` is the load of the last minute, None on Windows, which has none."""
+    """A description of the machine. `load_before` is the load of the last minute; None on Windows, which has none."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -161,7 +161,7 @@ def machine(device: torch.device) -> dict:
 
 
 def load() -> float | None:
-    """Processes that ran or waited in the last minute, on average; None where the system does not tell."""
+    """The average number of processes that ran or waited in the last minute; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -169,7 +169,7 @@ def machine_line(about: dict) -> str:
     """A machine in words.
 
     Args:
-        about: from `machine`; with `load_after` in it, that is told too.
+        about: the result of `machine`; it may also have `load_after`.
     """
     words = [about["name"], f"{about['threads']} CPU threads", f"torch {about['torch']}"]
     if about["cuda"]:
@@ -180,7 +180,7 @@ def machine_line(about: dict) -> str:
 
 
 def figure(number: float | None) -> str:
-    """A number to three digits, or a dash."""
+    """A number with three digits, or a dash if there is none."""
     if number is None or not math.isfinite(number):
         return "-"
     digits = 0 if abs(number) >= 100 else 1 if abs(number) >= 10 else 2 if abs(number) >= 1 else 3
@@ -188,7 +188,7 @@ def figure(number: float | None) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table in Markdown; the first `words` columns are to the left, the others, of numbers, to the right."""
+    """A table in Markdown. The first `words` columns are aligned left; the others, of numbers, right."""
     rule = "|" + "---|" * words + "--:|" * (len(header) - words)
     head, *body = (f"| {' | '.join(row)} |" for row in (header, *rows))
     return "\n".join([head, rule, *body])
@@ -200,5 +200,5 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def progress(line: str) -> None:
-    """Tell whoever waits; the tables on stdout stay clean."""
+    """Print progress to stderr, so that stdout holds only the tables."""
     print(line, file=sys.stderr, flush=True)

@@ -1,21 +1,22 @@
-"""Times one training step part by part, and whole steps side by side: backends, precisions, compiled, written naively.
+"""Times the parts of a training step, and whole steps side by side: backends, precisions, compiled, naive.
 
     python scripts/bench/train.py                                     # configs/base.yaml, two images of 480x640, CPU
     python scripts/bench/train.py --naive --repeats 7 --json train.json
     python scripts/bench/train.py --device cuda --batch 8 --precision fp32 bf16 fp16 --compile --naive
 
 What runs is `engine.step.train_one_epoch` with the preset's model (random backbone), losses and optimizer, on pictures
-of noise with 7 objects each. Contenders take turns, in a fresh order every round: a busy machine hits all alike.
+of noise with 7 objects each. Contenders take turns in a new order every round, so a busy machine slows all alike.
 Figures are medians over rounds. On CUDA the clock is CUDA's events.
 
---naive adds the same training as it is often written: `scripts/bench/naive_step.py`, with `grid_sample`. That its
-losses are ours is checked first; if they are not, the exit code is 1. It reads every loss once to log it; class error,
-cardinality and unscaled copies, which the original reads too, are left out.
+--naive adds the same training as it is often written: `scripts/bench/naive_step.py`, with `grid_sample`. Its losses are
+first compared with ours; if they differ, the exit code is 1. It reads every loss once to log it. It leaves out class
+error, cardinality and unscaled losses, which the original reads too.
 
-With feature mimicking (-- --model.backbone.dcn v2 --loss.mimic_weight 0.1) its branch and the crops' way through the
-backbone are a part of their own.
+With feature mimicking (-- --model.backbone.dcn v2 --loss.mimic_weight 0.1) the branch and the backbone's pass over the
+crops are one more part.
 
-Peak memory is that of tensors within a step: weights, gradients, moments, activations. Host syncs: `util/syncs.py`.
+Peak memory is that of tensors within a step: weights, gradients, moments, activations. `util/syncs.py` counts host
+syncs.
 """
 
 import argparse
@@ -50,7 +51,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def measure(contenders: list[Contender], batch: Batch, repeats: int) -> None:
-    """Fill in every figure: first steps, then turns. A contender that runs out of memory leaves."""
+    """Fill in every figure: first steps, then turns. A contender that runs out of memory stops."""
     for c in contenders:
         timing.progress(f"  {c.name}: first steps")
         if timing.within_memory(partial(first_steps, c, batch)) is None:
@@ -68,19 +69,19 @@ def measure(contenders: list[Contender], batch: Batch, repeats: int) -> None:
 
 
 def first_steps(c: Contender, batch: Batch) -> bool:
-    """Run one step for the loss, one for the memory, one for the syncs; True once they have run.
+    """Run one step for the loss, one for the memory and one for the syncs; returns True.
 
-    Compiled code hides the syncs from the stand-in by which a CPU counts them.
+    On a CPU, where syncs are counted by a substitute, those of compiled code cannot be seen.
     """
     device, optimizer, ema = c.state.device, c.state.optimizer, c.state.ema
-    torch.manual_seed(0)  # for dropout: losses differ by rounding, the naive one also by torch's own draws
+    torch.manual_seed(0)  # for dropout; losses differ by rounding, and the naive one also by torch's own draws
     c.run(batch)
     c.loss = c.state.means.take_total(ALONE)["loss"]
     kept = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
     resident = [*c.state.model.state_dict().values(), *kept, *(ema.module.state_dict().values() if ema else [])]
     c.peak_bytes = measure_peak(lambda: c.run(batch), device, resident)
     if device.type == "cuda" or "compiled" not in c.name:
-        # AdamW that is not fused counts its steps on the host, also where the parameters are on a GPU.
+        # AdamW counts its steps on the host unless it is fused, even if the parameters are on a GPU.
         host = [] if optimizer.defaults["fused"] else [t for t in kept if t.dim() == 0]
         with count_syncs(device, host) as c.syncs:
             c.run(batch)
@@ -89,7 +90,7 @@ def first_steps(c: Contender, batch: Batch) -> bool:
 
 
 def report(contenders: list[Contender], batch: int) -> str:
-    """Tables in Markdown: the parts of a step, contenders beside the first of them, and where that one waits."""
+    """Tables in Markdown: the parts of a step, all contenders beside the first, and the first one's host syncs."""
     done = [c for c in contenders if c.step_s]
     parts = []
     for part in [name for name in PARTS if any(name in c.parts for c in done)]:
@@ -109,23 +110,29 @@ def report(contenders: list[Contender], batch: int) -> str:
 
 
 def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Config, torch.device]:
-    """Options, the preset with them applied, and the device."""
+    """Read the options, the preset with its overrides, and the device from the command line."""
     parser = argparse.ArgumentParser(
         prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default=str(Path(__file__).parents[2] / "configs" / "base.yaml"), metavar="PRESET")
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=2, help="images a step (default: 2)")
+    parser.add_argument("--batch", type=int, default=2, help="images in a step (default: 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: 5)")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16", "fp16"])
-    parser.add_argument("--backend", nargs="+", help="of the operator (default: the device's own, and reference)")
-    parser.add_argument("--compile", action="store_true", help="also each precision compiled")
-    parser.add_argument("--checkpoint-activations", action="store_true", help="ours compute layers again for gradients")
+    parser.add_argument(
+        "--backend", nargs="+", help="the operator's backends (default: the device's own, and reference)"
+    )
+    parser.add_argument("--compile", action="store_true", help="add a compiled step for each precision")
+    parser.add_argument(
+        "--checkpoint-activations", action="store_true", help="our steps compute layers again for gradients"
+    )
     parser.add_argument("--ema", action="store_true", help="with a moving average of the weights")
-    parser.add_argument("--naive", action="store_true", help="also the step as it is often written")
+    parser.add_argument("--naive", action="store_true", help="add the step as it is often written")
     parser.add_argument("--json", type=Path, help="file for all figures")
-    parser.add_argument("overrides", nargs="*", help="of the preset, after a lone --: -- --model.num_levels 1")
+    parser.add_argument(
+        "overrides", nargs="*", help="options of the preset after a lone --, such as -- --model.num_levels 1"
+    )
     args = parser.parse_args(argv)
     if min(*args.size, args.batch, args.repeats) < 1:
         parser.error("--size, --batch and --repeats must be at least 1")

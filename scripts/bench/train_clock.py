@@ -1,4 +1,4 @@
-"""How long each part of a training step takes."""
+"""Measures how long each part of a training step takes."""
 
 import time
 from collections import defaultdict
@@ -26,14 +26,14 @@ PARTS = (
 
 
 class Clock:
-    """Notes when what it wraps begins and ends, on the device's clock."""
+    """Notes when wrapped calls begin and end, on the device's clock."""
 
     def __init__(self, device: torch.device):
         self.on_cuda = device.type == "cuda"
         self.spans: dict[str, list[tuple]] = defaultdict(list)
 
     def now(self):
-        """A moment: an event in CUDA's queue, or seconds."""
+        """The present time: an event in CUDA's queue, or seconds."""
         if not self.on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -41,7 +41,7 @@ class Clock:
         return event
 
     def timed(self, call: Callable, name: str, then: Callable | None = None) -> Callable:
-        """`call`, noted under a name; `then` is handed what it returns."""
+        """Wrap `call` so that its time is noted under a name; `then` is given its result."""
 
         def run(*args, **kwargs):
             begin = self.now()
@@ -54,13 +54,13 @@ class Clock:
         return run
 
     def wrap(self, owner: object, method: str, name: str, then: Callable | None = None) -> None:
-        """Replace a method by its timed self; of a compiled module, the compiled one."""
-        if method == "forward" and owner._compiled_call_impl is not None:
+        """Replace a method by a timed one; for a compiled module, replace the compiled call."""
+        if method == "forward" and getattr(owner, "_compiled_call_impl", None) is not None:
             method = "_compiled_call_impl"
         setattr(owner, method, self.timed(getattr(owner, method), name, then))
 
     def take(self) -> dict[str, float]:
-        """Milliseconds of the parts of the step that has just run, in the order of `PARTS`; forgets it."""
+        """Milliseconds of the parts of the last step, in the order of `PARTS`; clears the notes."""
         if self.on_cuda:
             torch.cuda.synchronize()
         spans, self.spans = self.spans, defaultdict(list)
@@ -69,7 +69,7 @@ class Clock:
         computed, unscaled = spans["criterion"][0][1], spans["unscale"][0][0]
         reached = spans["maps"][0][0] if "maps" in spans else unscaled
         if "mimicking" in ms:
-            ms["backbone"] = between(*spans["backbone"][0])  # the second time it sees the crops
+            ms["backbone"] = between(*spans["backbone"][0])  # the second call is for the crops
         ms["masks, positions"] = ms["forward"] - sum(ms[name] for name in (*PARTS[1:6], "mimicking") if name in ms)
         ms["losses"] = ms["criterion"] - ms["matching"]
         ms["backward to the maps"] = between(computed, reached)
@@ -79,6 +79,6 @@ class Clock:
 
 
 def note_gradients(clock: Clock, maps: list[torch.Tensor]) -> None:
-    """Once the deepest map has its gradient, only the backbone's are left to compute; shallower maps get more."""
+    """Note when the deepest map has its gradient; after that only the backbone's gradients remain to be computed."""
     if maps[-1].requires_grad:
         maps[-1].register_hook(clock.timed(lambda grad: None, "maps"))

@@ -1,4 +1,4 @@
-"""The ways to run a training step that the benchmark compares: ours, compiled or not, and the naive one."""
+"""The training steps that the benchmark compares: ours, compiled or not, and a naive one."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ from util.config import Config
 from util.signals import StopRequest
 from util.syncs import SyncCount
 
-ENDLESS = 10**9  # steps, more than are run
+ENDLESS = 10**9  # a number of steps that is never reached
 
 
 @dataclass
@@ -32,12 +32,13 @@ class Contender:
     """A way to run a training step.
 
     Attributes:
-        name: in tables.
-        run: one step on a batch that lies on the host.
-        state, clock: model, optimizer and the time of their parts.
-        step_s, parts: seconds of a step and ms of its parts, one entry a round.
-        loss, peak_bytes, syncs: of one step; NaN or None where not measured.
-        failure: why it left, or "".
+        name: the name in tables.
+        run: runs one step on a batch on the host.
+        state: the model and its optimizer.
+        clock: the clock of the step's parts.
+        step_s, parts: seconds of a step and milliseconds of its parts, one entry for each round.
+        loss, peak_bytes, syncs: loss, memory and host syncs of one step; NaN or None where not measured.
+        failure: why it stopped early, or "".
     """
 
     name: str
@@ -53,7 +54,7 @@ class Contender:
 
 
 def make_contender(kind: str, precision: str, backend: str, config: Config, model: DeformableDETR, device) -> Contender:
-    """Set up a way to train a copy of the model: `ours`, `ours, compiled` or `naive`."""
+    """Set up a training step for a copy of the model: `ours`, `ours, compiled` or `naive`."""
     cfg, model, naive = config.train, copy.deepcopy(model).to(device), kind == "naive"
     model.transformer.checkpointing = cfg.checkpoint_activations and not naive
     trained, branch = as_trained(config.loss, config.model, model)
@@ -73,12 +74,17 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
     for owner, part in ((trained, "forward"), (model.neck, "neck"), (model.queries, "queries")):
         clock.wrap(owner, "forward", part)
     clock.wrap(model.backbone, "forward", "backbone", lambda maps: note_gradients(clock, maps))
-    methods = [(model.transformer, "encode", "encoder"), (model.transformer, "decode", "decoder, heads")]
+    methods: list[tuple[object, str, str]] = [
+        (model.transformer, "encode", "encoder"),
+        (model.transformer, "decode", "decoder, heads"),
+    ]
     methods += [(scaler, "unscale_", "unscale"), (scaler, "step", "optimizer")]
-    for owner, method, part in [*methods, (ema, "update", "EMA")] if ema is not None else methods:
-        clock.wrap(owner, method, part)
+    if ema is not None:
+        methods.append((ema, "update", "EMA"))
+    for part_owner, method, part in methods:
+        clock.wrap(part_owner, method, part)
     prepare, criterion = clock.timed(ToDevice(device), "transfer, normalise"), build_criterion(config.loss)
-    criterion.matcher = clock.timed(criterion.matcher, "matching")
+    criterion.matcher = clock.timed(criterion.matcher, "matching")  # type: ignore[assignment]  # called in the same way
     losses_of, match = clock.timed(criterion, "criterion"), clock.timed(naive_step.match, "matching")
     naive_losses = clock.timed(lambda p, t: naive_step.losses_of(p, t, config.loss, match), "criterion")
     step = TrainStep(trained, losses_of, prepare, state, lambda _: None, clip_norm=cfg.clip_norm, precision=precision)
@@ -95,7 +101,9 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
 
 @torch.no_grad()
 def deviation(model: DeformableDETR, config: Config, batch: Batch) -> float:
-    """How far the naive sum of losses is from ours on the same predictions, as a part of it."""
+    """The relative deviation of the naive sum of losses from ours on the same predictions."""
     predictions = model(batch.images, batch.padding_mask, batch.objects)
-    ours = sum(build_criterion(config.loss)(predictions, batch.objects).values())
-    return float((sum(naive_step.losses_of(predictions, batch.objects, config.loss).values()) - ours).abs() / ours)
+    zero = batch.images.new_zeros(())
+    ours = sum(build_criterion(config.loss)(predictions, batch.objects).values(), zero)
+    naive = sum(naive_step.losses_of(predictions, batch.objects, config.loss).values(), zero)
+    return float((naive - ours).abs() / ours)

@@ -1,4 +1,4 @@
-"""The pictures that the benchmark of the training step trains on."""
+"""The pictures on which the benchmark of the training step trains."""
 
 import json
 import tempfile
@@ -21,8 +21,9 @@ CLASSES, OBJECTS = 91, 7
 
 
 def make_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
-    """`count` JPEGs of blurred noise, height and width `size`, with `OBJECTS` boxes each, in COCO 2017 layout."""
-    rng, (height, width), annotations = np.random.default_rng(0), size, []
+    """Write `count` JPEGs of blurred noise, (height, width) `size`, with `OBJECTS` boxes each, in COCO 2017 layout."""
+    rng, (height, width) = np.random.default_rng(0), size
+    annotations: list[dict] = []
     (folder / "annotations").mkdir()
     (folder / "train2017").mkdir()
     for i in range(count):
@@ -39,7 +40,7 @@ def make_pictures(folder: Path, size: tuple[int, int], count: int) -> None:
 
 
 def make_data(config: Config, size: tuple[int, int], batch: int, repeats: int) -> tuple[Batch, float]:
-    """A batch at exactly this size, and ms that one process takes to load one with the preset's augmentation."""
+    """A batch of exactly this size, and the ms in which one process loads a batch with the preset's augmentation."""
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), size, batch)
         config.data.root, taken = folder, []

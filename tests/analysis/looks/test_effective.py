@@ -5,6 +5,7 @@ import torch
 
 from analysis.looks.effective import density, deposit, trace
 from analysis.looks.sampling import Recording, Sampling, record_sampling
+from models.predictions import Predictions
 from ops.reference import ms_deform_attn
 from tests.analysis.looks.tiny import VARIANTS, tiny, two_images
 
@@ -19,7 +20,8 @@ def layer(locations, weights, queries) -> Sampling:
 def by_hand(encoder) -> Recording:
     """A map of 1 x 2 tokens; the query reads 3/4 in the middle of token 1 and 1/4 halfway over the right edge."""
     decoder = layer([[(0.75, 0.5), (1.0, 0.5)]], [[0.75, 0.25]], [(0.5, 0.5)])
-    return Recording(encoder, [decoder], [(1, 2)], torch.ones(1, 1, 2), torch.zeros(1, 2, dtype=torch.bool))
+    padding_mask = torch.zeros(1, 2, dtype=torch.bool)
+    return Recording(encoder, [decoder], [(1, 2)], torch.ones(1, 1, 2), padding_mask, Predictions([]))
 
 
 def test_by_hand_without_encoder():

@@ -64,25 +64,36 @@ def test_recording_changes_no_bit(options):
 
 def test_nothing_stays_behind_even_after_an_error():
     model, (images, padding_mask) = tiny(), two_images()
-    with pytest.raises(ValueError, match="stop"), recording(model) as record:
+    with pytest.raises(ValueError, match="stop"), recording(model) as recorder:
         model(images, padding_mask)
         raise ValueError("stop")
     with pytest.raises((RuntimeError, ValueError)), recording(model):
         model(images[:, :2], padding_mask)
+    record = recorder.last
     assert len(record.decoder) == 3
     for module in model.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
     model(images, padding_mask)
-    assert len(record.decoder) == 3  # and the recording has ended
+    assert recorder.last is record  # the recording has ended
 
 
 def test_of_several_passes_the_last_is_kept():
     model, (images, padding_mask) = tiny(), two_images()
-    with recording(model) as record, torch.no_grad():
+    with recording(model) as recorder, torch.no_grad():
         model(images, padding_mask)
         model(images[1:], padding_mask[1:])
+    record = recorder.last
     assert [s.locations.shape[0] for s in record.encoder + record.decoder] == [1] * 5
     assert record.predictions.boxes.shape[1] == 1
+
+
+def test_without_a_finished_pass_there_is_no_recording():
+    model, (images, padding_mask) = tiny(), two_images()
+    with recording(model) as recorder:
+        with pytest.raises((RuntimeError, ValueError)):
+            model(images[:, :2], padding_mask)
+        with pytest.raises(RuntimeError, match="no forward pass has finished"):
+            recorder.last  # noqa: B018
 
 
 @pytest.mark.parametrize("variant", ["refinement", "two stages"])
