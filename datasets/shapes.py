@@ -10,13 +10,16 @@ import argparse
 import json
 import math
 import shutil
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from util.console import exit_quietly
 from util.errors import UserError
 
 NAMES = ("circle", "square", "triangle")
@@ -182,7 +185,7 @@ def _shape(
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
-def _main() -> None:
+def _main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="Write the data set of coloured shapes, in COCO 2017 layout.")
     parser.add_argument("--output", default="data/shapes", help="folder to write to (default: %(default)s)")
     parser.add_argument("--train", type=int, default=1000, help="training images (default: %(default)s)")
@@ -195,12 +198,13 @@ def _main() -> None:
     parser.add_argument(
         "--spread", type=float, default=3.0, help="radius of the largest to the smallest (default: %(default)s)"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         print(f"shapes are in {generate(**vars(options))}")
     except UserError as error:
         parser.error(str(error))
+    return 0
 
 
 if __name__ == "__main__":
-    _main()
+    exit_quietly(_main, sys.argv[1:])

@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -415,4 +416,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # end as other tools do when the reader of the output has gone
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

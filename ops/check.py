@@ -5,6 +5,7 @@ exit code is 0 if a compiled backend works on every device that there is, else 1
 """
 
 import argparse
+import signal
 import sys
 
 import torch
@@ -92,4 +93,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # end as other tools do when the reader of the output has gone
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

@@ -29,6 +29,7 @@ from analysis.looks.conv_sampling import conv_sampling
 from analysis.looks.selection import choose_pixel
 from datasets.images import read_image
 from main import load_predictor
+from util.console import exit_quietly
 from util.errors import UserError
 
 
@@ -175,4 +176,4 @@ def table_of(row: BackboneRow, size: tuple[int, int]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

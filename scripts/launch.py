@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from util.console import exit_quietly
 from util.signals import SIGNALS, STOPPED
 
 if __name__ == "__main__":
@@ -215,4 +216,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_quietly(main, sys.argv[1:])

@@ -22,6 +22,7 @@ from engine.state import set_random_state
 from models.from_config import as_trained, build_criterion, build_model
 from util.checkpoint import load_weights, read_checkpoint
 from util.config import LossConfig, ModelConfig, from_dict
+from util.console import exit_quietly
 from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
 from util.objects import Objects
@@ -117,4 +118,4 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

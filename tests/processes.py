@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from torch.distributed import TCPStore
 
@@ -65,6 +66,44 @@ class Launched:
     def printed(self) -> str:
         """What they have printed so far."""
         return self.log.read_text() if self.log.exists() else ""
+
+
+class Forked:
+    """What `subprocess.Popen` is to a sweep: a run of main.py, but forked from the server.
+
+    Args:
+        command: Python, main.py, and its arguments.
+        stdout: file for what it prints.
+        env: its environment.
+        other: the rest of what a sweep says of its runs, which is of no matter here.
+    """
+
+    def __init__(self, command: Sequence[str], stdout: IO, env: dict[str, str], **other: object):
+        assert command[0] == sys.executable and Path(command[1]).name == "main.py"
+        self._process = CONTEXT.Process(target=_run, args=(list(command[2:]), env, stdout.name, None, 0))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code, negative if a signal ended it; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The same, after it has ended."""
+        self._process.join(timeout)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()
 
 
 def _run(argv: list[str], environment: dict[str, str], log: str, prepare: Callable | None, rank: int) -> None:

@@ -1,5 +1,6 @@
 """What answers without torch, whose import takes seconds: help, mistakes on the command line, and check-data."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from main import COMMANDS
 from tests.datasets.helpers import annotation, write_coco
+from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"torch", "torchvision", "timm", "scipy", "pycocotools", "matplotlib", "tensorboard"}
@@ -42,12 +45,54 @@ def data(tmp_path_factory) -> Path:
         (["trian"], 2, "did you mean 'train'"),
         (["train", "--train.lrr", "1"], 2, "did you mean 'train.lr'"),
         (["train", "--train.lr", "fast"], 2, "a number"),
+        (["train", "--train.epochs", "0"], 2, "train.epochs is 0; it must be at least 1"),
+        (
+            ["train", "--model.num_heads", "3"],
+            2,
+            "model.num_heads is 3, which does not divide model.d_model 256; try 2",
+        ),
+        (["visualize", "--model.num_points", "[4,4]"], 2, "lists 2 numbers, but model.num_levels is 4"),
+        (["profile", "--model.dropout", "1"], 2, "model.dropout is 1.0; it must be in [0, 1)"),
     ],
 )
 def test_commands(data, argv, code, said):
     done, packages = started("main.py", *(str(data) if a == "DATA" else a for a in argv))
     assert done.returncode == code and said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr and not HEAVY & packages
+
+
+def cpu_seconds(*argv: str) -> float:
+    """What main.py takes of a processor."""
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *argv], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode in (0, 2)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("argv", "most"),
+    [
+        (["--help"], 0.3),
+        (["trian"], 0.3),
+        (["train", "--help"], 1.5),
+        (["train", "--train.lrr", "1"], 1.5),
+        (["train", "--train.epochs", "0"], 1.5),
+        (["train", "--model.num_heads", "3"], 1.5),
+    ],
+)
+def test_answers_come_at_once(argv, most):
+    assert min(cpu_seconds(*argv) for _ in range(3)) < most
+
+
+@pytest.mark.parametrize("command", ["visualize", "profile"])
+def test_a_model_that_a_checkpoint_brings_is_not_judged_by_options(command):
+    argv = ["--checkpoint", "x.pth", "--model.num_heads", "3"]
+    assert COMMANDS[command].parse(command, argv).checkpoint == "x.pth"
+    with pytest.raises(UserError, match=r"model\.num_heads is 3"):
+        COMMANDS[command].parse(command, argv[2:])
 
 
 @pytest.mark.parametrize(

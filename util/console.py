@@ -10,12 +10,21 @@ CLOSED = 141  # exit code of a program that SIGPIPE ended, as a shell reports it
 
 
 def exit_quietly(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
-    """Run a program and exit with its code; say nothing if the reader of its output has gone, as after `| head -1`."""
+    """Run a program and exit with its code; say nothing if the reader of its output has gone, as after `| head -1`.
+
+    Args:
+        main: the program; takes the arguments, gives the exit code.
+        argv: its arguments.
+
+    Raises:
+        BrokenPipeError: something else than standard output has lost its reader.
+    """
     try:
         try:
             code = main(argv)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is if the program was started without one
+                sys.stdout.flush()
     except BrokenPipeError:
         if not is_unread():
             raise
@@ -30,6 +39,7 @@ def is_unread() -> bool:
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), select.POLLOUT)
-        return any(event & select.POLLERR for _, event in poll.poll(0))
+        # Linux reports an error, other systems that the other end has hung up.
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     except (AttributeError, OSError, ValueError):  # a system without poll, or no file at all
         return False

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ops import deform_conv2d, deform_roi_pool, ps_roi_pool
 from scripts.bench import timing
 from scripts.bench.timing import DisagreementError, figure
+from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
 from util.profiling import MIB, measure_peak
@@ -171,4 +172,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

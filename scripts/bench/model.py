@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import ops
 from models.load import load_detector
 from scripts.bench import timing
+from util.console import exit_quietly
 
 VARIANTS = {
     "base": {},
@@ -105,4 +106,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

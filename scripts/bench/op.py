@@ -40,6 +40,7 @@ from scripts.bench.op_contenders import CONTENDERS, available, versions
 from scripts.bench.op_inputs import CASES
 from scripts.bench.op_measure import Settings, measure
 from scripts.bench.op_tables import markdown, notes
+from util.console import exit_quietly
 from util.errors import UserError
 
 PROG = "bench/op.py"
@@ -158,4 +159,4 @@ def _report(options: argparse.Namespace) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from ops import shift
 from scripts.bench import timing
 from scripts.bench.timing import DisagreementError, figure
+from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
 from util.profiling import MIB, measure_peak
@@ -145,4 +146,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])

@@ -40,6 +40,7 @@ from scripts.bench.train_contenders import Contender, deviation, make_contender
 from scripts.bench.train_data import CLASSES, OBJECTS, make_data
 from util import cli
 from util.config import Config
+from util.console import exit_quietly
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
@@ -186,4 +187,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_quietly(main, sys.argv[1:])
