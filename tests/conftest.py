@@ -1,7 +1,10 @@
 """How the tests share two cores: a worker on each, a thread in each worker, the longest files first."""
 
+import contextlib
 import os
 
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401  # once distutils is imported without it, torch's inductor cannot compile
 import pytest
 import torch
 
