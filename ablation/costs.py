@@ -9,6 +9,7 @@ import torch
 
 from datasets.dataset import CocoDetection
 from datasets.splits import build_dataset
+from models.criterion import total_loss
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model
 from util.config import Config, DataPaths, from_dict
@@ -79,7 +80,7 @@ def data_sizes(configs: Mapping[str, Config]) -> dict[str, DataSize]:
 
 def image_sizes(dataset: CocoDetection) -> list[tuple[int, int]]:
     """(height, width) of every image whose annotations say so."""
-    return [(image.height, image.width) for image in dataset.images if image.size]
+    return [(image.size[1], image.size[0]) for image in dataset.images if image.size]
 
 
 def typical_size(sizes: Sequence[tuple[int, int]], shorter: int, longest: int) -> tuple[int, int]:
@@ -147,7 +148,7 @@ def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device:
     def step() -> None:
         with autocast(device, "fp32" if config.train.precision == "fp64" else config.train.precision):
             predictions = trained(images, padding_mask, truth)
-        sum(criterion(predictions, truth, batch * objects).values()).backward()
+        total_loss(criterion(predictions, truth, batch * objects)).backward()
 
     step()
     return min(seconds(step, device) for _ in range(4)) / batch  # what else the machine does only adds

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ablation.costs import count_cost, image_sizes, measure_side_by_side, typical_size
+from ablation.costs import Cost, count_cost, image_sizes, measure_side_by_side, typical_size
 from ablation.grid import cells_of, variants_of
 from ablation.processes import locked
 from ablation.records import Record, check_folder
@@ -75,9 +75,9 @@ def ablate_trained(config: AblateConfig) -> int:
     cells = cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), config.seeds)
     device = pick_device(config.train.device)
     backend = selected_backend(device)
-    required(config.checkpoint, "checkpoint")
+    pattern = required(config.checkpoint, "checkpoint")
     check_reducible([key for cell in cells for key in cell.variant.values])
-    checkpoints = checkpoints_of(config.checkpoint)
+    checkpoints = checkpoints_of(pattern)
     if (config.model, config.loss) != (ModelConfig(), LossConfig()):
         raise UserError(
             "with eval_only the checkpoint brings its model: give --grid model.num_points=4,2, say, and no other "
@@ -93,7 +93,9 @@ def ablate_trained(config: AblateConfig) -> int:
     if config.dry_run:
         return 0
     make_folder(output, "output")
-    models, costs, records = {}, {}, {}
+    models: dict[str, DeformableDETR] = {}
+    costs: dict[str, Cost] = {}
+    records: dict[str, Record] = {}
     sweep = Sweep(output, [cell for some in every for cell in some], list(config.grid), records, costs, trained=False)
     with locked(output):
         (output / "sweep.yaml").write_text(cli.to_yaml(config))

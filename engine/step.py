@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from datasets.loader import Batch
 from engine.nonfinite import Culprit, dump_and_raise
 from engine.state import TrainingState, random_state
+from models.criterion import total_loss
 from util.devices import autocast
 from util.distributed import ALONE, World
 from util.errors import NonFinite
@@ -100,7 +101,7 @@ class TrainStep:
                         predictions = self.model(batch.images, batch.padding_mask, batch.objects)
                     losses = self.criterion(predictions, batch.objects, plan.num_boxes)  # sync: the matcher's transfer
                     # DistributedDataParallel averages over processes, but a batch's losses add up.
-                    scaler.scale(sum_of(losses) * self.world.size).backward()
+                    scaler.scale(total_loss(losses) * self.world.size).backward()
                 sums.append(torch.stack([loss.detach() for loss in losses.values()]))
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(state.parameters, self.clip_norm or math.inf)
@@ -140,9 +141,3 @@ class TrainStep:
         if isinstance(self.model, DistributedDataParallel) and not last:
             return self.model.no_sync()
         return nullcontext()
-
-
-def sum_of(losses: dict[str, Tensor]) -> Tensor:
-    """All losses added up, on the device."""
-    first, *others = losses.values()
-    return sum(others, start=first)

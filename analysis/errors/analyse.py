@@ -61,7 +61,8 @@ def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.I
     if folder is None or not Path(folder).is_dir():
         where = f"no image folder '{folder}'" if folder else "the folder of the images is not known"
         return [None] * len(diagnosis.worst), f"Not drawn: {where}; give it with --data.val_images or --data.root."
-    pictures, unread = [], []
+    pictures: list[Image.Image | None] = []
+    unread: list[str] = []
     for rank in diagnosis.worst:
         scene, verdict = diagnosis.scenes[rank.index], diagnosis.verdicts[rank.index]
         image = scene.image

@@ -127,7 +127,9 @@ def _point(curve: ThresholdCurve | None) -> dict | None:
 
 
 def _curve(curve: ThresholdCurve | None) -> dict | None:
-    return curve and {name: _numbers(getattr(curve, name)) for name in ("precision", "recall", "f1")}
+    if curve is None:
+        return None
+    return {name: _numbers(getattr(curve, name)) for name in ("precision", "recall", "f1")}
 
 
 def _numbers(values: Sequence[float]) -> list[float | None]:
