@@ -25,7 +25,7 @@ PROBED = 4  # images of the step that is timed for the estimate
 
 @dataclass
 class Cost:
-    """Of a variant.
+    """The cost of a variant.
 
     Attributes:
         trainable, parameters: how many parameters are trained, and how many there are.
@@ -131,7 +131,7 @@ def untrained_cost(config: Config, data: DataSize, device: torch.device, timed: 
 
 
 def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device: torch.device) -> float:
-    """Of an image in a small batch of noise: a rough figure, for a plan."""
+    """Seconds of a training step for one image, in a small batch of noise: a rough figure, for a plan."""
     batch = min(PROBED, config.train.batch_size, config.train.max_images_per_device or PROBED)
     sides = sorted(config.data.train_sizes)
     if not sides:

@@ -30,7 +30,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread | None":
-        """Of some numbers; None of none."""
+        """Mean and deviation of some numbers; None for no numbers."""
         if not values:
             return None
         return Spread(mean(values), stdev(values) if len(values) > 1 else None, len(values))

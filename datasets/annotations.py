@@ -40,8 +40,8 @@ class Annotations:
         source: the file, which errors name.
         categories: at least one, in the file's order; no two have one id.
         images: in the file's order; no two have one id.
-        ids: of each object, for errors; they need not be unique.
-        image_ids, category_ids: of each object, as written; the file may not list them.
+        ids: id of each object, for errors; they need not be unique.
+        image_ids, category_ids: image and class of each object, as written; the file need not list them.
         boxes: `[N, 4]`, float64, [x, y, width, height] in pixels as written, however impossible.
         areas: `[N]`, float64, in square pixels: what decides whether an object is small, medium or large.
         crowds: `[N]`, bool; a crowd is no object to learn from, and to find it is neither right nor wrong.

@@ -21,7 +21,7 @@ def categories_of(entries: Iterable[CategoryEntry], category_ids: str = "contigu
     """The classes of an annotation file in label order.
 
     Args:
-        entries: as the file lists them.
+        entries: the classes as the file lists them.
         category_ids: `contiguous` labels 0..C-1 in the order of ids, or the file's `original` ids as labels.
 
     Raises:
@@ -52,7 +52,7 @@ def foreign_categories(num_classes: int, names: dict[int, str]) -> list[Category
 
     Args:
         num_classes: classes C of its heads; 91 without names is COCO with its original ids.
-        names: by label, if it has them.
+        names: class names by label, if the checkpoint has them.
     """
     if not names and num_classes == 91:
         return [Category(i, i, name) for i, name in COCO_NAMES.items()]

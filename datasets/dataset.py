@@ -24,7 +24,7 @@ class Sample:
 
     Attributes:
         image: `[3, H, W]`, uint8.
-        objects: of the image.
+        objects: the objects of the image.
         original_size: (height, width) in pixels of the file.
     """
 
@@ -39,12 +39,12 @@ class CocoDetection(Dataset):
     Crowds and degenerate boxes are left out of the samples; images without objects stay in.
 
     Attributes:
-        annotations: what the annotation file says.
+        annotations: the content of the annotation file.
         categories: classes in label order.
-        images: as the annotation file lists them.
-        boxes: of each image `[T, 4]`, float32, xyxy in pixels of the file.
-        labels: of each image `[T]`, int64.
-        dropped: how many degenerate boxes were left out.
+        images: the images that the annotation file lists, in its order.
+        boxes: boxes of each image, `[T, 4]`, float32, xyxy in pixels of the file.
+        labels: labels of each image, `[T]`, int64.
+        dropped: number of degenerate boxes that were left out.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CocoDetection(Dataset):
         """A data set from annotations that were read.
 
         Args:
-            image_folder: where the file names of the annotations are found.
+            image_folder: folder in which the file names of the annotations are found.
             annotations: classes, images and objects.
             transform: `(tv_tensors.Image, {"boxes", "labels"}) -> (tensor, {...})`.
             category_ids: `contiguous` labels 0..C-1 in the order of ids, or the file's `original` ids as labels.

@@ -38,7 +38,7 @@ class DataReport:
     """What a data set holds.
 
     Attributes:
-        annotation_file, image_folder: what was read.
+        annotation_file, image_folder: the data set.
         images, annotations, crowds, without_objects: counts.
         objects_of_class: number of objects by class name.
         image_sizes: 10 most frequent `WxH` with their number.

@@ -20,7 +20,7 @@ class ToDevice:
 
     Args:
         device: to move to.
-        dtype: of the images there.
+        dtype: type of the images there.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32):

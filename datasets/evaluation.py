@@ -21,8 +21,8 @@ class Scores:
     """COCO figures in [0, 1]; -1 (as pycocotools has it) where there is nothing to score.
 
     Attributes:
-        figures: those of `datasets.metrics` by name, in their order: AP, AP50, ..., then AR likewise.
-        per_class: for each class name those of its figures, and the number of `objects`.
+        figures: the figures of `datasets.metrics` by name, in their order: AP, AP50, ..., then AR likewise.
+        per_class: the figures of each class by its name, and its number of `objects`.
         tables: names of the figures that are printed in one table each.
     """
 
@@ -53,7 +53,7 @@ def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[in
     """One image's detections in COCO result format.
 
     Args:
-        image_id: of the annotation file.
+        image_id: id of the image in the annotation file.
         boxes: `[N, 4]`, xyxy in pixels.
         scores: `[N]`.
         labels: `[N]`; those that `category_of` does not know are left out.

@@ -25,7 +25,7 @@ class Batch:
     Attributes:
         images: `[B, 3, H, W]`, uint8 as loaded, normalised by `datasets.device`; zero on padding (right and below).
         padding_mask: `[B, H, W]`, True on padding.
-        objects: of each image; empty where only detections are asked for.
+        objects: the objects of each image; empty where only detections are asked for.
         sizes: (height, width) in pixels of each image's file.
     """
 
@@ -190,7 +190,7 @@ class TrainLoader(SampleLoader):
 
     Args:
         batches: the order of samples.
-        options: as of `SampleLoader`.
+        options: the options of `SampleLoader`.
     """
 
     def __init__(self, dataset: CocoDetection, batches: EpochBatches, **options):

@@ -23,7 +23,8 @@ class Metric:
     """A figure of an evaluation.
 
     Attributes:
-        name: in tables, files and options; `{0}`, `{1}`, `{2}` stand for the three limits of detections in an image.
+        name: the name in tables, files and options; `{0}`, `{1}`, `{2}` stand for the three limits of detections in an
+            image.
         table: figures with the same word here are printed in one table.
         value: computes it.
         of_class: whether it is also given for each class alone.
@@ -44,7 +45,7 @@ def average_precision(iou: float | None = None, size: str = "all") -> Value:
 
     Args:
         iou: overlap from which on a detection is right; None takes the mean over 0.5, 0.55, ..., 0.95.
-        size: of the objects that count: `all`, `small`, `medium` or `large`.
+        size: size of the objects that count: `all`, `small`, `medium` or `large`.
     """
 
     def value(run: "COCOeval", classes: slice) -> float:
@@ -58,8 +59,8 @@ def average_recall(limit: int = -1, size: str = "all") -> Value:
     """AR: the largest recall, as a mean over ten IoUs and over classes.
 
     Args:
-        limit: which of the three limits of detections in an image.
-        size: of the objects that count.
+        limit: index of one of the three limits of detections in an image.
+        size: size of the objects that count, as in `average_precision`.
     """
 
     def value(run: "COCOeval", classes: slice) -> float:
@@ -125,10 +126,10 @@ def check_figure(name: str, option: str, classes: Sequence[str], max_detections:
     """Refuse the name of a figure that an evaluation will not have.
 
     Args:
-        name: of a figure (`AP50`), or of a figure of a class (`AP50/person`).
-        option: that gives it.
+        name: name of a figure (`AP50`), or of a class's figure (`AP50/person`).
+        option: the option that gives the name.
         classes: names of the classes that are scored.
-        max_detections: of the evaluation.
+        max_detections: the evaluation's limit of detections in an image.
 
     Raises:
         UserError: no such figure; says which is like it and which there are.

@@ -42,7 +42,7 @@ def generate(
         output: folder to write to.
         train, val: images of each split.
         size: mean side of the images in pixels; sides vary by a quarter.
-        seed: of everything random.
+        seed: seed of all random numbers.
         turn: most that a shape is turned, either way, in radians.
         spread: ratio of the largest shape's radius to the smallest one's, around the same mean.
 

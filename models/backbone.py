@@ -16,10 +16,10 @@ class Backbone(nn.Module):
 
     Args:
         name: timm model name, e.g. `resnet50`.
-        num_features: how many maps to return, the deepest ones (C3..C5 are three).
+        num_features: number of maps to return, the deepest ones (C3..C5 are three).
         pretrained: whether timm downloads weights; otherwise they are random.
         norm: `frozen` fixes the batch norms' statistics and affine parameters; `trainable` trains them.
-        frozen_stages: how many feature stages, shallow first, are not trained: no gradient, and norms keep their
+        frozen_stages: number of feature stages, shallow first, that are not trained: no gradient, and norms keep their
             statistics (2 for a ResNet: stem and layer1).
         output_stride: stride of the deepest map; 16 dilates the last stage (DC5). None keeps the network's own.
         changes: functions that change timm's network in place, before norms and stages are frozen.
@@ -68,7 +68,7 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As of any module, but what is frozen stays in evaluation mode."""
+        """Switch as any module does, but keep frozen stages in evaluation mode."""
         super().train(mode)
         for module in self.frozen:
             module.training = False

@@ -108,7 +108,7 @@ def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: 
     """Read a DeformableDetrForObjectDetection of transformers 4 or 5.
 
     Args:
-        tensors: by key.
+        tensors: tensors by key.
         config: its config.json.
         path: named in errors.
 

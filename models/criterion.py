@@ -31,9 +31,9 @@ class Criterion:
         """Weighted losses by name and layer; their sum is what training minimises.
 
         Args:
-            predictions: of the model.
-            objects: of each image; an image may have none, or more than there are queries.
-            num_boxes: what to divide by: objects of the whole effective batch. None counts `objects`. At least 1.
+            predictions: the model's predictions.
+            objects: the objects of each image; an image may have none, or more than there are queries.
+            num_boxes: the divisor, objects of the whole effective batch. None counts `objects`. At least 1.
 
         Returns:
             `{"class/decoder.0": ..., "l1/decoder.0": ..., "giou/decoder.0": ..., ..., "class/proposals": ...}`,
@@ -57,7 +57,7 @@ class Criterion:
             for name, by_layer in by_name.items():
                 for layer, loss in zip(group.names, by_layer / num_boxes):
                     losses[f"{name}/{layer}"] = loss
-        # Divided by the objects, not by what a process has of it: the sum must not depend on how a batch is spread.
+        # The divisor is that of all losses: the sum must not depend on how a batch is spread over processes.
         for name, total in predictions.extra_losses.items():
             losses[name] = total / num_boxes
         return losses

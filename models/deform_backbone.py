@@ -27,7 +27,7 @@ def deform_stages(
         version: `v1`, or `v2` (modulated).
         stages: which, counted as papers do: 1 is the stem, 2 to 5 the four stages of blocks (conv2_x to conv5_x).
         offset_groups: see `DeformConv2d`.
-        initial_modulation: of v2, see `ModulatedDeformConv2d`.
+        initial_modulation: initial modulation of v2, see `ModulatedDeformConv2d`.
 
     Raises:
         UserError: not a ResNet, or no such stage, or channels that the offset groups do not divide.
@@ -46,7 +46,7 @@ def deform_stages(
 def stage_convolutions(body: Any, stages: Sequence[int]) -> list[tuple[str, int, nn.Conv2d]]:
     """Name, stage and layer of every 3x3 convolution in the blocks of some stages, in the order in which they run.
 
-    Deformable or not; of networks that are no ResNet there are none. Arguments as of `deform_stages`.
+    The layers may be deformable or not; a network that is no ResNet has none. Arguments: see `deform_stages`.
     """
     found: list[tuple[str, int, nn.Conv2d]] = []
     if body.feature_info.module_name()[1:] != ["layer1", "layer2", "layer3", "layer4"]:

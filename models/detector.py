@@ -26,7 +26,7 @@ class DeformableDETR(nn.Module):
         neck: feature maps to L maps of width E.
         position: encodings of the L maps.
         transformer: encoder and decoder.
-        queries: where the decoder starts, such as learned queries (one stage) or proposals (two stages).
+        queries: the source of the decoder's queries, such as learned queries (one stage) or proposals (two stages).
         heads: one for each decoder layer (iterative refinement), or one for all.
         auxiliary_losses: whether every layer's predictions are penalised in training. Without them only the last
             layer is, so class heads that nothing uses are frozen, and the gradient runs through the references into
@@ -70,7 +70,7 @@ class DeformableDETR(nn.Module):
         Layer by layer: layers of one kind share their code, so six of them compile in the time of one.
 
         Args:
-            backend: of `torch.compile`.
+            backend: backend of `torch.compile`.
         """
         # Maps one pixel wide, single images and evaluation each compile anew; past the limit it would be an error.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
@@ -85,7 +85,7 @@ class DeformableDETR(nn.Module):
         Args:
             images: `[B, 3, H, W]`, normalised, zero on padding.
             padding_mask: `[B, H, W]`, True on padding.
-            objects: of each image, in training; None at inference.
+            objects: the objects of each image, in training; None at inference.
 
         Returns:
             The decoder's predictions; given objects, also the groups that exist for training.

@@ -16,8 +16,8 @@ class LoadedDetector:
     """A model with its weights and what the checkpoint says of its classes.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
-        config: what the model was built from.
+        model: the detector, in evaluation mode, on the CPU.
+        config: the `model` section that it was built from.
         categories: `{"label", "id", "name"}` of each class; empty if the checkpoint does not say.
         names: class names by label, of a foreign checkpoint that has them.
         data: the data section of the run that made it; empty if it does not say.

@@ -44,7 +44,7 @@ class HungarianMatcher:
 
     Args:
         class_cost, l1_cost, giou_cost: weights.
-        alpha, gamma: of the focal term.
+        alpha, gamma: parameters of the focal term.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class HungarianMatcher:
 
         Args:
             groups: the predictions; there may be none.
-            objects: for each group those of each image.
+            objects: for each group, the objects of each image.
 
         Returns:
             The matches of each group. Of more objects than queries, the cheapest are matched.
@@ -161,7 +161,7 @@ def _assign(costs: np.ndarray, queries: np.ndarray | None, counts: list[int], de
         costs: see above.
         queries: `[N, B, R]`, which query each row is of; None if row r is of query r.
         counts: objects of each image.
-        device: of the result.
+        device: device of the result.
     """
     offsets = [sum(counts[:i]) for i in range(len(counts))]
     found = []

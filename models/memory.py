@@ -32,7 +32,7 @@ def flatten_levels(maps: Sequence[Tensor], masks: Sequence[Tensor], dtype: torch
     Args:
         maps: `[B, E, H_l, W_l]` each.
         masks: `[B, H_l, W_l]` each, True on padding.
-        dtype: of the valid ratios.
+        dtype: type of the valid ratios.
     """
     return Memory(
         torch.cat([rearrange(m, "b e h w -> b (h w) e") for m in maps], 1),

@@ -29,11 +29,11 @@ class FeatureMimic(nn.Module):
     teacher here.
 
     Args:
-        channels, stride: of the backbone's deepest map.
+        channels, stride: channels and stride of the backbone's deepest map.
         num_classes: classes C.
-        regions: most objects of an image; of more, so many are drawn at random.
+        regions: largest number of objects of an image; with more, a random subset of this size.
         size: side of a crop in pixels; its proportions are not kept, as in R-CNN.
-        weight: of each loss.
+        weight: weight of each loss.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class FeatureMimic(nn.Module):
         """Weighted losses, summed over regions.
 
         Args:
-            backbone: whose deepest map `features` is; run once more, on the crops.
+            backbone: the backbone of `features`; it runs once more, on the crops.
             features: `[B, channels, h, w]`.
             images: `[B, 3, H, W]`, as the backbone took them.
             padding_mask: `[B, H, W]`, True on padding.
-            objects: of each image; there may be none at all.
+            objects: the objects of each image; there may be none at all.
 
         Returns:
             `mimic/regions` (1 - cos), `mimic_class/regions` and `mimic_class/crops` (cross-entropy), scalars.
@@ -123,9 +123,9 @@ def object_regions(objects: Sequence[Objects], padding_mask: Tensor, most: int) 
     """The objects of a batch as regions, at most `most` of an image; nothing waits for the device.
 
     Args:
-        objects: of each image.
+        objects: the objects of each image.
         padding_mask: `[B, H, W]`, True on padding.
-        most: of an image with more objects, so many are drawn.
+        most: largest number of objects of an image; with more, a random subset of this size.
 
     Returns:
         Regions `[R, 5]` (index of the image, then xyxy in pixels of the padded image) and labels `[R]`.

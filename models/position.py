@@ -34,7 +34,7 @@ def sine_of_grid(padding_mask: Tensor, d_model: int, dtype: torch.dtype) -> Tens
     Args:
         padding_mask: `[B, H, W]`, True on padding.
         d_model: width E; the first half encodes y, the second x.
-        dtype: of the result.
+        dtype: type of the result.
 
     Returns:
         `[B, H, W, E]`.

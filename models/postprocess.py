@@ -35,7 +35,7 @@ def postprocess(predictions: Predictions, sizes: Sequence[tuple[int, int]], top_
     """The `top_k` best pairs of query and class of every image, from the last decoder layer.
 
     Args:
-        predictions: of the model.
+        predictions: the model's predictions.
         sizes: (height, width) in pixels of each original image.
         top_k: detections to keep; all of them if there are fewer pairs.
 

@@ -28,11 +28,11 @@ class PredictionGroup:
     """Predictions that are compared with one set of objects.
 
     Attributes:
-        name: of the group; the losses are named after it.
+        name: name of the group; its losses are named after it.
         logits: `[N, B, q, C]` of N layers, one sigmoid a class.
         boxes: `[N, B, q, 4]`, cxcywh in [0, 1] of the unpadded image.
-        objects: what the group is compared with, for each image; None for the objects of the batch.
-        assignment: which query stands for which object; None if they are to be matched.
+        objects: the objects that the group is compared with, for each image; None for those of the batch.
+        assignment: the object that each query stands for; None to match them.
         layers: the number of each layer; None for a group that does not come from layers, where N is 1.
     """
 

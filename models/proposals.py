@@ -67,7 +67,7 @@ def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """A box around every token: its pixel centre, 5% of the image wide and high, doubling with each level.
 
     Args:
-        memory: whose tokens' values are not looked at.
+        memory: levels and padding; the values of the tokens do not matter.
 
     Returns:
         Anchors `[B, S, 4]`, cxcywh in [0, 1] of the unpadded image, and whether each is usable `[B, S, 1]`: not on

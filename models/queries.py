@@ -1,8 +1,8 @@
 """Object queries: what the decoder starts from.
 
 A query source is a module `(memory, objects | None) -> Queries`. It is given the objects of the batch in training and
-None at inference, where its queries form a single group. It also says what a reader of its queries must know: the
-number of queries, whether their order is the image's (`ranked`), and its own heads' predictions, if it has any.
+None at inference, where its queries form a single group. It also tells the number of queries and whether they are
+ranked, and returns the predictions of its own heads, if it has any.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class QueryGroup:
     """Queries that are compared with one set of objects.
 
     Attributes:
-        name: of the group; the losses of decoder layer i are named `KIND/NAME.i`.
-        queries: which of the Q queries; None for all.
-        objects: what they are compared with, for each image; None for the objects of the batch.
-        assignment: which query stands for which object, counted within the group; None if they are to be matched.
+        name: name of the group; the losses of decoder layer i are named `KIND/NAME.i`.
+        queries: the group's part of the Q queries; None for all.
+        objects: the objects that they are compared with, for each image; None for those of the batch.
+        assignment: the object that each query stands for, counted within the group; None to match them.
     """
 
     name: str = "decoder"
@@ -60,8 +60,8 @@ class QuerySource(nn.Module):
 
     Attributes:
         num_queries: queries Q of the first group, at most.
-        ranked: whether the queries of an image come in an order of its own, the best first, so that the later ones
-            can be left out and query q of one image has nothing to do with query q of another.
+        ranked: whether the queries of each image come in order, the best first. Then the last ones can be left out,
+            and query q of one image has nothing in common with query q of another.
     """
 
     ranked = False
@@ -74,8 +74,8 @@ class QuerySource(nn.Module):
         """The queries for a batch of images.
 
         Args:
-            memory: of the encoder.
-            objects: of each image, in training; None at inference, where there is a single group.
+            memory: the encoder's memory.
+            objects: the objects of each image, in training; None at inference, where there is a single group.
         """
         raise NotImplementedError
 

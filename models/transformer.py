@@ -128,7 +128,7 @@ class DeformableTransformer(nn.Module):
     Args:
         d_model: embedding width E.
         num_levels: feature levels L.
-        encoder_layers, decoder_layers: how many layers; 0 encoder layers hand the tokens on as they are.
+        encoder_layers, decoder_layers: numbers of layers; without encoder layers the tokens stay as they are.
         encoder_heads, decoder_heads: heads M of deformable attention.
         encoder_points, decoder_points: sampling points K, one number or one for each level.
         self_attention_heads: heads of the decoder's self-attention.
@@ -137,7 +137,7 @@ class DeformableTransformer(nn.Module):
         cross_level: see `EncoderLayer`.
 
     Attributes:
-        checkpointing: in training, keep only each layer's input and compute its inside again in the backward pass.
+        checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class DeformableTransformer(nn.Module):
         """Run the decoder and predict after every layer.
 
         Args:
-            queries: what to start from.
-            memory: of the encoder.
+            queries: the queries to start from.
+            memory: the encoder's memory.
             heads: one for each layer (iterative refinement: a layer's boxes are the next one's reference), or a
                 single one for all (every layer starts from the same reference).
             detach_references: stop the gradient from a layer into the box head of the layer before.

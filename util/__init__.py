@@ -1,1 +1,1 @@
-"""What every command needs around the model: configuration, checkpoints, optimisation, loops, logging, pictures."""
+"""What every command needs: configuration, command line, checkpoints, processes, logs, profiling, drawing."""

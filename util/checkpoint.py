@@ -32,8 +32,8 @@ class RawCheckpoint:
     Attributes:
         format: `native`, `original` (the paper's repository) or `transformers`.
         content: the file's dictionary; for `transformers` the tensors by key.
-        config: of `transformers`, its config.json.
-        path: where it was read.
+        config: config.json of a `transformers` model.
+        path: the file or folder that was read.
     """
 
     format: str
@@ -223,7 +223,7 @@ def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
     """The configuration that a checkpoint of this project was trained with; empty for other layouts.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         keep_paths: whether the data's explicit paths stay in; without them `data.root` decides.
     """
     raw = read_checkpoint(path)
@@ -285,7 +285,7 @@ def described_options(path: str, option: str, argv: Sequence[str], by_pattern: b
 
     Args:
         path: checkpoint, or run's folder; `auto` for the newest in the run's own folder.
-        option: that names it, `train.resume` or `checkpoint`.
+        option: the option that names it, `train.resume` or `checkpoint`.
         argv: the other options; `data.root` wins over the checkpoint's explicit paths.
         by_pattern: whether `path` may be a pattern, of whose matches the first counts.
     """

@@ -66,7 +66,7 @@ def override(config: T, values: dict[str, Any]) -> T:
 
     Args:
         config: keeps its values.
-        values: by dotted option name.
+        values: values by dotted option name.
 
     Raises:
         UserError: unknown key (names the nearest), or wrong type.

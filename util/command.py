@@ -14,7 +14,7 @@ class Command:
     """A word of the command line.
 
     Attributes:
-        run: what it does, from its options (and the processes, if they may be several) to an exit code.
+        run: the function, from its options (and the processes, if they may be several) to an exit code.
         options: dataclass of its options.
         example: options that show its use.
         together: whether several processes may run it, started by torchrun.

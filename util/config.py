@@ -34,11 +34,11 @@ class BackboneConfig:
     dcn: Literal["none", "v1", "v2"] = "none"
     """deformable convolutions in place of the 3x3 ones of a ResNet or ResNeXt; v2 modulates them"""
     dcn_stages: list[int] = field(default_factory=lambda: [3, 4, 5])
-    """stages that get them, from 2 (the first after the stem) to 5"""
+    """stages with deformable convolutions, from 2 (the first after the stem) to 5"""
     dcn_offset_groups: Positive = 1
-    """groups of channels that move apart"""
+    """groups of channels, each with its own offsets"""
     dcn_initial_modulation: Annotated[float, Range(0.001, 0.999)] = 0.5
-    """modulation that v2 starts with: 0.5 is the paper's; near 1 changes little of what pretrained weights compute"""
+    """initial modulation of v2: 0.5 is the paper's; a value near 1 changes pretrained weights' output little"""
 
 
 @dataclass
@@ -52,9 +52,9 @@ class ModelConfig:
     num_levels: int = 4
     """feature levels L: the last 1 to 3 backbone maps, further ones by strided convolutions"""
     num_queries: int = 300
-    """object queries Q, or proposals kept by two_stage"""
+    """object queries Q; with two_stage, the proposals that are kept"""
     num_heads: int = 8
-    """heads M of every attention unless set apart below"""
+    """heads M of every attention, unless an option below sets another number"""
     num_points: int | list[int] = 4
     """sampling points K for each head and level: one number, or one for each level"""
     encoder_layers: int = 6
@@ -72,7 +72,7 @@ class ModelConfig:
     decoder_points: int | list[int] | None = None
     """K in the decoder; null follows num_points"""
     cross_level: bool = True
-    """encoder tokens sample all levels; false: only their own (the paper's ablation without multi-scale attention)"""
+    """encoder tokens sample all levels; false: each its own level (the paper's ablation without multi-scale attention)"""
     ffn_dim: int = 1024
     """width of the feed-forward layers"""
     dropout: float = 0.1
@@ -108,11 +108,11 @@ class LossConfig:
     focal_gamma: NonNegative = 2.0
     """focusing exponent of the focal loss"""
     auxiliary: bool = True
-    """penalise every decoder layer; if not, only the last, whose gradient then reaches the earlier box heads too"""
+    """penalise every decoder layer; false penalises the last alone, and its gradient reaches the earlier box heads"""
     mimic_weight: NonNegative = 0.0
     """feature mimicking, for backbones with dcn: weight of its losses in training; 0.1 is the paper's, 0 is none"""
     mimic_regions: Positive = 32
-    """objects of an image that are also seen cropped; of more, so many are drawn"""
+    """largest number of objects of an image to crop; with more objects, a random subset of this size"""
     mimic_size: Annotated[int, Range(32, 2048)] = 224
     """side in pixels that crops are resized to"""
 
@@ -122,7 +122,7 @@ class ValPaths:
     """Data: COCO-format detection"""
 
     root: str | None = None
-    """folder in COCO 2017 layout (train2017/, val2017/, annotations/); nothing at all: generated shapes"""
+    """folder in COCO 2017 layout (train2017/, val2017/, annotations/); without any data set, shapes are generated"""
     val_images: str | None = None
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
@@ -146,7 +146,7 @@ class EvalDataConfig(ValPaths):
     eval_size: Positive = 800
     """shorter side in evaluation and prediction"""
     max_size: Positive = 1333
-    """longest the longer side may be"""
+    """largest length of the longer side"""
     workers: Natural = 4
     """processes that read and augment images; 0 reads in the main process"""
 
@@ -191,7 +191,7 @@ class TrainConfig:
     """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
     to compute, of each micro-batch"""
     lr: NonNegative = 2e-4
-    """learning rate of AdamW"""
+    """learning rate of all but the backbone"""
     lr_backbone: NonNegative = 2e-5
     """learning rate of the backbone"""
     lr_offset_factor: NonNegative = 0.1
@@ -286,9 +286,9 @@ class TTAConfig:
     """top_k: the best of all views, doubles included; nms: of overlapping boxes the best; soft_nms: also the others,
     with lowered scores; wbf: their weighted mean; wbf_set: the same, but of each view one box at most"""
     iou: Share = 0.55
-    """of nms, wbf and wbf_set: overlap above which two boxes are one object"""
+    """overlap above which nms, wbf and wbf_set take two boxes for one object"""
     sigma: Annotated[float, Range(0.01)] = 0.5
-    """of soft_nms: larger ones lower the scores of overlapping boxes less"""
+    """width of soft_nms: a larger one lowers the scores of overlapping boxes less"""
 
 
 @dataclass
@@ -300,7 +300,7 @@ class EvalConfig:
     detections: str | None = None
     """COCO result JSON to score instead of running a model"""
     weights: Literal["auto", "model", "ema"] = "auto"
-    """of the checkpoint: the moving average if there is one, or one of the two"""
+    """weights of the checkpoint: auto takes the moving average if there is one"""
     output: str = "runs/eval"
     """folder for results.json, detections.json and the analysis"""
     batch_size: Positive = 4
@@ -308,11 +308,11 @@ class EvalConfig:
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
     analyse: bool = False
-    """also find out where it errs: report.html, analysis.json and worst/ in the output folder"""
+    """also analyse the errors: report.html, analysis.json and worst/ in the output folder"""
     threshold: NonNegative = 0.5
-    """of the analysis: smallest score in the confusion matrix and of a confident mistake"""
+    """analysis: smallest score in the confusion matrix, and of a confident mistake"""
     worst: Natural = 8
-    """of the analysis: images to draw, the worst first"""
+    """analysis: number of images to draw, the worst first"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
@@ -328,7 +328,7 @@ class PredictConfig:
     input: str | None = None
     """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
     weights: Literal["auto", "model", "ema"] = "auto"
-    """of the checkpoint: the moving average if there is one, or one of the two"""
+    """weights of the checkpoint: auto takes the moving average if there is one"""
     output: str = "runs/predict"
     """folder for the drawn pictures and predictions.json"""
     threshold: NonNegative = 0.5
@@ -351,9 +351,9 @@ class VisualizeConfig:
     input: str | None = None
     """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
     weights: Literal["auto", "model", "ema"] = "auto"
-    """of the checkpoint: the moving average if there is one, or one of the two"""
+    """weights of the checkpoint: auto takes the moving average if there is one"""
     output: str = "runs/visualize"
-    """folder for MAP.png, sampling.npz and sampling.json; of several pictures, each has a folder of its own in it"""
+    """folder for MAP.png, sampling.npz and sampling.json; several pictures get a folder each in it"""
     maps: list[str] = field(default_factory=lambda: ["decoder", "heads", "boxes", "encoder", "locations", "gradient"])
     """what to draw: sampling points of the queries (decoder), of one by head and level (heads), boxes layer by layer
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
@@ -370,13 +370,13 @@ class VisualizeConfig:
     pixel: list[int] | None = None
     """x and y in the picture for the points of encoder and backbone; null takes the centre of the first query's box"""
     bound: Share = 0.1
-    """of saliency: how far the score, relatively, and the box's IoU may stray"""
+    """saliency: largest relative change of the score, and largest loss of the box's IoU"""
     cells: Annotated[int, Range(1, 512)] = 16
-    """of saliency: cells along the longer side of the picture"""
+    """saliency: cells along the longer side of the picture"""
     size: Positive | None = None
     """shorter side to resize to; null takes the checkpoint's"""
     num_classes: Positive = 91
-    """classes C of the heads, where no checkpoint says"""
+    """classes C of the heads, if no checkpoint gives them"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -393,7 +393,7 @@ class ProfileConfig:
     batch_size: Positive = 1
     """images at once"""
     num_classes: Positive = 91
-    """classes C of the heads, where no checkpoint says"""
+    """classes C of the heads, if no checkpoint gives them"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """as in training"""
     compile: bool = False

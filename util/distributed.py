@@ -24,9 +24,9 @@ class World:
 
     Attributes:
         rank: number of this process; 0 writes files and prints.
-        size: how many there are.
+        size: number of processes.
         local_rank: number on this machine, which is also that of its GPU.
-        local_size: how many on this machine.
+        local_size: number of processes on this machine.
         store: key-value store of the launcher; None in a single process.
     """
 
@@ -157,7 +157,7 @@ def join() -> Iterator[World]:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """torch's many errors about a connection that another process closed, as one."""
+    """Turn torch's many errors about a connection that another process closed into one."""
     try:
         yield
     except RuntimeError as error:

@@ -23,7 +23,7 @@ def draw_detections(
         boxes: `[N, 4]`, xyxy in pixels.
         labels: `[N]`.
         scores: `[N]`, best first; None draws names alone.
-        names: of labels; a label without one is shown as a number.
+        names: class names by label; a label without a name is shown as a number.
         colours: RGB of each box; None gives each class its own.
     """
     factor = max(1, round(_LEGIBLE / max(picture.size)))

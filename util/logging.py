@@ -12,10 +12,10 @@ class RunLog:
     """Appends figures to `metrics.jsonl` and TensorBoard in a run's folder.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         kept_bytes: when going on from a checkpoint, how long the file was: later lines will be written again.
             None starts a new file.
-        step: of the checkpoint, after which TensorBoard shows nothing old.
+        step: the checkpoint's step; TensorBoard shows nothing old after it.
     """
 
     def __init__(self, folder: str | Path, kept_bytes: int | None = None, step: int | None = None):

@@ -32,9 +32,9 @@ class PartCost:
     """A part of the model.
 
     Attributes:
-        name: of the part.
+        name: name of the part.
         trainable, frozen: numbers of parameters.
-        flops: of one image at the first size that was counted; None before.
+        flops: operations for one image at the first size that was counted; None before.
     """
 
     name: str
@@ -48,10 +48,10 @@ class SizeCost:
     """The model at one image size.
 
     Attributes:
-        height, width: of the images in pixels.
+        height, width: size of the images in pixels.
         batch_size: images at once.
-        flops: of one image; None if it was not counted.
-        seconds: of one batch, one entry for each repeat.
+        flops: operations for one image; None if they were not counted.
+        seconds: seconds for one batch, an entry for each repeat.
         peak_bytes: most memory of tensors at any moment, weights and images included.
         failure: why there are no figures, or "".
     """
@@ -80,9 +80,9 @@ class Profile:
     """All figures; `str()` makes them text.
 
     Attributes:
-        parts: by part.
-        sizes: by image size.
-        machine: what was measured on, and how.
+        parts: figures by part.
+        sizes: figures by image size.
+        machine: the machine, and how it was measured.
     """
 
     parts: list[PartCost]
@@ -120,7 +120,7 @@ def profile_model(
             compiled, operations are counted before the compiled code runs.
         sizes: (height, width) in pixels. One for which memory does not suffice is reported and left out.
         batch_size: images at once.
-        precision: as in training: `bf16` and `fp16` run under autocast.
+        precision: precision, as in training: `bf16` and `fp16` run under autocast.
         device: where.
         repeats: timed passes; two more go before them.
     """
@@ -227,7 +227,7 @@ def count_flops(model: nn.Module, call: Callable[[], object]) -> dict[str, float
     a multiplication and an addition, for every sample and channel.
 
     Args:
-        model: whose modules the parts are; what runs outside of them is `other`.
+        model: the model whose modules are the parts; `other` is what runs outside of them.
         call: runs it. Compiled parts run as they were before.
     """
     formulas = {
@@ -261,7 +261,7 @@ def count_flops(model: nn.Module, call: Callable[[], object]) -> dict[str, float
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the device's queue emptied before and after."""
+    """Time one call, with the device's queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = perf_counter()
@@ -282,7 +282,7 @@ def measure_peak(call: Callable[[], object], device: torch.device, resident: Ite
     Args:
         call: once warm.
         device: where.
-        resident: what there has to be before: weights, inputs, state of the optimizer.
+        resident: tensors that must be there before: weights, inputs, state of the optimizer.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

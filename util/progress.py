@@ -16,7 +16,7 @@ def progress(things: Iterable | None, description: str, world: "World | None" = 
         things: to go through; None for a bar that is moved by hand.
         description: left of the bar.
         world: the processes; None for a single one.
-        options: of tqdm.
+        options: options of tqdm.
     """
     hidden = True if world is not None and not world.is_main else None  # None: tqdm looks whether it is a terminal
     return tqdm(things, desc=description, disable=hidden, leave=False, **options)

@@ -48,7 +48,7 @@ class SyncCount:
     """What a block waited for.
 
     Attributes:
-        places: how often by place, `file:line (operation)`, the file from the project's root; in a backward pass the
+        places: number of syncs by place, `file:line (operation)`, from the project's root; in a backward pass the
             line that called `backward`.
     """
 
@@ -72,7 +72,7 @@ def count_syncs(device: torch.device | str = "cpu", host: Iterable[Tensor] = ())
     """Count what makes the host wait for the device in a block; see the module's docstring for what is seen.
 
     Args:
-        device: where the block's tensors are; anything but CUDA is counted by the stand-in.
+        device: device of the block's tensors; anything but CUDA is counted by the stand-in.
         host: tensors from before the block that would be on the host on a GPU's machine, too. On CUDA not needed.
 
     Yields:
