@@ -72,7 +72,7 @@ class ModelConfig:
     decoder_points: int | list[int] | None = None
     """K in the decoder; null follows num_points"""
     cross_level: bool = True
-    """encoder tokens sample all levels; false: each its own level (the paper's ablation without multi-scale attention)"""
+    """encoder tokens sample all levels; false: their own alone (the paper's ablation without multi-scale attention)"""
     ffn_dim: int = 1024
     """width of the feed-forward layers"""
     dropout: float = 0.1
