@@ -16,7 +16,7 @@ from tests.ops.examples import arguments, in_float64, relative_errors, results
 from tests.ops.test_cpu_backend import TOLERANCES
 
 HARNESS = Path(__file__).parent / "sanitized" / "cpu_harness.cpp"
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 

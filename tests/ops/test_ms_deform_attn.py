@@ -94,7 +94,7 @@ def test_hand_worked():
 
 @pytest.mark.parametrize("spatial_shapes, num_points", CASES)
 def test_gradients_once_and_twice(spatial_shapes, num_points):
-    value, _, locations, weights, _ = arguments(spatial_shapes, num_points, batch=1, queries=2)
+    value, _, locations, weights, _ = arguments(spatial_shapes, num_points, batch=1, queries=2, channels=2)
     leaves = [t.requires_grad_() for t in (value, locations, weights)]
 
     def function(value, locations, weights):
