@@ -38,14 +38,9 @@ class Neck(nn.Module):
             projections.append(nn.Conv2d(source, d_model, kernel_size=3, stride=2, padding=1))
         for convolution in projections:
             nn.init.xavier_uniform_(convolution.weight)
-<<<<<<< HEAD
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
-        self.levels = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(norm_groups, d_model)) for c in projections)
-=======
-            nn.init.zeros_(convolution.bias)
         self.levels = nn.ModuleList(nn.Sequential(c, GroupNorm(norm_groups, d_model)) for c in projections)
->>>>>>> presets
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps `[B, C_i, H_i, W_i]` -> L maps `[B, E, H_l, W_l]`, shallow first."""
