@@ -134,5 +134,6 @@ def score(
     category_of = match_categories(categories, dataset.categories, "checkpoint")
     batch, workers = config.train.eval_batch_size or 4, config.data.workers
     loader = eval_loader(dataset, batch, workers, device.type == "cuda")
-    scores, _ = run_evaluation(model.to(device), loader, category_of, ToDevice(device), device)
+    prepare = ToDevice(device, model.backbone.mean, model.backbone.std)
+    scores, _ = run_evaluation(model.to(device), loader, category_of, prepare, device)
     return scores.figures

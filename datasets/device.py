@@ -10,8 +10,6 @@ from torch import Tensor
 from datasets.loader import Batch
 from util.objects import Objects
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained backbones expect
-
 
 class ToDevice:
     """Takes batches of uint8 images to a device and to what backbones expect.
@@ -20,14 +18,17 @@ class ToDevice:
 
     Args:
         device: to move to.
+        mean, std: of each channel, red first, in [0, 1]: the backbone's.
         dtype: type of the images there.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, device: torch.device, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+    ):
         self.device, self.dtype = device, dtype
         # On the device from the start: a constant that is copied in every step would wait for it.
-        self.mean = torch.tensor(MEAN, dtype=dtype, device=device).view(3, 1, 1)
-        self.std = torch.tensor(STD, dtype=dtype, device=device).view(3, 1, 1)
+        self.mean = torch.tensor(mean, dtype=dtype, device=device).view(3, 1, 1)
+        self.std = torch.tensor(std, dtype=dtype, device=device).view(3, 1, 1)
 
     def __call__(self, batch: Batch, size: tuple[int, int] | None = None) -> Batch:
         """Move, pad and normalise.
@@ -55,6 +56,6 @@ class ToDevice:
         return [replace(o, boxes=b, labels=n) for o, b, n in zip(objects, boxes, labels)]
 
     def normalise(self, images: Tensor, padding_mask: Tensor) -> Tensor:
-        """uint8 `[B, 3, H, W]` to the statistics of ImageNet; zero where padding_mask `[B, H, W]` is True."""
+        """uint8 `[B, 3, H, W]` with the backbone's mean and deviation; zero where padding_mask `[B, H, W]` is True."""
         scaled = images.to(self.dtype).mul_(1 / 255)
         return scaled.sub_(self.mean).div_(self.std).masked_fill_(padding_mask[:, None], 0.0)

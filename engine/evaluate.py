@@ -117,7 +117,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]
-    prepare: Callable = ToDevice(device)
+    prepare: Callable = ToDevice(device, model.backbone.mean, model.backbone.std)
     pick: Callable = postprocess
     subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
     multi_view = None

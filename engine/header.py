@@ -19,6 +19,8 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
         "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
         "model": f"{backbone.name}{deformed}, {trainable:,} trainable parameters, {frozen:,} frozen",
+        "pixels": f"mean {_numbers(backbone.mean)}, deviation {_numbers(backbone.std)}, "
+        + ("padding ignored" if config.model.ignore_padding else "zero on padding"),
         "batch": f"{batch} images a step"
         + (f", {per_process} in each of {world.size} processes" if world.size > 1 else "")
         + (f", micro-batches of {micro}" if micro < per_process else "")
@@ -39,3 +41,8 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
             "--model.backbone.norm trainable --model.backbone.frozen_stages 0"
         )
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items()) + "\n"
+
+
+def _numbers(values) -> str:
+    """One number if all are equal, else each."""
+    return "/".join(f"{v:g}" for v in (values if len(set(values)) > 1 else values[:1]))

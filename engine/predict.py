@@ -122,7 +122,10 @@ def make_predictor(
     views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
-    resizes, to_device = [eval_transform(*s) for s in sizes_of(views)], ToDevice(chosen)
+    resizes, to_device = (
+        [eval_transform(*s) for s in sizes_of(views)],
+        ToDevice(chosen, model.backbone.mean, model.backbone.std),
+    )
     model.to(chosen)
     multi_view = MultiView(model, views, to_device, postprocess, merge_views, tta) if len(views) > 1 else None
 

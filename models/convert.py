@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.config import BackboneConfig, ModelConfig
+from util.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig
 from util.errors import UserError
 
 # (their pattern, our replacement), tried in order; the first that matches the start of a key renames it.
@@ -90,6 +90,8 @@ def from_original(content: dict[str, Any], path: str) -> Converted:
         name=str(args.get("backbone") or _resnet_of(state)),
         weights="none",
         output_stride=16 if args.get("dilation") else None,
+        mean=list(IMAGENET_MEAN),
+        std=list(IMAGENET_STD),
     )
     return _convert(
         state,
@@ -104,12 +106,15 @@ def from_original(content: dict[str, Any], path: str) -> Converted:
     )
 
 
-def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: str) -> Converted:
+def from_transformers(
+    tensors: dict[str, Tensor], config: dict[str, Any], preprocessor: dict[str, Any], path: str
+) -> Converted:
     """Read a DeformableDetrForObjectDetection of transformers 4 or 5.
 
     Args:
         tensors: tensors by key.
         config: its config.json.
+        preprocessor: its preprocessor_config.json; empty if there is none.
         path: named in errors.
 
     Raises:
@@ -125,6 +130,7 @@ def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: 
     for option, supported in {"position_embedding_type": "sine", "activation_function": "relu"}.items():
         if config.get(option, supported) != supported:
             raise UserError(f"'{path}' has {option} '{config[option]}'; only '{supported}' can be loaded")
+    mean, std = _normalisation(preprocessor, path)
     stride = timm_backbone.get("output_stride") or (16 if config.get("dilation") else None)
     plain = {k.removeprefix("model."): v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     names = {int(k): v for k, v in (config.get("id2label") or {}).items()}
@@ -132,7 +138,7 @@ def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: 
         names = {}
     return _convert(
         _rename(_join_attention(plain), TRANSFORMERS_NAMES, path),
-        BackboneConfig(name=name, weights="none", output_stride=stride),
+        BackboneConfig(name=name, weights="none", output_stride=stride, mean=mean, std=std),
         path,
         refinement=bool(config.get("with_box_refine", False)),
         heads=int(config.get("decoder_attention_heads", 8)),
@@ -143,6 +149,26 @@ def from_transformers(tensors: dict[str, Tensor], config: dict[str, Any], path: 
         ),
         names=names,
     )
+
+
+def _normalisation(preprocessor: dict[str, Any], path: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that images are normalised by; those of ImageNet where nothing is said.
+
+    Raises:
+        UserError: pixels are not scaled to [0, 1] first, or the numbers are not three.
+    """
+    scale = preprocessor.get("rescale_factor", 1 / 255)
+    if not preprocessor.get("do_rescale", True) or abs(scale * 255 - 1) > 1e-3:
+        raise UserError(f"'{path}' does not scale pixels by 1/255 (preprocessor_config.json); only that can be loaded")
+    if not preprocessor.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    mean, std = (
+        [float(value) for value in preprocessor.get(key) or usual]
+        for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+    )
+    if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
+        raise UserError(f"'{path}' has image_mean {mean} and image_std {std}; each must be three numbers, std above 0")
+    return mean, std
 
 
 def _convert(

@@ -64,6 +64,12 @@ class DeformableDETR(nn.Module):
         assert isinstance(head, PredictionHead)
         return head.classify.out_features
 
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are padded to a multiple of this: the backbone's, times two for each strided level."""
+        strided = len(self.neck.levels) - self.backbone.num_features
+        return self.backbone.size_multiple * (2**strided if self.neck.ignore_padding else 1)
+
     def compile_parts(self, backend: str = "inductor") -> None:
         """`torch.compile` in place, for images of any size, without graph breaks in encoder and decoder.
 
@@ -91,11 +97,11 @@ class DeformableDETR(nn.Module):
             The decoder's predictions; given objects, also the groups that exist for training.
         """
         images, padding_mask = self.fit(images, padding_mask)
-        return self.detect(self.backbone(images), padding_mask, objects)
+        return self.detect(self.backbone(images, padding_mask), padding_mask, objects)
 
     def fit(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` and padding_mask `[B, H, W]` as the backbone takes them: padded further, if need be."""
-        return pad_to_multiple(images, padding_mask, self.backbone.size_multiple)
+        return pad_to_multiple(images, padding_mask, self.size_multiple)
 
     def detect(
         self, features: list[Tensor], padding_mask: Tensor, objects: Sequence[Objects] | None = None
@@ -110,7 +116,7 @@ class DeformableDETR(nn.Module):
         Returns:
             As `forward`.
         """
-        maps = self.neck(features)
+        maps = self.neck(features, padding_mask)
         masks = [resize_mask(padding_mask, m.shape[-2:]) for m in maps]
         memory = flatten_levels(maps, masks, self.position.level_embed.dtype)
         position = torch.cat([rearrange(p, "b h w e -> b (h w) e") for p in self.position(masks)], 1)  # [B, S, E]

@@ -1,12 +1,14 @@
 """From the configuration to the model and its criterion."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from torch import nn
 
 from models.backbone import Backbone
-from models.backbone_weights import load_backbone_weights
+from models.backbone_package import package_weights
+from models.backbone_weights import fill_backbone, load_backbone_weights
 from models.criterion import Criterion
 from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
@@ -39,8 +41,8 @@ def build_model(
         UserError: numbers that do not fit each other, or a backbone that cannot be had.
     """
     check_model(config)
-    backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights)
-    neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups)
+    backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights, config.ignore_padding)
+    neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups, config.ignore_padding)
     transformer = DeformableTransformer(
         config.d_model,
         config.num_levels,
@@ -61,13 +63,16 @@ def build_model(
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
 
 
-def build_backbone(config: BackboneConfig, num_features: int, weights: str | None = None) -> Backbone:
+def build_backbone(
+    config: BackboneConfig, num_features: int, weights: str | None = None, ignore_padding: bool = False
+) -> Backbone:
     """The backbone with its weights.
 
     Args:
         config: the `model.backbone` section.
         num_features: maps to return, the deepest ones.
         weights: overrides `config.weights`.
+        ignore_padding: see `Backbone`.
 
     Raises:
         UserError: a backbone, a change of it, or weights that cannot be had.
@@ -81,10 +86,20 @@ def build_backbone(config: BackboneConfig, num_features: int, weights: str | Non
         frozen_stages=config.frozen_stages,
         output_stride=config.output_stride,
         changes=backbone_changes(config),
+        mean=config.mean,
+        std=config.std,
+        ignore_padding=ignore_padding,
     )
-    if weights not in ("timm", "none"):
+    if weights == "package":
+        fill_backbone(backbone.body, package_weights(config.name), "the package")
+    elif weights not in ("timm", "none"):
         load_backbone_weights(backbone.body, weights)
     return backbone
+
+
+def with_normalisation(config: BackboneConfig, backbone: Backbone) -> BackboneConfig:
+    """The configuration with the numbers that images are normalised by written out, for checkpoints to keep."""
+    return replace(config, mean=list(backbone.mean), std=list(backbone.std))
 
 
 def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]]:

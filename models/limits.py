@@ -54,6 +54,12 @@ def check_model(config: ModelConfig) -> None:
         if points is not None and (min(points) < 0 or sum(points) < 1 if isinstance(points, list) else points < 1):
             raise UserError(f"model.{option} is {points}; at least one sampling point is needed")
     backbone = config.backbone
+    for option in ("mean", "std"):
+        numbers = getattr(backbone, option)
+        if numbers is not None and len(numbers) != 3:
+            raise UserError(
+                f"model.backbone.{option} lists {len(numbers)} numbers; it must be 3, of red, green and blue"
+            )
     if backbone.dcn != "none" and (frozen := [s for s in backbone.dcn_stages if s <= backbone.frozen_stages]):
         raise UserError(
             f"model.backbone.dcn_stages has {frozen}, but the first {backbone.frozen_stages} are frozen, and offsets "

@@ -6,7 +6,7 @@ from typing import Any
 from models.convert import from_original, from_transformers
 from models.detector import DeformableDETR
 from models.from_config import build_model
-from util.checkpoint import RawCheckpoint, load_weights, read_checkpoint
+from util.checkpoint import RawCheckpoint, image_sizes, load_weights, read_checkpoint
 from util.config import ModelConfig, from_dict
 from util.errors import UserError
 
@@ -66,9 +66,9 @@ def _build(raw: RawCheckpoint, weights: str) -> LoadedDetector:
         if raw.format == "original":
             converted = from_original(raw.content, str(raw.path))
         else:
-            converted = from_transformers(raw.content, raw.config, str(raw.path))
+            converted = from_transformers(raw.content, raw.config, raw.preprocessor, str(raw.path))
         config, categories, state, names = converted.config, [], converted.state, converted.names
-        num_classes, data = converted.num_classes, {}
+        num_classes, data = converted.num_classes, image_sizes(raw)
     model = build_model(config, num_classes, backbone_weights="none")
     load_weights(model, state, raw.path)
     return LoadedDetector(model.eval(), config, categories, names, data)

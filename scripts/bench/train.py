@@ -162,7 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     about = timing.machine(device)
     batch, data_ms = make_data(config, tuple(args.size), args.batch, args.repeats)
     if args.naive:
-        error = deviation(model, config, ToDevice(torch.device("cpu"))(batch))
+        prepare = ToDevice(torch.device("cpu"), model.backbone.mean, model.backbone.std)
+        error = deviation(model, config, prepare(batch))
         print(f"naive losses of the same predictions: {error:.1e} of ours apart\n", flush=True)
         if not error < 1e-5:
             print(f"{PROG}: the naive losses are not ours", file=sys.stderr)

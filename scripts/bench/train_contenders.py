@@ -83,7 +83,8 @@ def make_contender(kind: str, precision: str, backend: str, config: Config, mode
         methods.append((ema, "update", "EMA"))
     for part_owner, method, part in methods:
         clock.wrap(part_owner, method, part)
-    prepare, criterion = clock.timed(ToDevice(device), "transfer, normalise"), build_criterion(config.loss)
+    to_device = ToDevice(device, model.backbone.mean, model.backbone.std)
+    prepare, criterion = clock.timed(to_device, "transfer, normalise"), build_criterion(config.loss)
     criterion.matcher = clock.timed(criterion.matcher, "matching")  # type: ignore[assignment]  # called in the same way
     losses_of, match = clock.timed(criterion, "criterion"), clock.timed(naive_step.match, "matching")
     naive_losses = clock.timed(lambda p, t: naive_step.losses_of(p, t, config.loss, match), "criterion")

@@ -24,7 +24,7 @@ from models.predictions import PredictionGroup, Predictions
 from tests.datasets.helpers import write_coco
 from tests.processes import Launched
 from tests.test_main import SMALL
-from util.config import TTAConfig
+from util.config import IMAGENET_MEAN, IMAGENET_STD, TTAConfig
 from util.errors import UserError
 
 SIZES = ((64, 48), (48, 64), (90, 45), (64, 48), (64, 48))  # width, height
@@ -82,7 +82,7 @@ class Finder(nn.Module):
 
 
 def finder(tta: TTAConfig, size: int, max_size: int) -> Predictor:
-    views, to_device = views_of(tta, size, max_size), ToDevice(torch.device("cpu"))
+    views, to_device = views_of(tta, size, max_size), ToDevice(torch.device("cpu"), IMAGENET_MEAN, IMAGENET_STD)
     model = MultiView(Finder(), views, to_device, postprocess, merge_views, tta)
     resizes = [eval_transform(*s) for s in sizes_of(views)]
 

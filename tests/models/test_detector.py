@@ -76,7 +76,7 @@ def test_the_transformer_does_not_see_padding(options):
     mask[:, :128, :128] = False
     answers = []
     for maps, of in ((features, mask[:, :128, :128]), (padded, mask), (padded, torch.zeros_like(mask))):
-        model.backbone.forward = lambda images, maps=maps: maps
+        model.backbone.forward = lambda images, mask, maps=maps: maps
         answers.append(model(torch.zeros(1, 3, *of.shape[1:]).double(), of).boxes[-1])
     alone, masked, unmasked = answers
     torch.testing.assert_close(masked, alone, atol=1e-6, rtol=0)

@@ -11,7 +11,7 @@ from datasets.transforms import eval_transform
 from engine.optim import adamw, set_lr
 from models.from_config import build_criterion, build_model
 from tests.models.test_from_config import TRAINABLE, preset
-from util.config import LossConfig, ModelConfig
+from util.config import IMAGENET_MEAN, IMAGENET_STD, LossConfig, ModelConfig
 
 
 def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool, steps: int = 200) -> list[float]:
@@ -40,6 +40,6 @@ def test_every_preset_overfits_one_batch(name, auxiliary, tmp_path):
     root = generate(tmp_path / "shapes", train=2, val=1)
     annotations = root / "annotations" / "instances_train2017.json"
     dataset = CocoDetection.from_file(root / "train2017", annotations, eval_transform(96, 160))
-    batch = ToDevice(torch.device("cpu"))(collate([dataset[0], dataset[1]]))
+    batch = ToDevice(torch.device("cpu"), IMAGENET_MEAN, IMAGENET_STD)(collate([dataset[0], dataset[1]]))
     losses = overfit(preset(name), batch, 3, auxiliary)
     assert losses[-1] < 0.1 * losses[0], f"{losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps"

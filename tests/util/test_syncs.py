@@ -159,7 +159,7 @@ def test_a_training_step_waits_twice(options, clip_norm):
     model = small_model(**options)
     optimizer = adamw(model, 1e-4, 1e-5, 0.1, 1e-4)
     state = TrainingState(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), DEVICE, None, 100)
-    prepare, criterion = ToDevice(DEVICE), build_criterion(LossConfig())
+    prepare, criterion = ToDevice(DEVICE, model.backbone.mean, model.backbone.std), build_criterion(LossConfig())
     _, mask = padded_batch([(48, 64), (40, 56), (48, 64)])
     images, objects = torch.randint(256, (3, 3, 48, 64), dtype=torch.uint8), random_objects([3, 0, 2])
     batch = Batch(images, mask, objects, [(48, 64)] * 3)
