@@ -128,7 +128,7 @@ def _create(name: str, pretrained: bool, output_stride: int | None) -> Any:
     # How a fixed-size architecture is told to take any size differs between timm's families.
     reason: Exception | None = None
     attempts: list[dict[str, Any]] = (
-        [{"dynamic_img_size": True}, {"strict_img_size": False}] if _wants_fixed_size(name) else [{}]
+        [{"dynamic_img_size": True}, {"strict_img_size": False}, {}] if _wants_fixed_size(name) else [{}]
     )
     for extra in attempts:
         try:

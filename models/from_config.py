@@ -115,7 +115,7 @@ def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]
 def build_queries(config: ModelConfig, num_classes: int) -> QuerySource:
     """Where the decoder starts. A further scheme is a class of its own and a line here."""
     if config.two_stage:
-        return ProposalGenerator(config.num_queries, config.d_model, num_classes)
+        return ProposalGenerator(config.num_queries, config.d_model, num_classes, config.ignore_padding)
     return LearnedQueries(config.num_queries, config.d_model)
 
 

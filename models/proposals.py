@@ -13,6 +13,8 @@ from models.predictions import PredictionGroup
 from models.queries import Queries, QuerySource
 from util.objects import Objects
 
+NEVER = -1e4  # a logit whose probability, loss and gradient are zero, in half precision too
+
 
 class ProposalGenerator(QuerySource):
     """Proposals from the encoder's memory (arXiv 2010.04159, section 4.2 and appendix A.4).
@@ -23,13 +25,15 @@ class ProposalGenerator(QuerySource):
         num_queries: proposals Q handed to the decoder; fewer if the memory has fewer tokens.
         d_model: embedding width E.
         num_classes: classes C of the head. It is trained on class-agnostic objects: channel 0 means "an object".
+        ignore_padding: whether tokens on padding are left out of the proposals and of their losses. Otherwise they
+            compete and are penalised as background, as in the paper's code.
     """
 
     ranked = True
 
-    def __init__(self, num_queries: int, d_model: int, num_classes: int):
+    def __init__(self, num_queries: int, d_model: int, num_classes: int, ignore_padding: bool = False):
         super().__init__(num_queries)
-        self.d_model = d_model
+        self.d_model, self.ignore_padding = d_model, ignore_padding
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
         self.query_proj = nn.Linear(2 * d_model, 2 * d_model)
@@ -44,6 +48,8 @@ class ProposalGenerator(QuerySource):
         # A token on padding or at the very edge proposes nothing: no features, an anchor at infinity (box 1, 1, 1, 1).
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~usable, 0.0)))
         logits, deltas = self.head(tokens)  # [B, S, C], [B, S, 4]
+        if self.ignore_padding:  # neither chosen nor penalised, as if it were not there
+            logits = logits.masked_fill(memory.padding_mask[..., None], NEVER)
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
 
         best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1).indices
