@@ -29,6 +29,7 @@ from engine.run import Run, checkpoint_to_resume
 from engine.state import TrainingState
 from engine.step import TrainStep, plan_step
 from engine.sync_norm import synchronise_batch_norms
+from models.backbone_tags import architecture, name_weights
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model
 from models.load import LoadedDetector, load_detector
@@ -210,6 +211,7 @@ def set_up(config: Config, world: World) -> Training | None:
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
+        name_weights(config.model.backbone, backbone_brought(resumed, source))
         model = build_detector(config, dataset, resumed, source)
         trained, branch = as_trained(config.loss, config.model, model)
     category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
@@ -258,9 +260,17 @@ def build_detector(
     config: Config, dataset: CocoDetection, resumed: RawCheckpoint | None, source: LoadedDetector | None
 ) -> DeformableDETR:
     """Build the detector for a data set's classes. The backbone loads no weights if a checkpoint will bring them."""
-    brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
+    wanted = architecture(config.model.backbone.name)
+    brings = resumed or (source and architecture(source.config.backbone.name) == wanted)
     num_classes = 1 + max(c.label for c in dataset.categories)
     return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+
+
+def backbone_brought(resumed: RawCheckpoint | None, source: LoadedDetector | None) -> str | None:
+    """Name of the backbone in the checkpoint that a run starts from, if there is one that says it."""
+    if resumed:  # one of another layout is refused when the state is restored
+        return resumed.content["config"]["model"]["backbone"]["name"] if resumed.format == "native" else None
+    return source.config.backbone.name if source else None
 
 
 def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:

@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from models.backbone import Backbone
+from models.backbone_tags import known_name
 from models.backbone_weights import load_backbone_weights
 from models.criterion import Criterion
 from models.deform_backbone import deform_stages
@@ -74,7 +75,7 @@ def build_backbone(config: BackboneConfig, num_features: int, weights: str | Non
     """
     weights = weights or config.weights
     backbone = Backbone(
-        config.name,
+        known_name(config.name, pretrained=weights == "timm"),
         num_features,
         pretrained=weights == "timm",
         norm=config.norm,

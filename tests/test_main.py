@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -106,6 +107,30 @@ def test_init_from_takes_weights_and_lists_what_it_left_out(trained, shapes, pre
     printed = capsys.readouterr().out
     assert re.search(r"heads\.0\.classify\.weight: \[3, 32\] in the file, \[4, 32\] here", printed)
     assert "not loaded: 4" in printed
+
+
+def test_a_run_names_the_weights_that_timm_loaded(shapes, preset, tmp_path, capsys, monkeypatch):
+    """Nothing is downloaded: timm is asked for the weights, and makes random ones."""
+    asked, create = [], timm.create_model
+
+    def stand_in(name: str, pretrained: bool, **options):
+        asked.append((name, pretrained))
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", stand_in)
+    argv = ("train", "--config", preset, "--data.root", shapes, "--train.fast_dev_run")
+    assert run(*argv, "--train.output", tmp_path / "a", "--model.backbone.weights", "timm") == 0
+    assert asked == [("test_resnet.r160_in1k", True)]
+    assert "test_resnet.r160_in1k (weights: timm)" in capsys.readouterr().out
+    folder = tmp_path / "a" / "fast_dev_run"
+    # Started from that checkpoint, a backbone of the same architecture takes nothing from timm, and keeps the name.
+    from_it = ("--model.init_from", folder / "last.pth", "--model.backbone.weights", "timm")
+    assert run(*argv, "--train.output", tmp_path / "b", *from_it) == 0
+    assert not any(pretrained for _, pretrained in asked[1:])
+    for run_folder in (folder, tmp_path / "b" / "fast_dev_run"):
+        written = yaml.safe_load((run_folder / "config.yaml").read_text())["model"]["backbone"]
+        saved = torch.load(run_folder / "last.pth", weights_only=True)["config"]["model"]["backbone"]
+        assert written["name"] == saved["name"] == "test_resnet.r160_in1k" and saved["weights"] == "timm"
 
 
 @pytest.mark.parametrize("two_stage", ["false", "true"])

@@ -21,8 +21,9 @@ Share = Annotated[float, Range(0, 1)]
 class BackboneConfig:
     """Backbone: a timm feature pyramid"""
 
-    name: str = "resnet50"
-    """timm model name; any with `features_only`"""
+    name: str = "resnet50.tv_in1k"
+    """timm model name; any with `features_only`. A tag after the dot picks its weights (the paper's are tv_in1k);
+    without one timm's default is taken"""
     weights: str = "timm"
     """`timm` downloads ImageNet weights, `none` starts at random, else a local file"""
     norm: Literal["frozen", "trainable"] = "frozen"
