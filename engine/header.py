@@ -14,9 +14,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     backbone = config.model.backbone
     deformed = f" with DCN {backbone.dcn} in stages {backbone.dcn_stages}" if backbone.dcn != "none" else ""
     brought = state.global_step or config.model.init_from
-    weights = (
-        "" if brought else {"timm": " (timm)", "none": " (random)"}.get(backbone.weights, f" ({backbone.weights})")
-    )
+    weights = "" if brought else f" (weights: {backbone.weights})"
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"

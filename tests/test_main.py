@@ -180,6 +180,27 @@ def test_evaluation_does_not_depend_on_the_batch(trained, shapes, tmp_path):
             assert together[1] == pytest.approx(alone[1], abs=1e-4)
 
 
+def test_padded_evaluation_depends_on_the_batch_and_says_so(trained, shapes, tmp_path, capsys):
+    found = {}
+    for name, argv in {"plain": (), "one": ("--padding", "batch"), "two": ("--padding", "batch")}.items():
+        size = 2 if name == "two" else 1
+        common = ("--checkpoint", trained / "best.pth", "--data.root", shapes, "--data.workers", 0)
+        assert run("eval", *common, "--output", tmp_path / name, "--batch_size", size, *argv) == 0
+        found[name] = (tmp_path / name / "detections.json").read_text()
+    assert found["plain"] == found["one"] != found["two"]
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["padding"].startswith(
+        "to the largest of 2 images"
+    )
+    assert "padding" not in json.loads((tmp_path / "plain" / "results.json").read_text())
+    assert "padded in batches of 2" in capsys.readouterr().out
+
+    assert run("eval", *common, "--padding", "batch", "--tta.flip", "true") == 2
+    assert "mirrored views" in capsys.readouterr().err
+    truth = ("--data.val_annotations", shapes / "annotations" / "instances_val2017.json")
+    assert run("eval", "--detections", tmp_path / "one" / "detections.json", *truth, "--padding", "batch") == 2
+    assert "--padding batch needs a --checkpoint" in capsys.readouterr().err
+
+
 def test_prediction_of_a_folder_a_file_and_a_pattern(trained, shapes, tmp_path):
     folder = shapes / "val2017"
     for source, count in ((folder, 7), (folder / "000003.png", 1), (f"{folder}/00000[12].png", 2)):

@@ -306,6 +306,9 @@ class EvalConfig:
     """folder for results.json, detections.json and the analysis"""
     batch_size: Positive = 4
     """images at once"""
+    padding: Literal["none", "batch"] = "none"
+    """none: only images of one size go together, so that nothing depends on the batch; batch: neighbours by id, padded
+    to the largest of them, as the original's published figures were computed, in pairs (--batch_size 2)"""
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
     analyse: bool = False
