@@ -1,7 +1,7 @@
 """The whole configuration as typed dataclasses: every option, its default and what it means.
 
-The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, section 5). A preset in `configs/`
-lists only what differs from them.
+The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, section 5), but for `train.padding`, by
+which nothing depends on processes and micro-batches. A preset in `configs/` lists only what differs from them.
 """
 
 import typing
@@ -187,10 +187,10 @@ class TrainConfig:
     batch_size: Positive = 32
     """images for each optimizer step, over all processes"""
     max_images_per_device: Positive | None = None
-    """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once"""
+    """images in memory at once: a larger share of the batch is accumulated; null for all at once"""
     padding: Literal["batch", "micro_batch"] = "batch"
-    """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
-    to compute, of each micro-batch"""
+    """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or of each
+    micro-batch, with half as much to compute (the original pads pairs: max_images_per_device 2)"""
     lr: NonNegative = 2e-4
     """learning rate of all but the backbone"""
     lr_backbone: NonNegative = 2e-5

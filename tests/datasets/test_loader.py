@@ -213,3 +213,17 @@ def test_padded_evaluation_pairs_neighbours_by_id(tmp_path):
     batches = list(eval_loader(dataset, 2, 0, pin_memory=False, padding="batch"))
     assert [[o.image_id for o in b.objects] for b in batches] == [[1, 2], [3]]
     assert batches[0].padding_mask[0, :, 8:].all() and not batches[0].padding_mask[:, :, :8].any()
+
+
+def test_pairs_stay_pairs_for_every_number_of_processes_with_even_shares():
+    """What is padded together must not depend on processes, where `train.padding` is `micro_batch`."""
+
+    def pairs(processes: int) -> list[set[tuple]]:
+        steps = [list(EpochBatches(100, 32, seed=3, share=(rank, processes))) for rank in range(processes)]
+        return [
+            {tuple(share[i : i + 2]) for share in shares for i in range(0, len(share), 2)} for shares in zip(*steps)
+        ]
+
+    for processes in (2, 4, 8, 16):
+        assert pairs(processes) == pairs(1)
+    assert pairs(3) != pairs(1)
