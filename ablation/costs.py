@@ -8,6 +8,7 @@ from statistics import median
 import torch
 
 from datasets.dataset import CocoDetection
+from datasets.sizes import resized
 from datasets.splits import build_dataset
 from models.criterion import total_loss
 from models.detector import DeformableDETR
@@ -92,8 +93,7 @@ def typical_size(sizes: Sequence[tuple[int, int]], shorter: int, longest: int) -
         longest: what the longer side may be at most.
     """
     height, width = sorted(sizes, key=lambda s: s[0] * s[1])[len(sizes) // 2] if sizes else (3, 4)
-    factor = min(shorter / min(height, width), longest / max(height, width))
-    return max(1, int(height * factor)), max(1, int(width * factor))
+    return resized((height, width), shorter, longest)
 
 
 def count_cost(model: DeformableDETR, size: tuple[int, int], device: torch.device) -> Cost:

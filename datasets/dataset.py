@@ -122,7 +122,7 @@ class CocoDetection(Dataset):
         kept = kept[np.argsort(positions[kept], kind="stable")]
         ends = np.cumsum(np.bincount(positions[kept], minlength=len(self.images)))[:-1]
         dropped = int((~possible & ~read.crowds).sum())
-        return np.split(boxes[kept].astype(np.float32), ends), np.split(labels[kept], ends), dropped
+        return np.split(boxes[kept], ends), np.split(labels[kept], ends), dropped
 
     def __len__(self) -> int:
         return len(self.images)
@@ -139,8 +139,13 @@ class CocoDetection(Dataset):
             )
         size = (picture.height, picture.width)
         image = TF.to_image(picture)
-        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(self.boxes[index]), format="XYXY", canvas_size=size)
-        target = {"boxes": boxes, "labels": torch.from_numpy(self.labels[index])}
+        corners, labels = self.boxes[index], self.labels[index]
+        if entry.size is None:  # only now it is known what lies outside
+            corners = np.minimum(corners, np.array(picture.size * 2, dtype=np.float32))
+            kept = (corners[:, 2:] > corners[:, :2]).all(1)
+            corners, labels = corners[kept], labels[kept]
+        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=size)
+        target = {"boxes": boxes, "labels": torch.from_numpy(labels)}
         if self.transform is not None:
             # The same image in the same epoch is augmented alike, whichever worker does it.
             state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
@@ -167,11 +172,11 @@ def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.nda
         sizes: `[N, 2]`, (width, height) of the image of each; infinite where it is not known.
 
     Returns:
-        `[N, 4]`, xyxy in pixels; and `[N]`, whether something finite and positive is left of a box.
+        `[N, 4]`, xyxy in pixels, in float32; and `[N]`, whether something finite and positive is left of a box in that.
     """
     finite = np.isfinite(boxes).all(1)
     x, y, w, h = np.where(finite[:, None], boxes, 0.0).T
     with np.errstate(over="ignore"):  # the sum of two large numbers is beyond any image
         corners = np.stack([x.clip(0), y.clip(0), np.minimum(x + w, sizes[:, 0]), np.minimum(y + h, sizes[:, 1])], 1)
-    positive = (w > 0) & (h > 0) & (corners[:, 2:] > corners[:, :2]).all(1)
-    return corners, finite & positive
+        corners = corners.astype(np.float32)
+    return corners, finite & np.isfinite(corners).all(1) & (corners[:, 2:] > corners[:, :2]).all(1)

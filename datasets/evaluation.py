@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_convert
 
 from datasets.annotations import Annotations, CategoryEntry, Id
 from datasets.categories import distinct_names
@@ -50,7 +51,7 @@ class Scores:
 
 
 def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[int, Id]) -> list[dict]:
-    """One image's detections in COCO result format.
+    """One image's detections in COCO result format, every digit kept: rounded scores tie, and ties change AP.
 
     Args:
         image_id: id of the image in the annotation file.
@@ -63,10 +64,10 @@ def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[in
         {
             "image_id": image_id,
             "category_id": category_of[label],
-            "bbox": [round(v, 3) for v in (x0, y0, x1 - x0, y1 - y0)],
-            "score": round(score, 6),
+            "bbox": bbox,
+            "score": score,
         }
-        for (x0, y0, x1, y1), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist())
+        for bbox, score, label in zip(box_convert(boxes, "xyxy", "xywh").tolist(), scores.tolist(), labels.tolist())
         if label in category_of
     ]
 

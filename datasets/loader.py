@@ -1,7 +1,7 @@
 """Samples to padded batches, in an order that only the seed and the epoch decide."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -128,11 +128,8 @@ def aspect_groups(images: Sequence[ImageEntry]) -> list[int]:
     return [int(image.size is not None and image.size[1] > image.size[0]) for image in images]
 
 
-class SameSizeBatches(Sampler):
-    """Every image once, in batches of images that annotations give one size; of unknown size, alone.
-
-    Evaluation must not depend on the batch. Padding would make it so: it shifts the statistics of the neck's
-    GroupNorm over the whole map, and reaches every pixel that a convolution's receptive field joins to the border.
+class FixedBatches(Sampler):
+    """Every image once, in the same batches each time.
 
     Args:
         images: entries of the annotation file.
@@ -144,17 +141,44 @@ class SameSizeBatches(Sampler):
     def __init__(
         self, images: Sequence[ImageEntry], batch_size: int, share: tuple[int, int] = (0, 1), limit: int | None = None
     ):
-        groups: dict[tuple, list[int]] = {}
-        for index, image in enumerate(images):
-            groups.setdefault(image.size or ("unknown", index), []).append(index)
-        batches = [g[i : i + batch_size] for g in groups.values() for i in range(0, len(g), batch_size)]
+        batches = [g[i : i + batch_size] for g in self.groups(images) for i in range(0, len(g), batch_size)]
         self.batches = batches[:limit][share[0] :: share[1]]
+
+    def groups(self, images: Sequence[ImageEntry]) -> Iterable[list[int]]:
+        """Indices of images, every one once; a batch is of one group, in its order."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+class SameSizeBatches(FixedBatches):
+    """Batches of images that annotations give one size; of unknown size, alone.
+
+    Evaluation must not depend on the batch. Padding would make it so: it shifts the statistics of the neck's
+    GroupNorm over the whole map, and reaches every pixel that a convolution's receptive field joins to the border.
+    """
+
+    def groups(self, images: Sequence[ImageEntry]) -> Iterable[list[int]]:
+        """A group for each size."""
+        groups: dict[tuple, list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(image.size or ("unknown", index), []).append(index)
+        return groups.values()
+
+
+class NeighbourBatches(FixedBatches):
+    """Batches of neighbours in the order of ids, whatever their sizes: they have to be padded.
+
+    The published figures of the original were computed so, two images at a time.
+    """
+
+    def groups(self, images: Sequence[ImageEntry]) -> Iterable[list[int]]:
+        """One group of all, ids that are text after the numbers."""
+        return [sorted(range(len(images)), key=lambda i: (isinstance(images[i].id, str), images[i].id))]
 
 
 class SampleLoader(DataLoader):
@@ -226,14 +250,22 @@ def eval_loader(
     pin_memory: bool,
     share: tuple[int, int] = (0, 1),
     limit: int | None = None,
+    padding: str = "none",
 ) -> SampleLoader:
-    """Yields every image once over all processes, in at most `limit` batches without padding."""
-    return SampleLoader(
-        dataset,
-        batch_sampler=SameSizeBatches(dataset.images, batch_size, share, limit),
-        collate_fn=collate,
-        **_settings(workers, pin_memory),
-    )
+    """Yields every image once over all processes.
+
+    Args:
+        dataset: the images.
+        batch_size: most images in a batch.
+        workers: processes that read.
+        pin_memory: for a transfer to a GPU.
+        share: (rank, number of processes).
+        limit: batches to take in all; None takes every one.
+        padding: `none` puts only images of one size together; `batch` takes neighbours by id and pads them.
+    """
+    kind = NeighbourBatches if padding == "batch" else SameSizeBatches
+    batches = kind(dataset.images, batch_size, share, limit)
+    return SampleLoader(dataset, batch_sampler=batches, collate_fn=collate, **_settings(workers, pin_memory))
 
 
 def _settings(workers: int, pin_memory: bool) -> dict:

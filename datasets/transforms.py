@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
+
+from datasets.sizes import resized
 
 
 class RandomSizeCrop(v2.Transform):
@@ -32,13 +35,36 @@ class RandomSizeCrop(v2.Transform):
         return self._call_kernel(TF.crop, inpt, **params)
 
 
-class ShortestSize(v2.RandomShortestSize):
-    """Resize the shorter side, but leave it a pixel, however long and thin the picture."""
+class ShortestSize(v2.Transform):
+    """Resize the shorter side to a size drawn from `sizes`, as `resized` rounds it.
+
+    Args:
+        sizes: shorter sides in pixels.
+        max_size: bound of the longer side; None is none.
+    """
+
+    def __init__(self, sizes: Sequence[int], max_size: int | None = None):
+        super().__init__()
+        self.sizes, self.max_size = list(sizes), max_size
 
     def make_params(self, flat_inputs: list) -> dict:
         """Draw the size."""
-        params = super().make_params(flat_inputs)
-        return params | {"size": tuple(max(1, side) for side in params["size"])}
+        size = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        return {"size": resized(v2.query_size(flat_inputs), size, self.max_size)}
+
+    def transform(self, inpt, params: dict):
+        """Resize an image, or scale boxes."""
+        return self._call_kernel(TF.resize, inpt, **params)
+
+
+class DropEmptyBoxes(nn.Module):
+    """Leave out the boxes, and their labels, of which nothing is left: no width or no height, in float32."""
+
+    def forward(self, image, target: dict) -> tuple:
+        """Image and `{"boxes": [T, 4] xyxy, "labels": [T]}`, to the same with fewer boxes."""
+        boxes = target["boxes"]
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        return image, {"boxes": tv_tensors.wrap(boxes[kept], like=boxes), "labels": target["labels"][kept]}
 
 
 def train_transform(
@@ -53,8 +79,8 @@ def train_transform(
 ) -> v2.Transform:
     """The paper's training recipe (arXiv 2010.04159, section 5, which is that of 2005.12872, appendix A.4).
 
-    Flip; then, evenly, resize, or resize, crop and resize again. Boxes of which less than a pixel is left, by cropping
-    or scaling down, are dropped. Images stay uint8: they are normalised on the device.
+    Flip; then, evenly, resize, or resize, crop and resize again. Boxes of which a crop leaves nothing are dropped; all
+    others stay, however thin. Images stay uint8: they are normalised on the device.
 
     Args:
         sizes: shorter sides to draw from, in pixels.
@@ -65,26 +91,25 @@ def train_transform(
         horizontal_flip, vertical_flip: probabilities.
         color_jitter: strength of random brightness, contrast and saturation.
     """
-    resize = ShortestSize(list(sizes), max_size=max_size)
+    resize = ShortestSize(sizes, max_size)
     steps: list[v2.Transform] = []
     if horizontal_flip > 0:
         steps.append(v2.RandomHorizontalFlip(horizontal_flip))
     if vertical_flip > 0:
         steps.append(v2.RandomVerticalFlip(vertical_flip))
     if crop:
-        cropped = v2.Compose([ShortestSize(list(crop_sizes)), RandomSizeCrop(*crop_range), resize])
+        cropped = v2.Compose([ShortestSize(crop_sizes), RandomSizeCrop(*crop_range), DropEmptyBoxes(), resize])
         steps.append(v2.RandomChoice([resize, cropped]))
     else:
         steps.append(resize)
     if color_jitter > 0:
         steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1.0)]
     return v2.Compose(steps)
 
 
 def eval_transform(size: int, max_size: int) -> v2.Transform:
-    """Resize the shorter side to `size`, the longer one to at most `max_size`; images stay uint8."""
-    return v2.Compose([ShortestSize([size], max_size=max_size)])
+    """Resize the shorter side to `size`, the longer one to about `max_size` at most; images stay uint8."""
+    return v2.Compose([ShortestSize([size], max_size)])
 
 
 def to_image(picture: Image.Image) -> tv_tensors.Image:

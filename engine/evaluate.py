@@ -60,7 +60,9 @@ class Evaluation:
         """Write `results.json`, and `detections.json` unless the detections came from a file."""
         if "saved detections" not in self.subject:
             (output / "detections.json").write_text(json.dumps(self.results))
-        more = {"tta": self.views.to_dict()} if self.views else {}
+        more: dict[str, Any] = {"tta": self.views.to_dict()} if self.views else {}
+        if "padding" in self.subject:
+            more["padding"] = self.subject["padding"]
         (output / "results.json").write_text(json.dumps(self.scores.to_dict() | more, indent=1))
 
 
@@ -76,6 +78,8 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
         raise UserError("give either --checkpoint or --detections, not both")
     if config.tta != TTAConfig():
         raise UserError("saved detections have no views; --tta.flip and all of --tta need a --checkpoint")
+    if config.padding != "none":
+        raise UserError("saved detections are scored as they are; --padding batch needs a --checkpoint")
     detections, data = required(config.detections, "detections"), config.data
     folder = data.val_images or (coco_layout(data.root, "val")[0] if data.root else None)
     truth = data.val_annotations
@@ -99,7 +103,9 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     device = pick_device(config.device, world.local_rank)
     backend = selected_backend(device)
     views = views_of(config.tta, config.data.eval_size, config.data.max_size)
-    sizes = sizes_of(views)
+    sizes, padded = sizes_of(views), config.padding == "batch"
+    if padded and len(views) > 1:
+        raise UserError("--padding batch would lie on the left of mirrored views; leave out --tta, or the padding")
     checkpoint = required(config.checkpoint, "checkpoint")
     model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
@@ -110,16 +116,20 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         sized = copy(dataset)
         sized.transform = eval_transform(*size)
         share = (world.rank, world.size)
-        loaders.append(eval_loader(sized, config.batch_size, workers, device.type == "cuda", share))
+        pin = device.type == "cuda"
+        loaders.append(eval_loader(sized, config.batch_size, workers, pin, share, padding=config.padding))
     make_folder(config.output, "output")
     several = f", {world.size} processes" if world.size > 1 else ""
-    print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+    how = f", padded in batches of {config.batch_size}" if padded else ""
+    print(f"{len(dataset)} images{how}, {len(category_of)} classes, operator {backend} on {device}{several}\n")
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]
     prepare: Callable = ToDevice(device, model.backbone.mean, model.backbone.std)
     pick: Callable = postprocess
     subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
+    if padded:
+        subject["padding"] = f"to the largest of {config.batch_size} images, neighbours by id"
     multi_view = None
     if len(views) > 1:
         evaluated = multi_view = MultiView(model, views, prepare, pick, merge_views, config.tta)

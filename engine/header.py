@@ -13,12 +13,14 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     micro = min(cfg.max_images_per_device or per_process, per_process)
     backbone = config.model.backbone
     deformed = f" with DCN {backbone.dcn} in stages {backbone.dcn_stages}" if backbone.dcn != "none" else ""
+    brought = state.global_step or config.model.init_from
+    weights = "" if brought else f" (weights: {backbone.weights})"
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
         "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
-        "model": f"{backbone.name}{deformed}, {trainable:,} trainable parameters, {frozen:,} frozen",
+        "model": f"{backbone.name}{weights}{deformed}, {trainable:,} trainable parameters, {frozen:,} frozen",
         "pixels": f"mean {_numbers(backbone.mean)}, deviation {_numbers(backbone.std)}, "
         + ("padding ignored" if config.model.ignore_padding else "zero on padding"),
         "batch": f"{batch} images a step"
@@ -35,7 +37,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
         "output": cfg.output + (f", best.pth by {cfg.best_metric}" if cfg.best_metric != "AP" else ""),
     }
-    if backbone.weights == "none" and backbone.norm == "frozen" and not (state.global_step or config.model.init_from):
+    if backbone.weights == "none" and backbone.norm == "frozen" and not brought:
         lines["note"] = (
             "a random backbone hardly learns with frozen norms: "
             "--model.backbone.norm trainable --model.backbone.frozen_stages 0"

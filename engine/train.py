@@ -29,6 +29,7 @@ from engine.run import Run, checkpoint_to_resume
 from engine.state import TrainingState
 from engine.step import TrainStep, plan_step
 from engine.sync_norm import synchronise_batch_norms
+from models.backbone_tags import architecture, name_weights
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model, with_normalisation
 from models.load import LoadedDetector, load_detector
@@ -210,6 +211,7 @@ def set_up(config: Config, world: World) -> Training | None:
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
+        name_weights(config.model.backbone, backbone_brought(resumed, source))
         model = build_detector(config, dataset, resumed, source)
         config.model.backbone = with_normalisation(config.model.backbone, model.backbone)
         trained, branch = as_trained(config.loss, config.model, model)
@@ -263,11 +265,19 @@ def build_detector(
     Images are then normalised as they were for the checkpoint's backbone, unless the configuration says otherwise.
     """
     model = config.model
-    brings = resumed or (source and source.config.backbone.name == model.backbone.name)
-    if brings and source and model.backbone.mean is None and model.backbone.std is None:
+    same = source and architecture(source.config.backbone.name) == architecture(model.backbone.name)
+    if source and same and model.backbone.mean is None and model.backbone.std is None:
         model = replace(model, backbone=with_normalisation(model.backbone, source.model.backbone))
+    brings = resumed or same
     num_classes = 1 + max(c.label for c in dataset.categories)
     return build_model(model, num_classes, config.loss.auxiliary, "none" if brings else None)
+
+
+def backbone_brought(resumed: RawCheckpoint | None, source: LoadedDetector | None) -> str | None:
+    """Name of the backbone in the checkpoint that a run starts from, if there is one that says it."""
+    if resumed:  # one of another layout is refused when the state is restored
+        return resumed.content["config"]["model"]["backbone"]["name"] if resumed.format == "native" else None
+    return source.config.backbone.name if source else None
 
 
 def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:

@@ -87,7 +87,7 @@ def from_original(content: dict[str, Any], path: str) -> Converted:
     if refinement is None:
         refinement = any(k.startswith("transformer.decoder.bbox_embed.") for k in tensors)
     backbone = BackboneConfig(
-        name=str(args.get("backbone") or _resnet_of(state)),
+        name=_torchvision_name(str(args.get("backbone") or _resnet_of(state))),
         weights="none",
         output_stride=16 if args.get("dilation") else None,
         mean=list(IMAGENET_MEAN),
@@ -274,3 +274,8 @@ def _resnet_of(state: dict[str, Tensor]) -> str:
     """ResNet by the number of blocks in its third layer; 50 is what was published."""
     blocks = _count(state, "backbone.body.layer3")
     return {6: "resnet50", 23: "resnet101", 36: "resnet152"}.get(blocks, "resnet50")
+
+
+def _torchvision_name(name: str) -> str:
+    """timm's name of a backbone with the weights from which the original repository starts: torchvision's first."""
+    return f"{name}.tv_in1k" if name in ("resnet50", "resnet101", "resnet152") else name

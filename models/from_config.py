@@ -8,11 +8,12 @@ from torch import nn
 
 from models.backbone import Backbone
 from models.backbone_package import package_weights
+from models.backbone_tags import known_name
 from models.backbone_weights import fill_backbone, load_backbone_weights
 from models.criterion import Criterion
 from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
-from models.heads import decoder_heads
+from models.heads import PredictionHead, decoder_heads
 from models.limits import check_model
 from models.losses import FocalLoss, Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
@@ -57,8 +58,8 @@ def build_model(
         dropout=config.dropout,
         cross_level=config.cross_level,
     )
-    queries = build_queries(config, num_classes)
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
+    queries = build_queries(config, heads[0])
     position = PositionEncoding(config.d_model, config.num_levels)
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
 
@@ -79,7 +80,7 @@ def build_backbone(
     """
     weights = weights or config.weights
     backbone = Backbone(
-        config.name,
+        known_name(config.name, pretrained=weights == "timm"),
         num_features,
         pretrained=weights == "timm",
         norm=config.norm,
@@ -112,10 +113,16 @@ def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]
     return changes
 
 
-def build_queries(config: ModelConfig, num_classes: int) -> QuerySource:
-    """Where the decoder starts. A further scheme is a class of its own and a line here."""
+def build_queries(config: ModelConfig, head: PredictionHead) -> QuerySource:
+    """Where the decoder starts. A further scheme is a class of its own and a line here.
+
+    Args:
+        config: the `model` section.
+        head: the decoder's first, `[..., E]` to C classes; a source with a head of its own starts from a copy.
+    """
     if config.two_stage:
-        return ProposalGenerator(config.num_queries, config.d_model, num_classes, config.ignore_padding)
+        head = head.copy(initial_size_bias=0.0)
+        return ProposalGenerator(config.num_queries, config.d_model, head, config.ignore_padding)
     return LearnedQueries(config.num_queries, config.d_model)
 
 

@@ -1,6 +1,7 @@
 """Class and box heads, and the rule by which a predicted delta moves a reference."""
 
 import math
+from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -64,11 +65,15 @@ class PredictionHead(nn.Module):
         self.classify = nn.Linear(d_model, num_classes)
         self.regress = MLP(d_model, d_model, 4)
         nn.init.constant_(self.classify.bias, -math.log(99))  # every class starts at probability 0.01
-        last = self.regress.last
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        with torch.no_grad():
-            last.bias[2:] = initial_size_bias
+        nn.init.zeros_(self.regress.last.weight)
+        nn.init.zeros_(self.regress.last.bias)
+        nn.init.constant_(self.regress.last.bias[2:], initial_size_bias)
+
+    def copy(self, initial_size_bias: float) -> "PredictionHead":
+        """A head of its own that starts with the same values, but for the bias of width and height."""
+        other = deepcopy(self)
+        nn.init.constant_(other.regress.last.bias[2:], initial_size_bias)
+        return other
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, Q, E]` -> class logits `[B, Q, C]` and box deltas `[B, Q, 4]` in logit space."""
@@ -82,9 +87,10 @@ def decoder_heads(
 ) -> list[PredictionHead]:
     """One head for every decoder layer; without refinement it is the same head every time.
 
-    Proposals come with a size of their own, so only heads that start from points begin at small boxes.
+    All start as copies of one. Proposals come with a size of their own, so only a head that starts from points begins
+    at small boxes: the first.
     """
-    size_bias = 0.0 if two_stage else -2.0
+    first = PredictionHead(d_model, num_classes, 0.0 if two_stage else -2.0)
     if not refinement:
-        return [PredictionHead(d_model, num_classes, size_bias)]
-    return [PredictionHead(d_model, num_classes, size_bias if i == 0 else 0.0) for i in range(num_layers)]
+        return [first]
+    return [first, *(first.copy(initial_size_bias=0.0) for _ in range(num_layers - 1))]

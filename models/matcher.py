@@ -122,15 +122,19 @@ def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
     return positive - negative
 
 
-def generalized_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """GIoU (arXiv 1902.09630) of boxes cxcywh that broadcast against each other: `[..., 4]` -> `[...]`."""
+def generalized_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
+    """GIoU (arXiv 1902.09630) of boxes cxcywh that broadcast against each other: `[..., 4]` -> `[...]`.
+
+    Areas count as `least` at least, a millionth of the image wide and high, so that empty boxes give no NaN. All others
+    are exact: a number added to every area would lower the IoU of thin ones.
+    """
     a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
     inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     intersection = inner.clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     hull = outer.clamp(min=0).prod(-1)
-    return intersection / (union + eps) - (hull - union) / (hull + eps)
+    return intersection / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
 
 
 def shortlist(cost: Tensor, longest: int = 1024) -> tuple[Tensor, Tensor | None]:

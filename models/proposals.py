@@ -24,21 +24,21 @@ class ProposalGenerator(QuerySource):
     Args:
         num_queries: proposals Q handed to the decoder; fewer if the memory has fewer tokens.
         d_model: embedding width E.
-        num_classes: classes C of the head. It is trained on class-agnostic objects: channel 0 means "an object".
+        head: scores tokens and moves their boxes. It is trained on class-agnostic objects: channel 0 means "an object".
         ignore_padding: whether tokens on padding are left out of the proposals and of their losses. Otherwise they
             compete and are penalised as background, as in the paper's code.
     """
 
     ranked = True
 
-    def __init__(self, num_queries: int, d_model: int, num_classes: int, ignore_padding: bool = False):
+    def __init__(self, num_queries: int, d_model: int, head: PredictionHead, ignore_padding: bool = False):
         super().__init__(num_queries)
         self.d_model, self.ignore_padding = d_model, ignore_padding
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
         self.query_proj = nn.Linear(2 * d_model, 2 * d_model)
         self.query_norm = nn.LayerNorm(2 * d_model)
-        self.head = PredictionHead(d_model, num_classes)
+        self.head = head
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 

@@ -165,6 +165,8 @@ class DeformableTransformer(nn.Module):
             DecoderLayer(d_model, num_levels, decoder_heads, decoder_points, self_attention_heads, ffn_dim, dropout)
             for _ in range(decoder_layers)
         )
+        for layers in (self.encoder, self.decoder):
+            _share_first_biases(layers)
 
     def encode(self, memory: Memory, position: Tensor) -> Memory:
         """The memory with tokens that have looked at each other; their position is `[B, S, E]`."""
@@ -221,6 +223,18 @@ class DeformableTransformer(nn.Module):
         if self.checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)
+
+
+@torch.no_grad()
+def _share_first_biases(layers: nn.ModuleList) -> None:
+    """Feed-forward biases start alike in all layers, for the published detectors copied one layer.
+
+    Its matrices were drawn anew in each copy. All other biases start at zero.
+    """
+    first = dict(layers[:1].named_parameters())
+    for name, values in layers[1:].named_parameters():
+        if ".ffn." in name and name.endswith(".bias"):
+            values.copy_(first["0." + name.partition(".")[2]])
 
 
 def encoder_reference_points(spatial_shapes: Sequence[tuple[int, int]], valid_ratios: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ COMMANDS = {
     "python main.py train --config configs/base.yaml --data.root path/to/coco": TRAIN,
     "python main.py train --config configs/base.yaml --data.root coco": TRAIN,
     "python main.py train --config configs/base.yaml --data.root coco --train.fast_dev_run": TRAIN,
-    "python main.py train --config configs/base.yaml --data.root coco --train.batch_size 32"
+    "python main.py train --config configs/base.yaml --data.root coco --train.padding batch"
     " --train.max_images_per_device 4": TRAIN,
     "python main.py train --config configs/base.yaml --data.root coco --train.resume auto": RESUME,
     "python main.py train --train.resume runs/base --train.epochs 60": RESUME,
@@ -85,6 +85,8 @@ COMMANDS = {
     # eval and predict
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco": EVAL,
     "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco": EVAL,
+    "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco"
+    " --padding batch --batch_size 2": EVAL,
     "python main.py eval --detections runs/eval/detections.json --data.val_annotations instances_val2017.json": "",
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco --tta.flip true": EVAL,
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"

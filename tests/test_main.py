@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -108,6 +109,30 @@ def test_init_from_takes_weights_and_lists_what_it_left_out(trained, shapes, pre
     assert "not loaded: 4" in printed
 
 
+def test_a_run_names_the_weights_that_timm_loaded(shapes, preset, tmp_path, capsys, monkeypatch):
+    """Nothing is downloaded: timm is asked for the weights, and makes random ones."""
+    asked, create = [], timm.create_model
+
+    def stand_in(name: str, pretrained: bool, **options):
+        asked.append((name, pretrained))
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", stand_in)
+    argv = ("train", "--config", preset, "--data.root", shapes, "--train.fast_dev_run")
+    assert run(*argv, "--train.output", tmp_path / "a", "--model.backbone.weights", "timm") == 0
+    assert asked == [("test_resnet.r160_in1k", True)]
+    assert "test_resnet.r160_in1k (weights: timm)" in capsys.readouterr().out
+    folder = tmp_path / "a" / "fast_dev_run"
+    # Started from that checkpoint, a backbone of the same architecture takes nothing from timm, and keeps the name.
+    from_it = ("--model.init_from", folder / "last.pth", "--model.backbone.weights", "timm")
+    assert run(*argv, "--train.output", tmp_path / "b", *from_it) == 0
+    assert not any(pretrained for _, pretrained in asked[1:])
+    for run_folder in (folder, tmp_path / "b" / "fast_dev_run"):
+        written = yaml.safe_load((run_folder / "config.yaml").read_text())["model"]["backbone"]
+        saved = torch.load(run_folder / "last.pth", weights_only=True)["config"]["model"]["backbone"]
+        assert written["name"] == saved["name"] == "test_resnet.r160_in1k" and saved["weights"] == "timm"
+
+
 @pytest.mark.parametrize("two_stage", ["false", "true"])
 def test_bf16_trains(shapes, preset, tmp_path, two_stage):
     argv = ("--config", preset, "--data.root", shapes, "--train.output", tmp_path / "b", "--train.precision", "bf16")
@@ -153,6 +178,27 @@ def test_evaluation_does_not_depend_on_the_batch(trained, shapes, tmp_path):
         assert [row[0] for row in found[size]] == [row[0] for row in found[1]]
         for alone, together in zip(found[1], found[size]):
             assert together[1] == pytest.approx(alone[1], abs=1e-4)
+
+
+def test_padded_evaluation_depends_on_the_batch_and_says_so(trained, shapes, tmp_path, capsys):
+    found = {}
+    for name, argv in {"plain": (), "one": ("--padding", "batch"), "two": ("--padding", "batch")}.items():
+        size = 2 if name == "two" else 1
+        common = ("--checkpoint", trained / "best.pth", "--data.root", shapes, "--data.workers", 0)
+        assert run("eval", *common, "--output", tmp_path / name, "--batch_size", size, *argv) == 0
+        found[name] = (tmp_path / name / "detections.json").read_text()
+    assert found["plain"] == found["one"] != found["two"]
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["padding"].startswith(
+        "to the largest of 2 images"
+    )
+    assert "padding" not in json.loads((tmp_path / "plain" / "results.json").read_text())
+    assert "padded in batches of 2" in capsys.readouterr().out
+
+    assert run("eval", *common, "--padding", "batch", "--tta.flip", "true") == 2
+    assert "mirrored views" in capsys.readouterr().err
+    truth = ("--data.val_annotations", shapes / "annotations" / "instances_val2017.json")
+    assert run("eval", "--detections", tmp_path / "one" / "detections.json", *truth, "--padding", "batch") == 2
+    assert "--padding batch needs a --checkpoint" in capsys.readouterr().err
 
 
 def test_prediction_of_a_folder_a_file_and_a_pattern(trained, shapes, tmp_path):

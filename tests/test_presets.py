@@ -267,3 +267,13 @@ def test_the_first_and_the_last_variant_of_a_sweep_run(file, shapes, tmp_path, m
         assert any("mimic" in key for key in lines[0]) == bool(wanted["loss.mimic_weight"])
         assert "AP" in lines[-1]
     assert "failed" not in (output / "table.md").read_text()
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=name_of)
+def test_presets_with_published_figures_pad_pairs(file):
+    """As the original, whose batch is two images on each GPU, whatever the model."""
+    text = file.read_text(encoding="utf-8")
+    train = sections_of(file)["train"]
+    padding = (train.get("padding"), train.get("max_images_per_device"))
+    assert padding == (("micro_batch", 2) if "not reproduced here" in text else (None, None))
+    assert "batch_size" not in train or "this project's figure" in text  # else 32, as published

