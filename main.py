@@ -37,10 +37,7 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
     output = make_folder(options.output, "output")
     if world.is_main:
         evaluation.write(output)
-    print(evaluation.scores.text())
-    if evaluation.views:
-        print(f"\n{evaluation.views.cost_line()}")
-    print(f"\nfigures are in {output / 'results.json'}")
+    print(evaluation.text(output))
     if options.analyse and world.is_main:
         from analysis.errors.analyse import analyse
 
