@@ -69,7 +69,7 @@ def test_outlying_and_doubled_boxes_are_counted():
         (read([0, 0, 0, 4]), r"all annotations of 'f.json' have a box .* no width or height"),
         (
             read(GOOD, [0, 0, 0, 4], crowds=(0,)),
-            r"all annotations of .* are crowds \(iscrowd is 1: 1\) or have a box .*\(1\)",
+            r"all annotations .* are crowds \(iscrowd is 1: 1\) or have .*\(1\)",
         ),
     ],
 )
