@@ -9,7 +9,7 @@ import numpy as np
 from datasets.annotations import Annotations, CategoryEntry, ImageEntry
 from datasets.ids import counterparts, remark_on, renamed
 from datasets.json_file import read_json
-from datasets.values import as_area, as_box, as_flag, is_box, is_id, is_name, stated_size, typed
+from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.errors import UserError
 
 REQUIRED = {  # of each entry
@@ -85,8 +85,8 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
         )
     return Annotations(
         Path(source),
-        [CategoryEntry(c["id"], str(c["name"])) for c in lists["categories"]],
-        [ImageEntry(i["id"], i["file_name"], *(stated_size(i) or (None, None))) for i in lists["images"]],
+        [CategoryEntry(c["id"], as_text(c["name"])) for c in lists["categories"]],
+        [ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]],
         [a["id"] for a in objects],
         columns["image_id"],
         columns["category_id"],

@@ -19,7 +19,7 @@ from datasets.ids import counterparts
 from datasets.images import read_image
 from datasets.paths import dataset_paths
 from datasets.readers import read_annotations, reader_of
-from datasets.values import as_box, as_flag, is_box, is_id, is_name, stated_size, typed
+from datasets.values import as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.config import DataPaths
 from util.errors import UserError
 
@@ -92,7 +92,7 @@ class DataReport:
             lines += [f"  mended copy   {self.mended_file}", f"  changes       {len(self.changes)}"]
             lines += listing(self.changes, show)
             lines += [f"  left          {len(self.left)}", *listing(self.left, show)]
-        return "\n".join(lines)
+        return as_text("\n".join(lines))
 
 
 def check_splits(data: DataPaths, fix: str | None = None, output: str | None = None) -> dict[str, DataReport]:
@@ -184,7 +184,7 @@ def _check_categories(entries: list, report: DataReport) -> dict:
                 )
             )
         else:
-            names[entry["id"]] = str(entry["name"])
+            names[entry["id"]] = as_text(entry["name"])
     for name, count in Counter(names.values()).items():
         if count > 1:
             report.defects.append(Defect("duplicate category name", None, None, f"'{name}' names {count} categories"))

@@ -48,6 +48,8 @@ def sound_results(results: object, annotations: Annotations, source: str | None 
             remarks.append(remark_on(found, f"{of}{key}", f"'{annotations.source}'"))
             for result in read:
                 result[key] = found.get(result[key], result[key])
+    if source and not read:
+        remarks.append(f"{of}there are no detections in it")
     images = {image.id: None for image in annotations.images}
     for i, result in enumerate(read):
         if result["image_id"] not in images:

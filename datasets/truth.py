@@ -64,12 +64,14 @@ def check_scorable(annotations: Annotations) -> None:
 
 
 def remarks_on_truth(annotations: Annotations) -> list[str]:
-    """A sentence on each thing in the truth that changes its scores unseen.
+    """A sentence on each thing in the truth that changes its scores unseen; none if there is nothing to score at all.
 
     Raises:
         UserError: an object is of an image or a class that the file does not list.
     """
     check_listed(annotations)
+    if without_objects(annotations):
+        return []
     source, remarks = f"'{annotations.source}'", []
     boxes, sizes = annotations.boxes, sizes_of_objects(annotations)
     possible = clip_boxes(boxes, sizes)[1]

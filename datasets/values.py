@@ -56,6 +56,11 @@ def as_box(value: object) -> list[float] | None:
     return None if None in numbers else [float(n) for n in numbers if n is not None]
 
 
+def as_text(value: object) -> str:
+    """Text that can be printed and written: halves of letters, which some tools leave behind, become a mark."""
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def is_box(value: object) -> bool:
     """Whether this is a list of four numbers, none of them text (which may still make an impossible box)."""
     return as_box(value) is not None and not any(isinstance(v, str) for v in value)  # type: ignore[attr-defined]

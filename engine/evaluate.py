@@ -129,7 +129,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         category_of = match_categories(categories, dataset.categories, "checkpoint")
     else:  # a list of images alone
         category_of = {c.label: c.id for c in categories}
-    scorable = without_objects(dataset.annotations) is None
+    unscored = without_objects(dataset.annotations)
     if config.analyse:
         check_scorable(dataset.annotations)
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
@@ -140,7 +140,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         loaders.append(eval_loader(sized, config.batch_size, workers, device.type == "cuda", share))
     make_folder(config.output, "output")
     several = f", {world.size} processes" if world.size > 1 else ""
-    print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+    score = f"; there will be no score: {unscored}" if unscored else ""
+    print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}{score}\n")
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]
@@ -154,7 +155,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         print(f"{multi_view.describe()}\n")
         subject["views"] = multi_view.describe()
     found = find(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
-    scores = score_found(found, dataset.annotations, world, config.top_k) if scorable else None
+    scores = score_found(found, dataset.annotations, world, config.top_k) if unscored is None else None
     return Evaluation(scores, found.results, dataset.annotations, dataset.image_folder, subject, multi_view)
 
 

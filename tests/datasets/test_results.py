@@ -149,6 +149,11 @@ def test_other_shapes_are_one_sentence(content, said):
     assert "'det.json'" in str(raised.value)
 
 
+def test_an_empty_file_of_detections_is_said():
+    assert sound_results([], truth(), "det.json").remarks == ["'det.json': there are no detections in it"]
+    assert sound_results([], truth()).remarks == []  # a model that found nothing
+
+
 def test_numbers_written_as_text_are_read():
     results = [r | {"bbox": list(map(str, r["bbox"])), "score": "0.9"} for r in found()]
     assert sound_results(results, truth()).entries == found()

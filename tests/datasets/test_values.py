@@ -2,7 +2,19 @@ import math
 
 import pytest
 
-from datasets.values import as_area, as_box, as_flag, as_float, as_whole, is_box, is_id, is_name, stated_size, typed
+from datasets.values import (
+    as_area,
+    as_box,
+    as_flag,
+    as_float,
+    as_text,
+    as_whole,
+    is_box,
+    is_id,
+    is_name,
+    stated_size,
+    typed,
+)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, "1", " 1 "])
@@ -60,6 +72,10 @@ def test_boxes():
     for no_box in ([1, 2, 3], "1234", {"a": 1, "b": 2, "c": 3, "d": 4}, None, [1, 2, 3, True], [1, 2, 3, None]):
         assert as_box(no_box) is None and not is_box(no_box)
     assert not is_box([1, 2, "3", 4])
+
+
+def test_halves_of_letters_are_marked():
+    assert as_text("a\ud83d") == "a\ufffd" and as_text("\ud83d\ude00") == "\U0001f600" and as_text(5) == "5"
 
 
 def test_ids_and_names():
