@@ -18,6 +18,8 @@ REQUIRED = {  # of each entry
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
 
+MENDED = "check-data --fix writes a mended copy"
+
 
 def read_lists(path: str | Path) -> dict[str, Any]:
     """The content of a COCO file as it is: the entries of its three lists are not looked at.
@@ -174,13 +176,15 @@ def _check_image(image: dict, source: str | Path) -> None:
     if stated_size(image) is None and (image.get("width"), image.get("height")) != (None, None):
         raise UserError(
             f"image {image['id']} in '{source}' has the size {image.get('width')}x{image.get('height')}; "
-            "width and height must be whole numbers of pixels"
+            f"width and height must be whole numbers of pixels, no text; {MENDED}"
         )
 
 
 def _check_annotation(annotation: dict, source: str | Path) -> None:
     where = f"annotation {annotation['id']} in '{source}'"
     if not is_box(annotation["bbox"]):
-        raise UserError(f"{where} has the bbox {annotation['bbox']}; it must be four numbers [x, y, width, height]")
+        raise UserError(
+            f"{where} has the bbox {annotation['bbox']}; it must be four numbers [x, y, width, height]; {MENDED}"
+        )
     if as_flag(annotation.get("iscrowd")) is None:
         raise UserError(f"{where} has the iscrowd {typed(annotation['iscrowd'])}; it must be 0 or 1")
