@@ -37,10 +37,7 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
     output = make_folder(options.output, "output")
     if world.is_main:
         evaluation.write(output)
-    print(evaluation.scores.text())
-    if evaluation.views:
-        print(f"\n{evaluation.views.cost_line()}")
-    print(f"\nfigures are in {output / 'results.json'}")
+    print(evaluation.text(output))
     if options.analyse and world.is_main:
         from analysis.errors.analyse import analyse
 
@@ -96,15 +93,15 @@ def ablate(options: config.AblateConfig) -> int:
 
 
 def check_data(options: config.CheckDataConfig) -> int:
-    """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if there are any."""
+    """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if any are left."""
     from datasets.defects import check_splits
 
-    reports = check_splits(options.data)
+    reports = check_splits(options.data, options.fix, options.output)
     print("\n\n".join(f"{split}: {report.text(options.show)}" for split, report in reports.items()))
     if options.output:
         file = make_folder(Path(options.output).parent, "output") / Path(options.output).name
         file.write_text(json.dumps({s: r.to_dict() for s, r in reports.items()}, indent=1))
-    return int(any(r.defects for r in reports.values()))
+    return int(any(r.remaining for r in reports.values()))
 
 
 def profile(options: config.ProfileConfig) -> int:

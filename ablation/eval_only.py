@@ -18,6 +18,7 @@ from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import eval_loader
 from datasets.splits import build_dataset
+from datasets.truth import check_scorable
 from engine.backend import selected_backend
 from engine.evaluate import run_evaluation
 from engine.predict import load_model
@@ -104,6 +105,7 @@ def ablate_trained(config: AblateConfig) -> int:
             for cell in of_checkpoint:
                 less, data = reduced(model, cell.variant.values), cell.config.data
                 dataset, folder = build_dataset(data, "val"), make_folder(output / cell.name, "output")
+                check_scorable(dataset.annotations)
                 if cell.variant.name not in models:
                     models[cell.variant.name] = less
                     size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)

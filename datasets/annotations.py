@@ -1,6 +1,6 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,13 +38,15 @@ class Annotations:
 
     Attributes:
         source: the file, which errors name.
-        categories: at least one, in the file's order; no two have one id.
+        categories: in the file's order; no two have one id; at least one, unless objects are not known.
         images: in the file's order; no two have one id.
         ids: id of each object, for errors; they need not be unique.
         image_ids, category_ids: image and class of each object, as written; the file need not list them.
         boxes: `[N, 4]`, float64, [x, y, width, height] in pixels as written, however impossible.
         areas: `[N]`, float64, in square pixels: what decides whether an object is small, medium or large.
         crowds: `[N]`, bool; a crowd is no object to learn from, and to find it is neither right nor wrong.
+        annotated: whether the file says which objects there are; it may list images alone, to detect in.
+        remarks: a sentence on each kind of value that was read as something else than what is written.
     """
 
     source: Path
@@ -56,6 +58,8 @@ class Annotations:
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
+    annotated: bool = True
+    remarks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         columns = (self.image_ids, self.category_ids, self.boxes, self.areas, self.crowds)

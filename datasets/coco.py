@@ -1,12 +1,15 @@
 """The COCO detection format: JSON with the lists images, annotations and categories."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry, ImageEntry
+from datasets.ids import counterparts, remark_on, renamed
+from datasets.json_file import read_json
+from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.errors import UserError
 
 REQUIRED = {  # of each entry
@@ -15,31 +18,27 @@ REQUIRED = {  # of each entry
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
 
-
-def read_json(path: str | Path, what: str) -> Any:
-    """Content of a JSON file; `what` says in errors what the file is.
-
-    Raises:
-        UserError: no such file, or no JSON.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no {what} '{path}'")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} '{path}' is not JSON: {error}") from None
+MENDED = "check-data --fix writes a mended copy"
 
 
-def read_lists(path: str | Path) -> dict[str, list]:
-    """The three lists of a COCO file as they are: their entries are not looked at.
+def read_lists(path: str | Path) -> dict[str, Any]:
+    """The content of a COCO file as it is: the entries of its three lists are not looked at.
+
+    A file that lists images alone, like COCO's image_info of its test images, has no `annotations`, and may have no
+    `categories`.
 
     Raises:
         UserError: no such file, no JSON, or a list is missing.
     """
     content = read_json(path, "annotation file")
+    if not isinstance(content, dict):
+        scored = isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]
+        kind = ": it is a list of detections (--detections)" if scored else ""
+        raise UserError(f"annotation file '{path}' has no list 'images'{kind}; it must be in COCO detection format")
+    listed = bool(content.get("images")) and content.get("annotations") is None
     for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+        optional = listed and content.get(part) is None and part != "images"
+        if not optional and not isinstance(content.get(part), list):
             raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
     return content
 
@@ -53,37 +52,59 @@ def read_coco(path: str | Path) -> Annotations:
     return from_coco(read_lists(path), path)
 
 
-def from_coco(content: dict[str, list], source: str | Path) -> Annotations:
+def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
     """The three lists of a COCO file as annotations.
 
+    An id that refers to an image or a class by text where the number is listed, or the other way round, is matched. An
+    area that is no positive number is replaced by width times height. `remarks` say so.
+
     Args:
-        content: `images`, `annotations` and `categories`; whatever else entries hold is left out.
+        content: `images`, `annotations` and `categories`; whatever else entries hold is left out. Without
+            `annotations`, objects are not known, and `categories` may be missing, too.
         source: the file, which errors name.
 
     Raises:
         UserError: a part is missing or malformed; names the entry.
     """
-    _check(content, source)
-    objects = content["annotations"]
-    areas = [a["bbox"][2] * a["bbox"][3] if a.get("area") is None else a["area"] for a in objects]
+    annotated = content.get("annotations") is not None
+    lists: dict[str, list] = {part: content.get(part) or [] for part in REQUIRED}
+    _check(lists, source)
+    if annotated and not lists["categories"]:
+        raise UserError(f"annotation file '{source}' lists no categories")
+    objects, remarks = lists["annotations"], []
+    columns = {}
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        columns[key] = [a[key] for a in objects]
+        found = counterparts(columns[key], [entry["id"] for entry in lists[part]])
+        columns[key] = renamed(columns[key], found)
+        remarks += [remark_on(found, f"'{source}': {key}", f"the {part}")] if found else []
+    boxes = np.array([as_box(a["bbox"]) for a in objects], dtype=np.float64).reshape(-1, 4)
+    areas, of_boxes = _areas([a.get("area") for a in objects], boxes)
+    if of_boxes:
+        remarks.append(
+            f"'{source}': the area of {of_boxes} of {len(objects)} annotations is no positive number; width x height "
+            "is taken instead"
+        )
     return Annotations(
         Path(source),
-        [CategoryEntry(c["id"], str(c["name"])) for c in content["categories"]],
-        [ImageEntry(i["id"], i["file_name"], *(stated_size(i) or (None, None))) for i in content["images"]],
+        [CategoryEntry(c["id"], as_text(c["name"])) for c in lists["categories"]],
+        [ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]],
         [a["id"] for a in objects],
-        [a["image_id"] for a in objects],
-        [a["category_id"] for a in objects],
-        np.array([a["bbox"] for a in objects], dtype=np.float64).reshape(-1, 4),
-        np.array(areas, dtype=np.float64),
-        np.array([bool(a.get("iscrowd")) for a in objects], dtype=bool),
+        columns["image_id"],
+        columns["category_id"],
+        boxes,
+        areas,
+        np.array([as_flag(a.get("iscrowd")) for a in objects], dtype=bool),
+        annotated,
+        remarks,
     )
 
 
-def to_coco(annotations: Annotations) -> dict[str, list]:
-    """The three lists of a COCO file that says the same; the undo of `from_coco`."""
+def to_coco(annotations: Annotations) -> dict[str, Any]:
+    """The lists of a COCO file that says the same; the undo of `from_coco`."""
     columns = (annotations.ids, annotations.image_ids, annotations.category_ids, annotations.boxes.tolist())
     figures = (annotations.areas.tolist(), annotations.crowds.tolist())
-    return {
+    content: dict[str, Any] = {
         "images": [
             {"id": i.id, "file_name": i.file_name, "width": i.width, "height": i.height} for i in annotations.images
         ],
@@ -100,71 +121,70 @@ def to_coco(annotations: Annotations) -> dict[str, list]:
         ],
         "categories": [{"id": c.id, "name": c.name} for c in annotations.categories],
     }
+    if not annotations.annotated:
+        del content["annotations"]
+    return content
 
 
-def _check(content: dict[str, list], source: str | Path) -> None:
+def _areas(stated: Sequence[object], boxes: np.ndarray) -> tuple[np.ndarray, int]:
+    """`[N]` areas: as stated where that is a positive number, of the boxes elsewhere.
+
+    Returns:
+        The areas, and how many are of boxes although something is stated.
+    """
+    read = [as_area(value) for value in stated]
+    with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
+        of_boxes = boxes[:, 2] * boxes[:, 3]
+    areas = np.array([b if a is None else a for a, b in zip(read, of_boxes.tolist())], dtype=np.float64)
+    return areas, sum(a is None and value is not None for a, value in zip(read, stated))
+
+
+def _check(lists: dict[str, list], source: str | Path) -> None:
     for part, keys in REQUIRED.items():
-        for i, entry in enumerate(content[part]):
+        for i, entry in enumerate(lists[part]):
             missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
             if missing:
                 raise UserError(f"entry {i} of '{part}' in '{source}' has no '{missing[0]}'")
             for key in ("id", "image_id", "category_id"):
                 if not is_id(entry.get(key, 0)):
                     raise UserError(
-                        f"entry {i} of '{part}' in '{source}' has the {key} {entry[key]}; it must be a number"
+                        f"entry {i} of '{part}' in '{source}' has the {key} {typed(entry[key])}; it must be a whole "
+                        "number, or text"
                     )
     for part in ("images", "categories"):
         seen = set()
-        for entry in content[part]:
+        for entry in lists[part]:
             if entry["id"] in seen:
                 raise UserError(f"'{source}' gives the id {entry['id']} to two {part}; check-data lists all such")
             seen.add(entry["id"])
-    for image in content["images"]:
-        if not isinstance(image["file_name"], str):
+    for image in lists["images"]:
+        _check_image(image, source)
+    for category in lists["categories"]:
+        if not is_name(category["name"]):
             raise UserError(
-                f"image {image['id']} in '{source}' has the file_name {image['file_name']}; it must be text"
+                f"category {category['id']} in '{source}' has the name {typed(category['name'])}; it must be text"
             )
-        if stated_size(image) is None and (image.get("width"), image.get("height")) != (None, None):
-            raise UserError(
-                f"image {image['id']} in '{source}' has the size {image.get('width')}x{image.get('height')}; "
-                "width and height must be whole numbers of pixels"
-            )
-    for annotation in content["annotations"]:
-        if not is_box(annotation["bbox"]):
-            raise UserError(
-                f"annotation {annotation['id']} in '{source}' has the bbox {annotation['bbox']}; "
-                "it must be four numbers [x, y, width, height]"
-            )
-        if not isinstance(annotation.get("area"), int | float | None):
-            raise UserError(
-                f"annotation {annotation['id']} in '{source}' has the area {annotation['area']!r}; "
-                "it must be a number of square pixels"
-            )
-    if not content["categories"]:
-        raise UserError(f"annotation file '{source}' lists no categories")
+    for annotation in lists["annotations"]:
+        _check_annotation(annotation, source)
 
 
-def is_box(box: object) -> bool:
-    """Whether this is a list of four numbers (which may still make an impossible box)."""
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in box)
-    )
+def _check_image(image: dict, source: str | Path) -> None:
+    if not isinstance(image["file_name"], str):
+        raise UserError(
+            f"image {image['id']} in '{source}' has the file_name {typed(image['file_name'])}; it must be text"
+        )
+    if stated_size(image) is None and (image.get("width"), image.get("height")) != (None, None):
+        raise UserError(
+            f"image {image['id']} in '{source}' has the size {image.get('width')}x{image.get('height')}; "
+            f"width and height must be whole numbers of pixels, no text; {MENDED}"
+        )
 
 
-def is_id(value: object) -> bool:
-    """Whether this can be an id: a whole number (also written 7.0), or text as some tools have it."""
-    return isinstance(value, str) or _is_whole(value)
-
-
-def stated_size(entry: dict) -> tuple[int, int] | None:
-    """(width, height) in pixels that an entry of an image states; None if it does not state both, as whole numbers."""
-    width, height = entry.get("width"), entry.get("height")
-    if not (_is_whole(width) and _is_whole(height) and width > 0 and height > 0):
-        return None
-    return int(width), int(height)
-
-
-def _is_whole(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+def _check_annotation(annotation: dict, source: str | Path) -> None:
+    where = f"annotation {annotation['id']} in '{source}'"
+    if not is_box(annotation["bbox"]):
+        raise UserError(
+            f"{where} has the bbox {annotation['bbox']}; it must be four numbers [x, y, width, height]; {MENDED}"
+        )
+    if as_flag(annotation.get("iscrowd")) is None:
+        raise UserError(f"{where} has the iscrowd {typed(annotation['iscrowd'])}; it must be 0 or 1")

@@ -11,7 +11,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import Annotations
+from datasets.boxes import clip_boxes
 from datasets.categories import categories_of
+from datasets.ids import check_listed
 from datasets.images import read_image
 from datasets.readers import read_annotations
 from util.errors import UserError
@@ -107,13 +109,7 @@ class CocoDetection(Dataset):
         read = self.annotations
         position_of = {image.id: i for i, image in enumerate(self.images)}
         label_of = {c.id: c.label for c in self.categories}
-        for number, image, category in zip(read.ids, read.image_ids, read.category_ids):
-            if image not in position_of:
-                raise UserError(
-                    f"annotation {number} in '{read.source}' is of image {image}, which the file does not list"
-                )
-            if category not in label_of:
-                raise UserError(f"annotation {number} in '{read.source}' has the unknown category {category}")
+        check_listed(read)
         positions = np.array([position_of[i] for i in read.image_ids], dtype=np.int64)
         labels = np.array([label_of[c] for c in read.category_ids], dtype=np.int64)
         sizes = np.array([image.size or (np.inf, np.inf) for image in self.images], dtype=np.float64)
@@ -162,21 +158,3 @@ def _existing(image_folder: str | Path) -> Path:
     if not Path(image_folder).is_dir():
         raise UserError(f"no image folder '{image_folder}'; check data.root or data.*_images")
     return Path(image_folder)
-
-
-def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes within their images.
-
-    Args:
-        boxes: `[N, 4]`, [x, y, width, height] in pixels.
-        sizes: `[N, 2]`, (width, height) of the image of each; infinite where it is not known.
-
-    Returns:
-        `[N, 4]`, xyxy in pixels, in float32; and `[N]`, whether something finite and positive is left of a box in that.
-    """
-    finite = np.isfinite(boxes).all(1)
-    x, y, w, h = np.where(finite[:, None], boxes, 0.0).T
-    with np.errstate(over="ignore"):  # the sum of two large numbers is beyond any image
-        corners = np.stack([x.clip(0), y.clip(0), np.minimum(x + w, sizes[:, 0]), np.minimum(y + h, sizes[:, 1])], 1)
-        corners = corners.astype(np.float32)
-    return corners, finite & np.isfinite(corners).all(1) & (corners[:, 2:] > corners[:, :2]).all(1)

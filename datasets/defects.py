@@ -1,7 +1,7 @@
 """Reads a whole data set and reports what it holds and what is wrong with it."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,27 +10,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datasets.coco import is_box, is_id, read_coco, read_lists, stated_size, to_coco
+from datasets.annotations import Id
+from datasets.coco import read_coco, read_lists, to_coco
+from datasets.faults import IMPOSSIBLE, area_fault, box_fault
+from datasets.findings import Finding, listing
+from datasets.fix import Change, copies_of, mend, write_copy
+from datasets.ids import counterparts
 from datasets.images import read_image
 from datasets.paths import dataset_paths
 from datasets.readers import read_annotations, reader_of
+from datasets.values import as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.config import DataPaths
 from util.errors import UserError
 
 
-@dataclass
-class Defect:
-    """Something wrong: its kind, the image file and annotation id (where there is one), and the particulars."""
-
-    kind: str
-    file: str | None
-    annotation: int | str | None
-    detail: str
-
-    def __str__(self) -> str:
-        where = [f"image {self.file}"] if self.file else []
-        where += [f"annotation {self.annotation}"] if self.annotation is not None else []
-        return f"{', '.join(where) or 'file'}: {self.detail}"
+class Defect(Finding):
+    """Something wrong."""
 
 
 @dataclass
@@ -45,6 +40,10 @@ class DataReport:
         box_sizes: objects that COCO calls small (< 32^2 pixels), medium, and large (>= 96^2).
         objects_per_image: smallest, median and largest number.
         defects: everything wrong.
+        annotated: whether the file says which objects there are; it may list images alone.
+        mended_file: where a mended copy was written, if it was.
+        changes: what is different in it.
+        left: what is still wrong in it.
     """
 
     annotation_file: str
@@ -58,6 +57,15 @@ class DataReport:
     box_sizes: dict[str, int] = field(default_factory=dict)
     objects_per_image: tuple[int, float, int] = (0, 0.0, 0)
     defects: list[Defect] = field(default_factory=list)
+    annotated: bool = True
+    mended_file: str | None = None
+    changes: list[Change] = field(default_factory=list)
+    left: list[Defect] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> list[Defect]:
+        """What is wrong with the mended copy, if there is one; else with the file."""
+        return self.left if self.mended_file else self.defects
 
     def to_dict(self) -> dict:
         """Plain dictionaries, for JSON."""
@@ -69,7 +77,9 @@ class DataReport:
         lines = [
             f"{self.annotation_file}",
             f"  images        {self.images} ({self.without_objects} without objects)",
-            f"  annotations   {self.annotations} ({self.crowds} crowds)",
+            f"  annotations   {self.annotations} ({self.crowds} crowds)"
+            if self.annotated
+            else "  annotations   not known: the file has no list 'annotations'",
             f"  per image     {low} to {high} objects, median {median:g}",
             "  image sizes   " + ", ".join(f"{size} ({n})" for size, n in self.image_sizes.items()),
             "  box sizes     " + ", ".join(f"{name} {n}" for name, n in self.box_sizes.items()),
@@ -77,33 +87,37 @@ class DataReport:
         ]
         width = max((len(name) for name in self.objects_of_class), default=0)
         lines += [f"    {name:<{width}}  {n}" for name, n in self.objects_of_class.items()]
-        by_kind = defaultdict(list)
-        for defect in self.defects:
-            by_kind[defect.kind].append(defect)
-        lines.append(f"  defects       {len(self.defects)}")
-        for kind, defects in by_kind.items():
-            lines.append(f"    {kind} ({len(defects)})")
-            lines += [f"      {defect}" for defect in defects[:show]]
-            if len(defects) > show:
-                lines.append(f"      ... and {len(defects) - show} more")
-        return "\n".join(lines)
+        lines += [f"  defects       {len(self.defects)}", *listing(self.defects, show)]
+        if self.mended_file:
+            lines += [f"  mended copy   {self.mended_file}", f"  changes       {len(self.changes)}"]
+            lines += listing(self.changes, show)
+            lines += [f"  left          {len(self.left)}", *listing(self.left, show)]
+        return as_text("\n".join(lines))
 
 
-def check_splits(data: DataPaths) -> dict[str, DataReport]:
+def check_splits(data: DataPaths, fix: str | None = None, output: str | None = None) -> dict[str, DataReport]:
     """A report on each of the splits `train` and `val` that the configuration names.
 
+    Args:
+        data: the splits.
+        fix: JSON file for a mended copy of the one split that is named, or a folder for `train.json` and `val.json`.
+        output: file that the report will be written to, which must not be one of the others.
+
     Raises:
-        UserError: it names neither, or a file or folder is missing.
+        UserError: it names neither, a file or folder is missing, or a file would be overwritten.
     """
     splits = {split: paths for split in ("train", "val") if (paths := dataset_paths(data, split))}
     if not splits:
         raise UserError(
             "nothing to check: give --data.root, or images and annotations (--data.train_* or --data.val_*)"
         )
-    return {split: check_dataset(*paths) for split, paths in splits.items()}
+    copies = copies_of({split: file for split, (_, file) in splits.items()}, fix, output)
+    return {split: check_dataset(*paths, mended=copies.get(split)) for split, paths in splits.items()}
 
 
-def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads: int = 4) -> DataReport:
+def check_dataset(
+    image_folder: str | Path, annotation_file: str | Path, threads: int = 4, mended: Path | None = None
+) -> DataReport:
     """Read every annotation and every image of a data set.
 
     COCO files are taken as they are, so that every malformed entry is listed. A file in another format must pass its
@@ -112,6 +126,7 @@ def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads
     Args:
         image_folder, annotation_file: the data set.
         threads: images are read in parallel.
+        mended: where to write a mended copy of the annotations, in COCO format.
 
     Raises:
         UserError: the file or folder is missing, or the file is not in its format at all.
@@ -122,18 +137,45 @@ def check_dataset(image_folder: str | Path, annotation_file: str | Path, threads
     is_coco = reader_of(annotation_file) is read_coco
     content = read_lists(annotation_file) if is_coco else to_coco(read_annotations(annotation_file))
     report = DataReport(str(annotation_file), str(image_folder))
-    categories = _check_categories(content["categories"], report)
+    categories = _check_categories(content.get("categories") or [], report)
     images = _check_entries(content["images"], report)
+    listed = len(report.defects)
     _check_files(images, image_folder, report, threads)
-    _check_annotations(content["annotations"], images, categories, report)
+    of_files = report.defects[listed:]
+    _check_annotations(content.get("annotations"), images, categories, report)
+    if mended:
+        sizes = {number: size for number, entry in images.items() if (size := stated_size(entry))}
+        copy, report.changes = mend(content, sizes)
+        write_copy(copy, mended)
+        report.mended_file, report.left = str(mended), _left(copy, of_files, images)
     return report
+
+
+def _left(content: dict[str, Any], of_files: list[Defect], checked: dict) -> list[Defect]:
+    """What is wrong with a mended copy.
+
+    Args:
+        content: the copy.
+        of_files: what was found to be wrong with image files.
+        checked: entries of the images that were read, by their ids, with the sizes that they have.
+    """
+    report = DataReport("", "")
+    categories = _check_categories(content.get("categories") or [], report)
+    images = _check_entries(content["images"], report)
+    size_of = {entry["file_name"]: stated_size(entry) for entry in checked.values()}
+    for entry in images.values():
+        size = size_of.get(entry["file_name"])
+        if stated_size(entry) is None and size is not None:
+            entry["width"], entry["height"] = size
+    _check_annotations(content.get("annotations"), images, categories, report)
+    return report.defects + of_files
 
 
 def _check_categories(entries: list, report: DataReport) -> dict:
     names: dict[Any, str] = {}
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not is_id(entry.get("id")) or "name" not in entry:
-            detail = f"entry {i} needs 'id', a number, and 'name'"
+        if not isinstance(entry, dict) or not is_id(entry.get("id")) or not is_name(entry.get("name")):
+            detail = f"entry {i} needs 'id', a number, and 'name', text"
             report.defects.append(Defect("malformed category", None, None, detail))
         elif entry["id"] in names:
             report.defects.append(
@@ -142,7 +184,7 @@ def _check_categories(entries: list, report: DataReport) -> dict:
                 )
             )
         else:
-            names[entry["id"]] = str(entry["name"])
+            names[entry["id"]] = as_text(entry["name"])
     for name, count in Counter(names.values()).items():
         if count > 1:
             report.defects.append(Defect("duplicate category name", None, None, f"'{name}' names {count} categories"))
@@ -209,79 +251,107 @@ def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -
     report.image_sizes = dict(sizes.most_common(10))
 
 
-def _check_annotations(annotations: list, images: dict, categories: dict, report: DataReport) -> None:
-    of_class = Counter(dict.fromkeys(categories.values(), 0))
-    sizes, per_image = Counter(small=0, medium=0, large=0), Counter(dict.fromkeys(images, 0))
-    ids: set = set()
-    seen: dict[tuple, Any] = {}
+@dataclass
+class _Listed:
+    """Images and classes by their ids, and the ids that are meant where the type is another one."""
+
+    images: dict[Id, dict]
+    categories: dict[Id, str]
+    meant: dict[str, dict[Id, Id]]
+
+    def image(self, entry: dict) -> dict | None:
+        """The image of an annotation."""
+        return self.images.get(self.id(entry, "image_id")) if is_id(entry.get("image_id")) else None
+
+    def id(self, entry: dict, key: str) -> Any:
+        """The id that an annotation refers to."""
+        return self.meant[key].get(entry[key], entry[key])
+
+
+def _check_annotations(annotations: list | None, images: dict, categories: dict, report: DataReport) -> None:
+    report.annotated = annotations is not None
+    annotations = annotations or []
     report.annotations = len(annotations)
-
+    listed = _Listed(images, categories, {})
+    for key, known in (("image_id", images), ("category_id", categories)):
+        used = [e[key] for e in annotations if isinstance(e, dict) and is_id(e.get(key))]
+        listed.meant[key] = counterparts(used, known)
+    ids: set[Id] = set()
+    seen: dict[tuple, Any] = {}
+    objects = []
     for i, entry in enumerate(annotations):
-        if not isinstance(entry, dict):
-            report.defects.append(Defect("malformed annotation", None, None, f"entry {i} is no object"))
-            continue
-        key = entry.get("id", f"(entry {i})")
-        image = images.get(entry["image_id"]) if is_id(entry.get("image_id")) else None
+        faults = _malformed(entry, i)
+        if not faults:
+            if entry["id"] in ids:
+                faults.append(("duplicate annotation id", "another annotation has this id"))
+            ids.add(entry["id"])
+            faults += _annotation_faults(entry, listed)
+            if is_box(entry["bbox"]) and as_flag(entry.get("iscrowd")):
+                report.crowds += 1
+            elif is_box(entry["bbox"]):
+                objects.append(entry)
+                same = (listed.id(entry, "image_id"), listed.id(entry, "category_id"), *entry["bbox"])
+                if same in seen:
+                    faults.append(("doubled box", f"the same box and class as annotation {seen[same]}"))
+                seen.setdefault(same, entry["id"])
+        image = listed.image(entry) if isinstance(entry, dict) else None
+        number = entry.get("id", f"(entry {i})") if isinstance(entry, dict) else None
         file = image["file_name"] if image else None
+        report.defects += [Defect(kind, file, number, detail) for kind, detail in faults]
+    _count(objects, listed, report)
 
-        def defect(kind: str, detail: str, file=file, key=key) -> None:
-            report.defects.append(Defect(kind, file, key, detail))
 
-        missing = [k for k in ("id", "image_id", "category_id", "bbox") if k not in entry]
-        if missing:
-            defect("malformed annotation", f"no '{missing[0]}'")
-            continue
-        unfit = [k for k in ("id", "image_id", "category_id") if not is_id(entry[k])]
-        if unfit:
-            defect("malformed annotation", f"{unfit[0]} is {entry[unfit[0]]}, not a number")
-            continue
-        if key in ids:
-            defect("duplicate annotation id", "another annotation has this id")
-        ids.add(key)
-        if image is None:
-            defect("unknown image", f"image id {entry['image_id']} is not listed")
-        if entry["category_id"] not in categories:
-            defect("unknown category", f"category id {entry['category_id']} is not listed")
-        if not is_box(entry["bbox"]):
-            defect("malformed box", f"bbox {entry['bbox']} is not four numbers")
-            continue
-        fault = _box_fault(entry["bbox"], image)
-        if fault:
-            defect(*fault)
-        if entry.get("iscrowd", 0):
-            report.crowds += 1
-            continue
-        same = (entry["image_id"], entry["category_id"], *entry["bbox"])
-        if same in seen:
-            defect("doubled box", f"the same box and class as annotation {seen[same]}")
-        seen.setdefault(same, key)
-        if image is not None and entry["category_id"] in categories:
-            of_class[categories[entry["category_id"]]] += 1
-            per_image[entry["image_id"]] += 1
-            area = entry["bbox"][2] * entry["bbox"][3]
+def _malformed(entry: object, i: int) -> list[tuple[str, str]]:
+    """Why an annotation cannot be looked at any further."""
+    if not isinstance(entry, dict):
+        return [("malformed annotation", f"entry {i} is no object")]
+    missing = [k for k in ("id", "image_id", "category_id", "bbox") if k not in entry]
+    if missing:
+        return [("malformed annotation", f"no '{missing[0]}'")]
+    unfit = [k for k in ("id", "image_id", "category_id") if not is_id(entry[k])]
+    return [("malformed annotation", f"{unfit[0]} is {entry[unfit[0]]}, not a number")] if unfit else []
+
+
+def _annotation_faults(entry: dict, listed: _Listed) -> list[tuple[str, str]]:
+    """What is wrong with an annotation by itself, as kinds and particulars."""
+    faults, image = [], listed.image(entry)
+    if image is None:
+        faults.append(("unknown image", f"image id {typed(entry['image_id'])} is not listed"))
+    if listed.id(entry, "category_id") not in listed.categories:
+        faults.append(("unknown category", f"category id {typed(entry['category_id'])} is not listed"))
+    for key, meant in listed.meant.items():
+        if entry[key] in meant:
+            faults.append(("id of another type", f"{key} {typed(entry[key])} is listed as {typed(meant[entry[key]])}"))
+    crowd = entry.get("iscrowd")
+    if as_flag(crowd) is None or isinstance(crowd, str):
+        faults.append(("iscrowd", f"iscrowd {typed(crowd)} should be 0 or 1"))
+    box = as_box(entry["bbox"])
+    if box is None or not is_box(entry["bbox"]):
+        return [*faults, ("malformed box", f"bbox {entry['bbox']} is not four numbers")]
+    fault = box_fault(box, stated_size(image) if image else None)
+    if fault:
+        faults.append(fault)
+    if fault is None or fault[0] not in IMPOSSIBLE:
+        of_area = area_fault(entry.get("area"), box)
+        faults += [("area", of_area)] if of_area else []
+    return faults
+
+
+def _count(objects: list[dict], listed: _Listed, report: DataReport) -> None:
+    """Count objects by class, size and image; those of an unknown image or class are left out."""
+    of_class = Counter(dict.fromkeys(listed.categories.values(), 0))
+    sizes, per_image = Counter(small=0, medium=0, large=0), Counter(dict.fromkeys(listed.images, 0))
+    for entry in objects:
+        image, category = listed.id(entry, "image_id"), listed.id(entry, "category_id")
+        if image in listed.images and category in listed.categories:
+            of_class[listed.categories[category]] += 1
+            per_image[image] += 1
+            area = math.prod((as_box(entry["bbox"]) or [])[2:])
             if math.isfinite(area):
                 sizes["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
-
     report.objects_of_class = dict(of_class)
     report.box_sizes = dict(sizes)
     counts = list(per_image.values())
     report.without_objects = sum(n == 0 for n in counts)
     if counts:
         report.objects_per_image = (min(counts), float(np.median(counts)), max(counts))
-
-
-def _box_fault(bbox: list, image: dict | None) -> tuple[str, str] | None:
-    x, y, w, h = bbox
-    if not all(math.isfinite(v) for v in bbox):
-        return "non-finite box", f"bbox {bbox}"
-    if w < 0 or h < 0:
-        return "negative box", f"width {w:g}, height {h:g}"
-    if w == 0 or h == 0:
-        return "empty box", f"width {w:g}, height {h:g}"
-    size = None if image is None else stated_size(image)
-    if size is not None:
-        width, height = size
-        over = max(-x, -y, x + w - width, y + h - height)
-        if over > 1:  # annotation tools round; a pixel over is no defect
-            return "box outside the image", f"bbox {bbox} is {over:g} pixels outside {width}x{height}"
-    return None

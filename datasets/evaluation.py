@@ -3,7 +3,7 @@
 import contextlib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -11,10 +11,14 @@ from torchvision.ops import box_convert
 
 from datasets.annotations import Annotations, CategoryEntry, Id
 from datasets.categories import distinct_names
-from datasets.coco import is_id, to_coco
+from datasets.coco import to_coco
+from datasets.ids import id_order
 from datasets.metrics import figures_of, figures_of_class, limits_of, tables_of
-from util.errors import UserError
+from datasets.results import sound_results
+from datasets.truth import possible_objects
 from util.tables import table
+
+LARGEST_AREA = 1e10  # of an object in square pixels: pycocotools ignores larger ones
 
 
 @dataclass
@@ -25,11 +29,13 @@ class Scores:
         figures: the figures of `datasets.metrics` by name, in their order: AP, AP50, ..., then AR likewise.
         per_class: the figures of each class by its name, and its number of `objects`.
         tables: names of the figures that are printed in one table each.
+        remarks: sentences on detections that were left out, or read as something else than they say.
     """
 
     figures: dict[str, float]
     per_class: dict[str, dict[str, float]]
     tables: list[list[str]]
+    remarks: list[str] = field(default_factory=list)
 
     def value(self, name: str) -> float:
         """A figure by its name, or as `AP/NAME` that of a class."""
@@ -77,7 +83,8 @@ def evaluate_detections(
 ) -> Scores:
     """Score COCO-format detections.
 
-    Every image counts, also those without detections; finding a crowd is neither right nor wrong.
+    Every image counts, also those without detections; finding a crowd is neither right nor wrong. Boxes that are not
+    finite, or have no width or height, are left out on both sides, as are objects outside their image.
 
     Args:
         annotations: the truth.
@@ -88,85 +95,85 @@ def evaluate_detections(
     Raises:
         UserError: a result lacks a key or names an unknown image, or none has a known category.
     """
-    return summarize(run_cocoeval(annotations, results, max_detections, image_ids))
+    sound = sound_results(results, annotations)
+    scores = summarize(_cocoeval(annotations, sound.entries, max_detections, image_ids))
+    scores.remarks = sound.remarks
+    return scores
 
 
-def run_cocoeval(
-    annotations: Annotations, results: list[dict], max_detections: int = 100, image_ids: Iterable[Id] | None = None
-) -> COCOeval:
+def run_cocoeval(annotations: Annotations, results: list[dict], max_detections: int = 100) -> COCOeval:
     """pycocotools' evaluation of boxes, matched and accumulated; arguments and errors as `evaluate_detections`.
 
-    The annotations in it are copies, numbered from 1.
+    Images, classes and annotations in it are numbered from 1; images and classes say their `original_id`.
     """
+    return _cocoeval(annotations, sound_results(results, annotations).entries, max_detections)
+
+
+def _cocoeval(
+    annotations: Annotations, results: list[dict], max_detections: int, image_ids: Iterable[Id] | None = None
+) -> COCOeval:
+    images = _numbers(image.id for image in annotations.images)
+    categories = _numbers(category.id for category in annotations.categories)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
-        truth.dataset = _numbered(annotations)
+        truth.dataset = _truth(annotations, images, categories)
         truth.createIndex()
         found = COCO()
         found.dataset = {k: truth.dataset[k] for k in ("images", "categories")}
-        found.dataset["annotations"] = _as_annotations(results, set(truth.imgs), set(truth.cats))
+        found.dataset["annotations"] = [
+            {
+                "id": i,
+                "image_id": images[r["image_id"]],
+                "category_id": categories.get(r["category_id"], 0),
+                "bbox": r["bbox"],
+                "score": r["score"],
+                "area": min(r["bbox"][2] * r["bbox"][3], LARGEST_AREA),
+                "iscrowd": 0,
+            }
+            for i, r in enumerate(results, 1)
+        ]
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
-        run.params.imgIds = sorted(truth.imgs if image_ids is None else image_ids)
+        run.params.imgIds = sorted(truth.imgs if image_ids is None else (images[i] for i in image_ids))
         run.params.maxDets = limits_of(max_detections)
         run.evaluate()
         run.accumulate()
     return run
 
 
-def _numbered(annotations: Annotations) -> dict:
-    """What pycocotools takes, with annotations numbered anew from 1.
+def _numbers(ids: Iterable[Id]) -> dict[Id, int]:
+    """1, 2, ... in the order of ids, for pycocotools, which cannot have text beside numbers, or very large numbers."""
+    return {value: number for number, value in enumerate(sorted(ids, key=id_order), 1)}
+
+
+def _truth(annotations: Annotations, images: Mapping[Id, int], categories: Mapping[Id, int]) -> dict:
+    """What pycocotools takes, with all ids numbered anew from 1, and without what is no object.
 
     pycocotools takes an annotation id of 0 for "not matched", and loses annotations that share an id.
     """
     content = to_coco(annotations)
-    for number, entry in enumerate(content["annotations"], 1):
-        entry["id"] = number
-    return {"info": {}, **content}
-
-
-def _as_annotations(results: list[dict], image_ids: set, category_ids: set) -> list[dict]:
-    if not isinstance(results, list):
-        raise UserError("detections must be a list of COCO results, [{image_id, category_id, bbox, score}, ...]")
-    entries = []
-    for i, result in enumerate(results):
-        missing = [
-            k for k in ("image_id", "category_id", "bbox", "score") if not isinstance(result, dict) or k not in result
-        ]
-        if missing:
-            raise UserError(f"detection {i} has no '{missing[0]}'; each needs image_id, category_id, bbox and score")
-        if not is_id(result["image_id"]) or result["image_id"] not in image_ids:
-            raise UserError(f"detection {i} is of image {result['image_id']}, which the annotation file does not list")
-        if not is_id(result["category_id"]):
-            raise UserError(f"detection {i} has the category {result['category_id']}, which must be a number")
-        try:
-            x, y, w, h = (float(v) for v in result["bbox"])
-            score = float(result["score"])
-        except (TypeError, ValueError):
-            raise UserError(f"detection {i} must have a bbox of four numbers and a numeric score") from None
-        entries.append(
-            {
-                "id": i + 1,
-                "image_id": result["image_id"],
-                "category_id": result["category_id"],
-                "bbox": [x, y, w, h],
-                "score": score,
-                "area": w * h,
-                "iscrowd": 0,
-            }
-        )
-    if entries and not any(entry["category_id"] in category_ids for entry in entries):
-        raise UserError(
-            f"no detection has a category of the annotation file: the first has {entries[0]['category_id']}, "
-            f"the file lists {sorted(category_ids, key=str)[:5]}"
-        )
-    return entries
+    objects = [a for a, kept in zip(content.get("annotations", []), possible_objects(annotations)) if kept]
+    listed = [a for a in objects if a["image_id"] in images and a["category_id"] in categories]
+    return {
+        "info": {},
+        "images": [{"id": images[i["id"]], "original_id": i["id"]} for i in content["images"]],
+        "categories": [
+            {"id": categories[c["id"]], "original_id": c["id"], "name": c["name"]} for c in content["categories"]
+        ],
+        "annotations": [
+            a
+            | {"id": number, "image_id": images[a["image_id"]], "category_id": categories[a["category_id"]]}
+            | {"area": min(a["area"], LARGEST_AREA)}
+            for number, a in enumerate(listed, 1)
+        ],
+    }
 
 
 def summarize(run: COCOeval) -> Scores:
     """Means over pycocotools' accumulated tables; its own summary has no AP for a limit other than 100."""
     truth, scored = run.cocoGt, set(run.params.imgIds)
-    names = distinct_names(CategoryEntry(k, truth.cats[k]["name"]) for k in run.params.catIds)
+    of_run = (truth.cats[k] for k in run.params.catIds)
+    names = distinct_names(CategoryEntry(c["original_id"], c["name"]) for c in of_run)
     per_class = {}
     for k, (name, category) in enumerate(zip(names, run.params.catIds)):
         objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]

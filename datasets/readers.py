@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datasets.annotations import Annotations
 from datasets.coco import read_coco
+from util.remarks import say_once
 
 Reader = Callable[[Path], Annotations]
 READERS: dict[str, Reader] = {
@@ -18,9 +19,12 @@ def reader_of(path: str | Path) -> Reader:
 
 
 def read_annotations(path: str | Path) -> Annotations:
-    """What an annotation file says.
+    """What an annotation file says; what was read as something else than what is written is named on stderr.
 
     Raises:
         UserError: no such file, or one that its reader cannot read; names the entry.
     """
-    return reader_of(path)(Path(path))
+    annotations = reader_of(path)(Path(path))
+    for remark in annotations.remarks:
+        say_once(remark)
+    return annotations

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from datasets.annotations import Annotations
+from datasets.annotations import Annotations, Id
 from datasets.categories import match_categories
-from datasets.coco import read_json
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
+from datasets.ids import id_order
+from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.paths import coco_layout, dataset_paths
 from datasets.readers import read_annotations
+from datasets.results import sound_results
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
+from datasets.truth import check_scorable, remarks_on_truth, without_objects
 from engine.backend import selected_backend
 from engine.merge import merge_views
 from engine.predict import load_model
@@ -33,6 +36,7 @@ from util.distributed import ALONE, World, check_gpus
 from util.errors import Interrupted, UserError
 from util.files import make_folder
 from util.progress import progress
+from util.remarks import say_once
 from util.signals import StopRequest
 
 
@@ -41,7 +45,7 @@ class Evaluation:
     """What was found, and how good it is.
 
     Attributes:
-        scores: the figures.
+        scores: the figures; None if there is nothing to score.
         results: detections in COCO result format; empty but in rank 0.
         annotations: the truth.
         image_folder: where the file names of the annotations are found, if that is known.
@@ -49,7 +53,7 @@ class Evaluation:
         views: the detector with test-time augmentation, if there is any.
     """
 
-    scores: Scores
+    scores: Scores | None
     results: list[dict]
     annotations: Annotations
     image_folder: str | Path | None
@@ -57,13 +61,26 @@ class Evaluation:
     views: MultiView | None = None
 
     def write(self, output: Path) -> None:
-        """Write `results.json`, and `detections.json` unless the detections came from a file."""
+        """Write `results.json`, and `detections.json` unless the detections came from a file.
+
+        Without scores there is no `results.json`: one of an earlier evaluation is removed.
+        """
         if "saved detections" not in self.subject:
             (output / "detections.json").write_text(json.dumps(self.results))
         more: dict[str, Any] = {"tta": self.views.to_dict()} if self.views else {}
         if "padding" in self.subject:
             more["padding"] = self.subject["padding"]
-        (output / "results.json").write_text(json.dumps(self.scores.to_dict() | more, indent=1))
+        if self.scores:
+            (output / "results.json").write_text(json.dumps(self.scores.to_dict() | more, indent=1))
+        else:
+            (output / "results.json").unlink(missing_ok=True)
+
+    def text(self, output: Path) -> str:
+        """The tables, and where the files are, to print."""
+        cost = f"\n\n{self.views.cost_line()}" if self.views else ""
+        if self.scores:
+            return f"{self.scores.text()}{cost}\n\nfigures are in {output / 'results.json'}"
+        return f"no score: {without_objects(self.annotations)}{cost}\n\ndetections are in {output / 'detections.json'}"
 
 
 def score_detections(config: EvalConfig, world: World) -> Evaluation:
@@ -87,10 +104,14 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
         truth = str(paths[1])
     if not truth:
         raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-    annotations, results = read_annotations(truth), read_json(detections, "file of detections")
-    scores = evaluate_detections(annotations, results, config.top_k)
+    annotations = read_annotations(truth)
+    check_scorable(annotations)
+    results = sound_results(read_json(detections, "file of detections"), annotations, detections)
+    for remark in remarks_on_truth(annotations) + results.remarks:
+        say_once(remark)
+    scores = evaluate_detections(annotations, results.entries, config.top_k)
     subject = {"saved detections": detections, "data": str(truth)}
-    return Evaluation(scores, results, annotations, folder, subject)
+    return Evaluation(scores, results.entries, annotations, folder, subject)
 
 
 def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
@@ -110,7 +131,13 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
-    category_of = match_categories(categories, dataset.categories, "checkpoint")
+    if dataset.annotations.annotated or dataset.categories:
+        category_of = match_categories(categories, dataset.categories, "checkpoint")
+    else:  # a list of images alone
+        category_of = {c.label: c.id for c in categories}
+    unscored = without_objects(dataset.annotations)
+    if config.analyse:
+        check_scorable(dataset.annotations)
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
     for size in sizes:
         sized = copy(dataset)
@@ -121,7 +148,9 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     make_folder(config.output, "output")
     several = f", {world.size} processes" if world.size > 1 else ""
     how = f", padded in batches of {config.batch_size}" if padded else ""
-    print(f"{len(dataset)} images{how}, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+    score = f"; there will be no score: {unscored}" if unscored else ""
+    classes = f"{len(category_of)} classes"
+    print(f"{len(dataset)} images{how}, {classes}, operator {backend} on {device}{several}{score}\n")
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]
@@ -136,14 +165,28 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         loader, prepare, pick = EverySize(loaders), multi_view.prepare, multi_view.postprocess
         print(f"{multi_view.describe()}\n")
         subject["views"] = multi_view.describe()
-    scores, results = run_evaluation(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
-    return Evaluation(scores, results, dataset.annotations, dataset.image_folder, subject, multi_view)
+    found = find(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
+    scores = score_found(found, dataset.annotations, world, config.top_k) if unscored is None else None
+    return Evaluation(scores, found.results, dataset.annotations, dataset.image_folder, subject, multi_view)
 
 
-def run_evaluation(
+@dataclass
+class Found:
+    """What was detected; empty but in rank 0.
+
+    Attributes:
+        results: detections in COCO result format.
+        image_ids: the images that were looked at.
+    """
+
+    results: list[dict]
+    image_ids: list[Id]
+
+
+def find(
     model: nn.Module,
     loader: SampleLoader | EverySize,
-    category_of: Mapping[int, int | float | str],
+    category_of: Mapping[int, Id],
     prepare: Callable,
     device: torch.device,
     world: World = ALONE,
@@ -151,6 +194,33 @@ def run_evaluation(
     precision: str = "fp32",
     stop: StopRequest | None = None,
     pick: Callable = postprocess,
+) -> Found:
+    """Detect in every batch of every process."""
+    found = detect(model, loader, partial(pick, top_k=top_k), prepare, device, precision, world=world, stop=stop)
+    if found is None:
+        return Found([], [])
+    results = [r for i, d in found for r in to_coco_results(i, d.boxes, d.scores, d.labels, category_of)]
+    return Found(results, [i for i, _ in found])
+
+
+def score_found(found: Found, annotations: Annotations, world: World = ALONE, top_k: int = 100) -> Scores:
+    """Score what was found. Rank 0 scores and tells the others."""
+    scores = evaluate_detections(annotations, found.results, top_k, found.image_ids) if world.is_main else None
+    for remark in scores.remarks if scores else []:
+        say_once(remark)
+    return world.broadcast(scores)
+
+
+def run_evaluation(
+    model: nn.Module,
+    loader: SampleLoader | EverySize,
+    category_of: Mapping[int, Id],
+    prepare: Callable,
+    device: torch.device,
+    world: World = ALONE,
+    top_k: int = 100,
+    precision: str = "fp32",
+    stop: StopRequest | None = None,
 ) -> tuple[Scores, list[dict]]:
     """Detect in every batch of every process, and score what was found.
 
@@ -158,12 +228,8 @@ def run_evaluation(
         The scores, and the detections in COCO result format. Rank 0 scores and tells the others; they get no
         detections.
     """
-    found = detect(model, loader, partial(pick, top_k=top_k), prepare, device, precision, world=world, stop=stop)
-    scores, results = None, []
-    if found is not None:
-        results = [r for i, d in found for r in to_coco_results(i, d.boxes, d.scores, d.labels, category_of)]
-        scores = evaluate_detections(loader.dataset.annotations, results, top_k, [i for i, _ in found])
-    return world.broadcast(scores), results
+    found = find(model, loader, category_of, prepare, device, world, top_k, precision, stop)
+    return score_found(found, loader.dataset.annotations, world, top_k), found.results
 
 
 @torch.inference_mode()
@@ -177,7 +243,7 @@ def detect(
     description: str = "eval",
     world: World = ALONE,
     stop: StopRequest | None = None,
-) -> list[tuple[int, Any]] | None:
+) -> list[tuple[Id, Any]] | None:
     """Run the model over every process's share of the batches.
 
     Args:
@@ -211,4 +277,6 @@ def detect(
     if any(stopped):
         raise Interrupted
     gathered = world.gather(found)
-    return None if gathered is None else sorted((pair for part in gathered for pair in part), key=lambda p: p[0])
+    return (
+        None if gathered is None else sorted((pair for part in gathered for pair in part), key=lambda p: id_order(p[0]))
+    )

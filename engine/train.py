@@ -21,6 +21,7 @@ from datasets.evaluation import Scores
 from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
 from datasets.metrics import check_figure
 from datasets.splits import build_dataset
+from datasets.truth import check_learnable, check_scorable
 from engine.backend import selected_backend
 from engine.evaluate import run_evaluation
 from engine.header import train_header
@@ -209,6 +210,8 @@ def set_up(config: Config, world: World) -> Training | None:
     torch.manual_seed(cfg.seed)
     with world.one_a_machine_first():  # which generates shapes and fetches weights
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
+        check_learnable(dataset.annotations)
+        check_scorable(val_dataset.annotations)
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         name_weights(config.model.backbone, backbone_brought(resumed, source))

@@ -245,6 +245,79 @@ def test_annotations(place, capsys, change, mentions):
     check(capsys, training(place), str(file), *mentions)
 
 
+def all_crowds(content):
+    for entry in content["annotations"]:
+        entry["iscrowd"] = "1"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (all_crowds, "(3) are crowds (iscrowd is 1)"),
+        (lambda c: c["annotations"].clear(), "is empty"),
+        (lambda c: c.pop("annotations"), "has no list 'annotations'"),
+        (lambda c: [a.update(bbox=[1, 1, 0, 5]) for a in c["annotations"]], "has no width or height"),
+    ],
+)
+def test_training_on_nothing_and_scoring_nothing_say_why(place, capsys, split, change, why):
+    file = place / "coco" / "annotations" / f"instances_{split}2017.json"
+    edit(file, change)
+    check(capsys, training(place), {"train": "nothing to learn from", "val": "nothing to score"}[split], str(file), why)
+    assert not (place / "run").exists()
+
+
+def test_images_without_annotations_are_detected_in_without_a_score(place, capsys):
+    file = place / "coco" / "annotations" / "instances_val2017.json"
+    edit(file, lambda c: [c.pop(part) for part in ("annotations", "categories")])
+    write_json(place / "eval" / "results.json", "of an earlier evaluation")
+    assert main(evaluation(place, checkpoint="model.pth")) == 0
+    assert f"no score: '{file}' has no list 'annotations'" in capsys.readouterr().out
+    found = json.loads((place / "eval" / "detections.json").read_text())
+    assert {d["image_id"] for d in found} == {1, 2, 3} and {d["category_id"] for d in found} == {1, 2}
+    assert not (place / "eval" / "results.json").exists()
+    check(capsys, evaluation(place, checkpoint="model.pth", analyse="true"), "nothing to score")
+    check(capsys, evaluation(place, detections="eval/detections.json"), "nothing to score", "'annotations'")
+
+
+def test_ids_of_both_types_are_scored_or_quoted_at_loading(place, capsys):
+    file = place / "coco" / "annotations" / "instances_val2017.json"
+    edit(file, lambda c: c["images"][0].update(id="x1"))
+    check(capsys, training(place), "annotation 1", "is of image 1 (number)", "'x1' (text)")
+    edit(file, lambda c: (c["annotations"][0].update(image_id="x1"), c["annotations"][1].update(image_id="2")))
+    assert main(evaluation(place, checkpoint="model.pth")) == 0
+    assert "image_id '2' (text) is taken for the id 2 (number) of the images" in capsys.readouterr().err
+    assert main(evaluation(place, detections=str(place / "eval" / "detections.json"), output="again")) == 0
+    assert (place / "eval" / "results.json").read_text() == (place / "again" / "results.json").read_text()
+
+
+def test_detections_of_unlisted_classes_and_impossible_truth_are_said(place, capsys):
+    file = place / "coco" / "annotations" / "instances_val2017.json"
+    edit(file, lambda c: c["annotations"].append(annotation(9, 1, 1, [1, 1, 0, 5])))
+    results = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in OBJECTS]
+    write_json(place / "found.json", [*results, results[0] | {"category_id": 0}])
+    assert main(evaluation(place, detections="found.json")) == 0
+    said = capsys.readouterr().err
+    assert "1 of 4 boxes do not count as objects (1 without width or height)" in said
+    assert "'found.json': 1 detections have categories that the file does not list: [0]" in said
+    assert json.loads((place / "eval" / "results.json").read_text())["figures"]["AP"] == pytest.approx(1)
+
+
+def test_check_data_mends_one_split_and_never_the_source(place, capsys):
+    file = place / "coco" / "annotations" / "instances_val2017.json"
+    edit(file, lambda c: c["annotations"][0].update(id="one", bbox=[-5, 2, 20, 20]))
+    check(capsys, ["check-data", "--data.root", "coco", "--fix", "out.json"], "'out.json'", "two splits")
+    argv = ["check-data", "--data.val_images", "coco/val2017", "--data.val_annotations", str(file)]
+    check(capsys, [*argv, "--fix", str(file)], "--fix", "would overwrite the annotation file")
+    check(capsys, [*argv, "--output", str(file)], "--output", "would overwrite the annotation file")
+    assert main(argv) == 1
+    assert main([*argv, "--fix", "new/out.json", "--output", "report.json"]) == 0
+    assert "box clipped (1)" in capsys.readouterr().out
+    kinds = [c["kind"] for c in json.loads((place / "report.json").read_text())["val"]["changes"]]
+    assert kinds == ["box clipped", *["area computed"] * 3, "annotation id made a number"]
+    assert main([*argv[:-1], "new/out.json"]) == 0
+
+
 @pytest.mark.parametrize("text", ["{", "", "[]", '"text"', "{}", "\x00"])
 @pytest.mark.parametrize("command", ["train", "check-data"])
 def test_a_file_that_is_not_coco(place, capsys, command, text):

@@ -122,6 +122,7 @@ COMMANDS = {
     " --data.root coco": f"{EVAL} --output runs/sweep --repeats 1",
     # data, costs, the operator
     "python main.py check-data --data.root path/to/coco": "",
+    "python main.py check-data --data.root path/to/coco --fix mended": "",
     "python main.py profile --config configs/base.yaml": "--config tiny.yaml --sizes [64x64] --repeats 1",
     "python -m datasets.shapes --output data/shapes": "--output data/new --train 2 --val 2",
     "python -m datasets.shapes --output data/shapes_turned --turn 3.14159 --spread 6":

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import torch
 from util import cli
 from util.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from util.errors import UserError
+from util.remarks import say_once
 
 FORMAT = "deformable-detr/1"
 KEPT = r"last(?:\.(\d+))?\.pth"  # a run's newest checkpoints; the larger the number, the older
@@ -70,13 +70,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@cache
-def _say(remark: str) -> None:
-    """To stderr, once, from one process."""
-    if os.environ.get("RANK", "0") == "0":
-        print(remark, file=sys.stderr)
-
-
 def kept_checkpoints(folder: str | Path) -> list[Path]:
     """The run's checkpoints in a folder, newest first: last.pth, last.1.pth, ...
 
@@ -118,7 +111,7 @@ def read_newest(folder: str | Path) -> "RawCheckpoint | None":
         except UserError as error:
             if i + 1 == len(kept):
                 raise
-            _say(f"{error}; going back to '{kept[i + 1].name}'")
+            say_once(f"{error}; going back to '{kept[i + 1].name}'")
     return None
 
 

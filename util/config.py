@@ -426,7 +426,10 @@ class CheckDataConfig:
     output: str | None = None
     """JSON file for the whole report"""
     show: Natural = 20
-    """defects of each kind to print"""
+    """defects, and changes, of each kind to print"""
+    fix: str | None = None
+    """JSON file for a mended copy of the annotations: boxes clipped, doubled and impossible ones removed, ids made
+    numbers, areas computed; with two splits a folder, for train.json and val.json; the source is never changed"""
     data: DataPaths = field(default_factory=DataPaths)
 
 

@@ -1,6 +1,5 @@
 """Everything that is found out about the errors of one evaluation, and its JSON."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,7 +13,6 @@ from analysis.errors.tide import Losses, Verdict, judge, losses
 from analysis.errors.worst import Rank, worst_images
 from datasets.annotations import Annotations
 from datasets.evaluation import Scores, run_cocoeval, summarize
-from util.errors import UserError
 
 
 @dataclass
@@ -98,12 +96,9 @@ def diagnose(
         worst: how many images to pick at most.
 
     Raises:
-        UserError: as `datasets.evaluation.evaluate_detections`, or a number of a detection is not finite.
+        UserError: as `datasets.evaluation.evaluate_detections`.
     """
     run = run_cocoeval(annotations, results, max_detections)
-    for i, result in enumerate(results):
-        if not all(math.isfinite(float(v)) for v in (*result["bbox"], result["score"])):
-            raise UserError(f"detection {i} has a bbox or score that is not finite, so its errors cannot be told")
     scores, scenes = summarize(run), scenes_of(run, annotations)
     verdicts, names = [judge(s) for s in scenes], list(scores.per_class)
     return Diagnosis(

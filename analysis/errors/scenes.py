@@ -82,7 +82,7 @@ def scenes_of(run: COCOeval, annotations: Annotations) -> list[Scene]:
         order = np.argsort(-scores, kind="stable")  # at equal scores as pycocotools has them
         scenes.append(
             Scene(
-                entry_of[image],
+                entry_of[run.cocoGt.imgs[image]["original_id"]],
                 _boxes(truth),
                 _classes(truth, index),
                 _boxes(crowds),

@@ -9,9 +9,10 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import ImageEntry
+from datasets.boxes import clip_boxes
 from datasets.categories import Category
 from datasets.coco import from_coco
-from datasets.dataset import CocoDetection, clip_boxes
+from datasets.dataset import CocoDetection
 from datasets.loader import train_loader
 from datasets.transforms import train_transform
 from tests.datasets.helpers import annotation, picture, write_coco, write_json

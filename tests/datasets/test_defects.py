@@ -52,6 +52,19 @@ def found(report) -> list[tuple]:
         ({"id": 9, "image_id": 1, "category_id": 1}, ("malformed annotation", "1.png", 9)),
         ({"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}, ("malformed annotation", "1.png", "(entry 2)")),
         ("text", ("malformed annotation", None, None)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area=0), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area=-1), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area=math.nan), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area="25"), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area=[25]), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], area=50), ("area", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], iscrowd="0"), ("iscrowd", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], iscrowd=2), ("iscrowd", "1.png", 9)),
+        (annotation(9, 1, 1, [1, 1, 5, 5], iscrowd=[]), ("iscrowd", "1.png", 9)),
+        (annotation(9, "1", 1, [1, 1, 5, 5]), ("id of another type", "1.png", 9)),
+        (annotation(9, 1, "01", [1, 1, 5, 5]), ("id of another type", "1.png", 9)),
+        (annotation(9, True, 1, [1, 1, 5, 5]), ("malformed annotation", None, 9)),
+        (annotation(9, 1, 1, [1, 1, 10**400, 5]), ("non-finite box", "1.png", 9)),
     ],
 )
 def test_every_defect_of_an_annotation_is_found_once_at_its_place(tmp_path, entry, expected):
@@ -104,6 +117,8 @@ def state_text(content, folder):
         (add_category({"id": 2, "name": "star"}), ("duplicate category id", None, None)),
         (add_category({"id": 3, "name": "square"}), ("duplicate category name", None, None)),
         (add_category({"id": 3}), ("malformed category", None, None)),
+        (add_category({"id": 3, "name": None}), ("malformed category", None, None)),
+        (add_category({"id": True, "name": "star"}), ("malformed category", None, None)),
         (add_category({"name": "star"}), ("malformed category", None, None)),
         (add_category({"id": {}, "name": "star"}), ("malformed category", None, None)),
     ],
@@ -142,6 +157,28 @@ def test_rounding_of_a_pixel_and_crowds_are_no_defects(tmp_path):
     report = check(tmp_path, extra)
     assert found(report) == []
     assert report.crowds == 1
+
+
+def test_what_may_stand_in_a_good_file_is_no_defect(tmp_path):
+    extra = [
+        annotation(3, 1, 1, [1, 1, 5, 5], area=30, iscrowd=False),  # whole pixels of a segment
+        annotation(4.0, 1.0, 2.0, [2, 1, 5, 5], area=3, iscrowd=0.0),
+        annotation("five", 1, 2, [3, 1, 5, 5], area=None, iscrowd=None),
+    ]
+    assert found(check(tmp_path, extra)) == []
+
+
+def test_objects_whose_ids_are_text_are_counted(tmp_path):
+    report = check(tmp_path, [annotation(3, "1", "1", [1, 1, 5, 5]), annotation(4, "1", 1, [2, 2, 10, 10])])
+    assert report.objects_of_class == {"circle": 3, "square": 1} and report.objects_per_image == (0, 1.0, 3)
+    assert ("doubled box", "1.png", 4) in found(report)
+
+
+def test_a_list_of_images_alone_is_checked(tmp_path):
+    report = check(tmp_path, change=lambda content, folder: content.pop("annotations"))
+    assert found(report) == [] and not report.annotated
+    assert "annotations   not known: the file has no list 'annotations'" in report.text()
+    assert report.image_sizes == {"40x30": 1, "30x40": 1, "36x36": 1}
 
 
 def test_images_without_stated_size_are_measured(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datasets.coco import from_coco, read_json, to_coco
+from datasets.coco import from_coco, to_coco
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from util.errors import UserError
 
@@ -275,25 +275,15 @@ def test_unknown_categories_of_results_score_nothing():
         ([found(1, 10, [0, 0, 1, 1], 0.5), {"image_id": 1}], "detection 1 has no 'category_id'"),
         (["text"], "detection 0 has no 'image_id'"),
         ([found(55, 10, [0, 0, 1, 1], 0.5)], "detection 0 is of image 55"),
-        ([found([1], 10, [0, 0, 1, 1], 0.5)], "detection 0 is of image [1]"),
+        ([found([1], 10, [0, 0, 1, 1], 0.5)], "detection 0 has the image_id [1]; it must be"),
         ([found(1, 10, [0, 0, 1], 0.5)], "detection 0 must have a bbox of four numbers"),
         ([found(1, 10, None, 0.5)], "detection 0 must have a bbox of four numbers"),
         ([found(1, 10, [0, 0, 1, "x"], 0.5)], "detection 0 must have a bbox of four numbers"),
         ([found(1, 10, [0, 0, 1, 1], None)], "numeric score"),
-        ([found(1, [10], [0, 0, 1, 1], 0.5)], "detection 0 has the category [10]"),
-        ([found(1, 99, [0, 0, 1, 1], 0.5)], "no detection has a category of the annotation file: the first has 99"),
+        ([found(1, [10], [0, 0, 1, 1], 0.5)], "detection 0 has the category_id [10]; it must be"),
+        ([found(1, 99, [0, 0, 1, 1], 0.5)], "no detection has a category of 'truth.json': the first has 99 (number)"),
     ],
 )
 def test_bad_results_are_named(results, said):
     with pytest.raises(UserError, match=re.escape(said)):
         score(truth_of([thing(1, 1, 10, [0, 0, 50, 50])]), results)
-
-
-def test_read_json_names_a_file_that_is_missing_or_no_json(tmp_path):
-    (tmp_path / "good.json").write_text("[1]")
-    assert read_json(tmp_path / "good.json", "file of detections") == [1]
-    (tmp_path / "bad.json").write_text("[1")
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for name in ("bad.json", "binary.json", "gone.json"):
-        with pytest.raises(UserError, match=re.escape(name)):
-            read_json(tmp_path / name, "file of detections")

@@ -28,6 +28,12 @@ def lines_of_boxes(path):
     return from_coco({"images": images, "annotations": objects, "categories": categories}, path)
 
 
+def test_what_was_read_as_something_else_is_said_once(tmp_path, capsys):
+    _, file = write_coco(tmp_path, [annotation(1, "1", 1, [0, 0, 4, 4])])
+    assert [readers.read_annotations(file).image_ids for _ in range(2)] == [[1]] * 2
+    assert capsys.readouterr().err.count("image_id '1' (text) is taken for the id 1 (number)") == 1
+
+
 def test_another_format_is_a_reader_and_a_line(tmp_path, monkeypatch):
     """Training's samples and check-data take it, without a line of their own."""
     monkeypatch.setitem(readers.READERS, ".boxes", lines_of_boxes)
