@@ -1,6 +1,6 @@
 """Samples of annotated images: pictures read, objects beside them, both transformed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import Annotations
 from datasets.categories import categories_of
-from datasets.images import read_image
+from datasets.checked import keep
+from datasets.inspection import Look
+from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from util.errors import UserError
 from util.objects import Objects
@@ -45,6 +47,7 @@ class CocoDetection(Dataset):
         boxes: boxes of each image, `[T, 4]`, float32, xyxy in pixels of the file.
         labels: labels of each image, `[T]`, int64.
         dropped: number of degenerate boxes that were left out.
+        image_folder: where the pictures are; `pictures` reads them.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class CocoDetection(Dataset):
         seed: int,
     ):
         self.image_folder = _existing(image_folder)
+        self.pictures = Pictures(self.image_folder)
+        self.category_ids = category_ids
         self.annotations, self.images = annotations, annotations.images
         self.transform, self.seed = transform, seed
         self.categories = categories_of(annotations.categories, category_ids)
@@ -103,6 +108,13 @@ class CocoDetection(Dataset):
         """
         return cls(image_folder, annotations, transform, category_ids, seed)
 
+    def checked(self, looks: Sequence[Look]) -> "CocoDetection":
+        """This data set with what an inspection has found: the images that are used, their files, sizes and frames."""
+        kept = keep(self.annotations, looks)
+        dataset = CocoDetection(self.image_folder, kept, self.transform, self.category_ids, self.seed)
+        dataset.pictures = Pictures(self.image_folder, looks=looks)
+        return dataset
+
     def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
         read = self.annotations
         position_of = {image.id: i for i, image in enumerate(self.images)}
@@ -131,7 +143,7 @@ class CocoDetection(Dataset):
         """The sample of `(index, epoch)`; a plain index is epoch 0."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         entry = self.images[index]
-        picture = read_image(self.image_folder / entry.file_name, entry.size)
+        picture = self.pictures.read(entry)
         if entry.size is not None and picture.size != entry.size:
             raise UserError(
                 f"image '{entry.file_name}' is {picture.width}x{picture.height} pixels, but "

@@ -9,8 +9,16 @@ import numpy as np
 from PIL import Image
 
 from datasets.frames import Frame
-from datasets.orientation import UPRIGHT, orientation_of, stored_orientation, stored_size, turned, turned_back, turned_size
-from datasets.picture_file import opened
+from datasets.orientation import (
+    UPRIGHT,
+    orientation_of,
+    stored_orientation,
+    stored_size,
+    turned,
+    turned_back,
+    turned_size,
+)
+from datasets.picture_file import check_mode, opened
 from util.errors import UserError
 from util.progress import progress
 
@@ -98,8 +106,7 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey comes as I;16 (or I, from older writers)
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserError(f"'{name}' holds 32-bit floats, whose range is unknown; save it with 8 or 16 bits")
+    check_mode(image.mode, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -17,6 +17,10 @@ MOST_PIXELS = 10**9
 BYTES_PER_PIXEL = 16  # of memory, while a picture is decoded, brought to RGB and resized
 
 
+class MissingImage(UserError):
+    """There is no file of the name."""
+
+
 class BrokenImage(UserError):
     """The content of a file is damaged, or is no picture: another copy, or a part of it, may be good."""
 
@@ -40,8 +44,9 @@ def opened(path: Path, lenient: bool = False) -> Iterator[Image.Image]:
         lenient: of a damaged file, take what can be decoded; the rest is grey or black.
 
     Raises:
+        MissingImage: no such file.
         BrokenImage: truncated, damaged, empty, or not a picture.
-        UserError: missing, not to be opened, or of too many pixels.
+        UserError: not to be opened, or of too many pixels.
     """
     _check_file(path)
     with SETTINGS.lenient() if lenient else SETTINGS.shared():
@@ -62,17 +67,23 @@ def opened(path: Path, lenient: bool = False) -> Iterator[Image.Image]:
             raise BrokenImage(f"image '{path}' cannot be read, it may be truncated or corrupt: {said}") from None
 
 
+def check_mode(mode: str, name: str | Path) -> None:
+    """Refuse pictures that cannot be brought to 8 bits."""
+    if mode == "F":
+        raise UserError(f"'{name}' holds 32-bit floats, whose range is unknown; save it with 8 or 16 bits")
+
+
 def _check_file(path: Path) -> None:
     """Refuse what is no file: opening a folder is an error of many names, and a pipe would be waited for."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         leads = f": it is a link to '{path.readlink()}', which is not there" if path.is_symlink() else ""
-        raise UserError(f"no image '{path}'{leads}") from None
+        raise MissingImage(f"no image '{path}'{leads}") from None
     except OSError as error:
         raise UserError(f"image '{path}' cannot be opened: {error.strerror}") from None
     except ValueError as error:  # a zero byte in the name
-        raise UserError(f"no image {str(path)!r}: {error}") from None
+        raise MissingImage(f"no image {str(path)!r}: {error}") from None
     if stat.S_ISDIR(status.st_mode):
         raise UserError(f"image '{path}' is a folder")
     if not stat.S_ISREG(status.st_mode):

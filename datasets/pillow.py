@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from PIL import Image, ImageFile, PngImagePlugin
 
-# Pillow's own limits are refused with messages about attacks, and are lower than some orthophotos and Photoshop's notes.
+# Pillow's own limits speak of attacks, and are lower than some orthophotos and than what Photoshop notes in a PNG.
 LIMITS = (
     (Image, "MAX_IMAGE_PIXELS", None),  # `datasets.images` has a limit of its own
     (PngImagePlugin, "MAX_TEXT_CHUNK", 2**26),

@@ -18,10 +18,12 @@ from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.loader import SampleLoader, eval_loader
 from datasets.paths import coco_layout, dataset_paths
+from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
 from engine.backend import selected_backend
+from engine.check_files import check_files
 from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
@@ -44,7 +46,7 @@ class Evaluation:
         scores: the figures.
         results: detections in COCO result format; empty but in rank 0.
         annotations: the truth.
-        image_folder: where the file names of the annotations are found, if that is known.
+        pictures: reads the pictures that the annotations list, if their folder is known.
         subject: what was evaluated and on which data, for a report.
         views: the detector with test-time augmentation, if there is any.
     """
@@ -52,7 +54,7 @@ class Evaluation:
     scores: Scores
     results: list[dict]
     annotations: Annotations
-    image_folder: str | Path | None
+    pictures: Pictures | None
     subject: dict[str, str]
     views: MultiView | None = None
 
@@ -86,7 +88,8 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     annotations, results = read_annotations(truth), read_json(detections, "file of detections")
     scores = evaluate_detections(annotations, results, config.top_k)
     subject = {"saved detections": detections, "data": str(truth)}
-    return Evaluation(scores, results, annotations, folder, subject)
+    pictures = Pictures(Path(folder), data.exif) if folder else None
+    return Evaluation(scores, results, annotations, pictures, subject)
 
 
 def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
@@ -104,6 +107,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
+    dataset = check_files({"val": dataset}, config.data, world)["val"]
     category_of = match_categories(categories, dataset.categories, "checkpoint")
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
     for size in sizes:
@@ -127,7 +131,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         print(f"{multi_view.describe()}\n")
         subject["views"] = multi_view.describe()
     scores, results = run_evaluation(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
-    return Evaluation(scores, results, dataset.annotations, dataset.image_folder, subject, multi_view)
+    return Evaluation(scores, results, dataset.annotations, dataset.pictures, subject, multi_view)
 
 
 def run_evaluation(
