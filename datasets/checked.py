@@ -96,9 +96,9 @@ def refuse(splits: Sequence[Checked]) -> None:
         return
     if any(checked.mendable for checked in splits):
         said.append(
-            "for a few broken images give --data.broken_images mend (what can be decoded is used) or skip (left out)"
+            "For a few broken images give --data.broken_images mend (what can be decoded is used) or skip (left out)"
         )
-    raise UserError(". ".join([*said, "check-data lists all that is wrong"]))
+    raise UserError(". ".join([*said, "The command check-data lists all that is wrong"]))
 
 
 def keep(annotations: Annotations, looks: Sequence[Look]) -> Annotations:
@@ -148,8 +148,11 @@ def _refusal(faults: Sequence[Look], count: int, folder: Path, split: str) -> st
     if len(faults) == count and (missing := all_missing(faults, folder, split)):
         return f"{split}: {missing}"
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-    one = "1 image" if count == 1 else f"{len(faults)} of {count} images"
-    return f"{split}: {one} cannot be used: " + "; ".join(str(look.fault) for look in faults[:SHOWN]) + more
+    return (
+        f"{split}: {_number(faults)} of {count} cannot be used: "
+        + "; ".join(str(look.fault) for look in faults[:SHOWN])
+        + more
+    )
 
 
 def _remarks(used: Sequence[Look], passed_over: Sequence[Look], broken: str, split: str) -> list[str]:
@@ -157,15 +160,15 @@ def _remarks(used: Sequence[Look], passed_over: Sequence[Look], broken: str, spl
     renamed = [look for look in used if not look.as_written]
     if renamed:
         remarks.append(
-            f"{len(renamed)} of {len(used)} images are found under names that are written otherwise, such as "
+            f"found under a name that is written otherwise: {_number(renamed)}, such as "
             f"'{renamed[0].entry.file_name}', which is '{renamed[0].path}'"
         )
     remarks += exif_remarks(used)
     if passed_over and broken == "skip":
-        objects = ", and their objects do not count in the scores" if split == "val" else ""
-        remarks.append(f"{len(passed_over)} broken images are left out{objects}: " + _listed(passed_over))
+        objects = ", whose objects do not count in the scores" if split == "val" else ""
+        remarks.append(f"broken and left out{objects}: {_listed(passed_over)}")
     elif passed_over:
-        remarks.append(f"of {len(passed_over)} broken images what can be decoded is used: " + _listed(passed_over))
+        remarks.append(f"broken, and what can be decoded is used: {_listed(passed_over)}")
     return remarks
 
 
@@ -177,18 +180,23 @@ def exif_remarks(looks: Sequence[Look]) -> list[str]:
         if guessed:
             sized = " annotated at unrotated size" if guessed[0].at_unrotated_size else ""
             remarks.append(
-                f"{len(guessed)} EXIF-rotated images{sized}, such as '{guessed[0].entry.file_name}', are read {read}; "
-                f"nothing tells whether their boxes were drawn on that view: if not, give --data.exif {other}"
+                f"EXIF-rotated{sized} and read {read}: {_listed(guessed)}; nothing tells whether the boxes were drawn "
+                f"on that view; if not, give --data.exif {other}"
             )
-    swapped = [look for look in looks if look.at_unrotated_size and look.frame == "upright"]
+    swapped = [look for look in looks if look.entry.size not in (None, look.size)]
     if swapped:
         remarks.append(
-            f"{len(swapped)} EXIF-rotated images annotated at unrotated size, such as "
-            f"'{swapped[0].entry.file_name}', are read upright, as their boxes or data.exif say"
+            f"EXIF-rotated and read {'upright' if swapped[0].frame == 'upright' else 'as they are stored'}, against the "
+            f"annotated size, as boxes or data.exif say: {_listed(swapped)}"
         )
     return remarks
 
 
 def _listed(looks: Sequence[Look]) -> str:
-    more = f" and {len(looks) - SHOWN} more" if len(looks) > SHOWN else ""
-    return ", ".join(f"'{look.entry.file_name}'" for look in looks[:SHOWN]) + more
+    more = ", ..." if len(looks) > SHOWN else ""
+    names = ", ".join(f"'{look.entry.file_name}'" for look in looks[:SHOWN])
+    return f"{_number(looks)} ({names}{more})"
+
+
+def _number(looks: Sequence[Look]) -> str:
+    return "1 image" if len(looks) == 1 else f"{len(looks)} images"

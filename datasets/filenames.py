@@ -59,8 +59,10 @@ class FileNames:
 
     def holds(self) -> str:
         """What is in the folder, in a few words."""
-        names = sorted(path for paths in self._index().values() for path in paths)
-        return f"holds {len(names)} files, such as '{names[0]}'" if names else "holds no files"
+        names = sorted({path for paths in self._index().values() for path in paths})
+        if not names:
+            return "holds no files"
+        return f"holds {len(names)} file{'s' if len(names) > 1 else ''}, such as '{names[0]}'"
 
     def _alike(self, parts: list[str]) -> list[str]:
         """The files, relative to the folder, whose path is an end of the name or has it for its end; the longest."""

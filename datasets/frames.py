@@ -12,6 +12,7 @@ import numpy as np
 
 Frame: TypeAlias = Literal["upright", "raw"]
 TOLERANCE = 1  # pixels that a box may lie outside: tools round
+CARELESS = 0.02  # of the longer side; boxes are drawn over the edge by that much
 LOPSIDED = 0.9  # share of the images with evidence that settles a whole set: one tool annotates most sets
 
 
@@ -31,16 +32,23 @@ class Rotated:
     boxes: np.ndarray
 
     @property
-    def said(self) -> bool:
-        """Whether the stated size is that of the upright picture alone."""
-        return self.stated == self.upright != self.raw
-
-    def vote(self) -> Frame | None:
-        """The frame that more of the boxes fit alone; None if none does, or as many fit the other."""
+    def sized(self) -> Frame | None:
+        """The frame whose size is stated; None if both have it, or none is stated."""
         if self.raw == self.upright:
             return None
-        raw, upright = (_fits(self.boxes, size) for size in (self.raw, self.upright))
-        only_raw, only_upright = int((raw & ~upright).sum()), int((upright & ~raw).sum())
+        return {self.raw: "raw", self.upright: "upright"}.get(self.stated)  # type: ignore[arg-type, return-value]
+
+    def vote(self) -> Frame | None:
+        """The frame that more of the boxes fit alone; None if none does, or as many fit the other.
+
+        Against a stated size that is right for viewers, a box must lie outside by more than carelessness.
+        """
+        if self.raw == self.upright:
+            return None
+        over_raw, over_upright = _over(self.boxes, self.raw), _over(self.boxes, self.upright)
+        clear = TOLERANCE if self.sized != "upright" else max(TOLERANCE, CARELESS * max(self.upright))
+        only_raw = int(((over_raw <= TOLERANCE) & (over_upright > clear)).sum())
+        only_upright = int(((over_upright <= TOLERANCE) & (over_raw > TOLERANCE)).sum())
         return None if only_raw == only_upright else "raw" if only_raw > only_upright else "upright"
 
 
@@ -56,33 +64,34 @@ def frames_of(pictures: Sequence[Rotated], exif: str) -> list[tuple[Frame, bool]
         return [("upright", False)] * len(pictures)
     if exif == "raw":
         return [("raw", False)] * len(pictures)
-    votes: list[Frame | None] = ["upright" if p.said else p.vote() for p in pictures]
-    of_set = _lopsided([vote for p, vote in zip(pictures, votes) if vote and not p.said])
+    votes = [picture.vote() for picture in pictures]
+    sizes = [picture.sized for picture in pictures]
+    of_set = _lopsided(votes)
+    of_size = {size: _lopsided([v for v, s in zip(votes, sizes) if s == size]) for size in ("raw", "upright")}
     found: list[tuple[Frame, bool]] = []
-    for picture, vote in zip(pictures, votes):
-        known: Frame | None = vote if picture.said else of_set or vote
+    for vote, size in zip(votes, sizes):
+        known = (of_size[size] or vote) if size else (vote or of_set)
         if known is not None:
             found.append((known, False))
-        elif picture.stated == picture.raw != picture.upright:
-            found.append(("raw", True))
-        elif any(p.said for p in pictures):  # the tool knows EXIF
+        elif size is not None:
+            found.append((size, size == "raw"))  # a tool that writes the turned size has seen the turned picture
+        elif "upright" in sizes:
             found.append(("upright", False))
         else:  # one tool made the set: as the pictures whose size tells
-            sized = any(p.stated == p.raw != p.upright for p in pictures)
-            found.append(("raw" if sized else "upright", True))
+            found.append(("raw" if "raw" in sizes else "upright", True))
     return found
 
 
-def _lopsided(votes: Sequence[Frame]) -> Frame | None:
-    upright = votes.count("upright")
-    if votes and max(upright, len(votes) - upright) >= LOPSIDED * len(votes):
-        return "upright" if upright > len(votes) - upright else "raw"
-    return None
+def _lopsided(votes: Sequence[Frame | None]) -> Frame | None:
+    upright, raw = votes.count("upright"), votes.count("raw")
+    if not upright + raw or max(upright, raw) < LOPSIDED * (upright + raw):
+        return None
+    return "upright" if upright > raw else "raw"
 
 
-def _fits(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`[N]`: whether each box lies within (width, height)."""
+def _over(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`[N]`: pixels by which each box lies outside (width, height); infinite for one that is no box."""
     x, y, w, h = boxes.T
     with np.errstate(invalid="ignore", over="ignore"):
-        inside = (x + w <= size[0] + TOLERANCE) & (y + h <= size[1] + TOLERANCE)
-        return inside & (x >= -TOLERANCE) & (y >= -TOLERANCE) & (w > 0) & (h > 0)
+        over = np.max([-x, -y, x + w - size[0], y + h - size[1], np.zeros_like(x)], axis=0)
+        return np.where(np.isfinite(boxes).all(1) & (w > 0) & (h > 0), over, np.inf)
