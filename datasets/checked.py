@@ -185,9 +185,9 @@ def exif_remarks(looks: Sequence[Look]) -> list[str]:
             )
     swapped = [look for look in looks if look.entry.size not in (None, look.size)]
     if swapped:
+        read = "upright" if swapped[0].frame == "upright" else "as they are stored"
         remarks.append(
-            f"EXIF-rotated and read {'upright' if swapped[0].frame == 'upright' else 'as they are stored'}, against the "
-            f"annotated size, as boxes or data.exif say: {_listed(swapped)}"
+            f"EXIF-rotated and read {read}, against the annotated size, as boxes or data.exif say: {_listed(swapped)}"
         )
     return remarks
 
