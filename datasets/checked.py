@@ -13,6 +13,7 @@ from datasets.picture_file import BrokenImage, MissingImage
 from util.errors import UserError
 
 SHOWN = 5  # problems that a refusal lists
+REMEDY = "give --data.broken_images mend (what can be decoded of a few images is used) or skip (they are left out)"
 BROKEN_SHARE = 0.01  # of the images may be broken: with more, it is the disk that is
 
 
@@ -95,9 +96,7 @@ def refuse(splits: Sequence[Checked]) -> None:
     if not said:
         return
     if any(checked.mendable for checked in splits):
-        said.append(
-            "For a few broken images give --data.broken_images mend (what can be decoded is used) or skip (left out)"
-        )
+        said.append(f"For broken images {REMEDY}")
     raise UserError(". ".join([*said, "The command check-data lists all that is wrong"]))
 
 

@@ -12,8 +12,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import Annotations
 from datasets.categories import categories_of
-from datasets.checked import keep
+from datasets.checked import REMEDY, keep
 from datasets.inspection import Look
+from datasets.picture_file import BrokenImage
 from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from util.errors import UserError
@@ -143,7 +144,10 @@ class CocoDetection(Dataset):
         """The sample of `(index, epoch)`; a plain index is epoch 0."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         entry = self.images[index]
-        picture = self.pictures.read(entry)
+        try:
+            picture = self.pictures.read(entry)
+        except BrokenImage as error:
+            raise BrokenImage(f"{error}; {REMEDY}") from None
         if entry.size is not None and picture.size != entry.size:
             raise UserError(
                 f"image '{entry.file_name}' is {picture.width}x{picture.height} pixels, but "
