@@ -1,6 +1,7 @@
 """Samples of annotated images: pictures read, objects beside them, both transformed."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,6 @@ class CocoDetection(Dataset):
     ):
         self.image_folder = _existing(image_folder)
         self.pictures = Pictures(self.image_folder)
-        self.category_ids = category_ids
         self.annotations, self.images = annotations, annotations.images
         self.transform, self.seed = transform, seed
         self.categories = categories_of(annotations.categories, category_ids)
@@ -111,9 +111,11 @@ class CocoDetection(Dataset):
 
     def checked(self, looks: Sequence[Look]) -> "CocoDetection":
         """This data set with what an inspection has found: the images that are used, their files, sizes and frames."""
-        kept = keep(self.annotations, looks)
-        dataset = CocoDetection(self.image_folder, kept, self.transform, self.category_ids, self.seed)
+        dataset = copy(self)
+        dataset.annotations = keep(self.annotations, looks)
+        dataset.images = dataset.annotations.images
         dataset.pictures = Pictures(self.image_folder, looks=looks)
+        dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
         return dataset
 
     def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:

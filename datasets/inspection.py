@@ -88,9 +88,13 @@ def inspect(
     looks: list[Look] = []
     chunks = [entries[i : i + AT_ONCE] for i in range(0, len(entries), AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as pool, progress(None, description, total=len(entries)) as bar:
-        for found in pool.map(lambda some: [_look(names, entry, whole, mend) for entry in some], chunks):
-            looks += found
-            bar.update(len(found))
+        try:
+            for found in pool.map(lambda some: [_look(names, entry, whole, mend) for entry in some], chunks):
+                looks += found
+                bar.update(len(found))
+        except BaseException:  # Ctrl-C, which would otherwise wait for all that is left
+            pool.shutdown(cancel_futures=True)
+            raise
     _refuse_shared(looks)
     _choose_frames(looks, boxes_of, exif)
     return looks

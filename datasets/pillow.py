@@ -43,8 +43,10 @@ class Settings:
         """Read alone: what can be decoded of a damaged file is the picture."""
         with self._changed:
             self._waiting += 1
-            self._changed.wait_for(lambda: not self._readers)
-            self._waiting -= 1
+            try:
+                self._changed.wait_for(lambda: not self._readers)
+            finally:
+                self._waiting -= 1
             self._alone = True
             self._enter()
         before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
