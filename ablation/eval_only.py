@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import eval_loader
 from datasets.splits import build_dataset
-from datasets.truth import check_scorable
+from datasets.transforms import eval_transform
 from engine.backend import selected_backend
+from engine.check_files import check_files
 from engine.evaluate import run_evaluation
 from engine.predict import load_model
 from models.detector import DeformableDETR
@@ -29,6 +31,7 @@ from util.checkpoint import checkpoints_of
 from util.command import required
 from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
 from util.devices import pick_device
+from util.distributed import ALONE
 from util.errors import UserError
 from util.files import make_folder
 
@@ -93,6 +96,7 @@ def ablate_trained(config: AblateConfig) -> int:
     every = [[replace(cell, seed=i) for cell in cells] for i in range(len(checkpoints))]
     if config.dry_run:
         return 0
+    images = check_files({"val": build_dataset(config.data, "val")}, config.data, ALONE)["val"]
     make_folder(output, "output")
     models: dict[str, DeformableDETR] = {}
     costs: dict[str, Cost] = {}
@@ -104,8 +108,8 @@ def ablate_trained(config: AblateConfig) -> int:
             model, categories, _ = load_model(checkpoint)
             for cell in of_checkpoint:
                 less, data = reduced(model, cell.variant.values), cell.config.data
-                dataset, folder = build_dataset(data, "val"), make_folder(output / cell.name, "output")
-                check_scorable(dataset.annotations)
+                dataset, folder = copy(images), make_folder(output / cell.name, "output")
+                dataset.transform = eval_transform(data.eval_size, data.max_size)
                 if cell.variant.name not in models:
                     models[cell.variant.name] = less
                     size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)

@@ -1,6 +1,7 @@
 """Samples of annotated images: pictures read, objects beside them, both transformed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from torchvision.transforms.v2 import functional as TF
 from datasets.annotations import Annotations
 from datasets.boxes import clip_boxes
 from datasets.categories import categories_of
+from datasets.checked import REMEDY, keep
 from datasets.ids import check_listed
-from datasets.images import read_image
+from datasets.inspection import Look
+from datasets.picture_file import BrokenImage
+from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from util.errors import UserError
 from util.objects import Objects
@@ -47,6 +51,7 @@ class CocoDetection(Dataset):
         boxes: boxes of each image, `[T, 4]`, float32, xyxy in pixels of the file.
         labels: labels of each image, `[T]`, int64.
         dropped: number of degenerate boxes that were left out.
+        image_folder: where the pictures are; `pictures` reads them.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class CocoDetection(Dataset):
         seed: int,
     ):
         self.image_folder = _existing(image_folder)
+        self.pictures = Pictures(self.image_folder)
         self.annotations, self.images = annotations, annotations.images
         self.transform, self.seed = transform, seed
         self.categories = categories_of(annotations.categories, category_ids)
@@ -105,6 +111,15 @@ class CocoDetection(Dataset):
         """
         return cls(image_folder, annotations, transform, category_ids, seed)
 
+    def checked(self, looks: Sequence[Look]) -> "CocoDetection":
+        """This data set with what an inspection has found: the images that are used, their files, sizes and frames."""
+        dataset = copy(self)
+        dataset.annotations = keep(self.annotations, looks)
+        dataset.images = dataset.annotations.images
+        dataset.pictures = Pictures(self.image_folder, looks=looks)
+        dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
+        return dataset
+
     def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
         read = self.annotations
         position_of = {image.id: i for i, image in enumerate(self.images)}
@@ -127,7 +142,10 @@ class CocoDetection(Dataset):
         """The sample of `(index, epoch)`; a plain index is epoch 0."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         entry = self.images[index]
-        picture = read_image(self.image_folder / entry.file_name, entry.size)
+        try:
+            picture = self.pictures.read(entry)
+        except BrokenImage as error:
+            raise BrokenImage(f"{error}; {REMEDY}") from None
         if entry.size is not None and picture.size != entry.size:
             raise UserError(
                 f"image '{entry.file_name}' is {picture.width}x{picture.height} pixels, but "

@@ -2,22 +2,23 @@
 
 import math
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from datasets.annotations import Id
+from datasets.annotations import Id, ImageEntry
+from datasets.checked import all_missing
 from datasets.coco import read_coco, read_lists, to_coco
 from datasets.faults import IMPOSSIBLE, area_fault, box_fault
 from datasets.findings import Finding, listing
 from datasets.fix import Change, copies_of, mend, write_copy
 from datasets.ids import counterparts
-from datasets.images import read_image
+from datasets.inspection import Look, SizeMismatch, inspect
 from datasets.paths import dataset_paths
+from datasets.picture_file import MissingImage
 from datasets.readers import read_annotations, reader_of
 from datasets.values import as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.config import DataPaths
@@ -112,11 +113,15 @@ def check_splits(data: DataPaths, fix: str | None = None, output: str | None = N
             "nothing to check: give --data.root, or images and annotations (--data.train_* or --data.val_*)"
         )
     copies = copies_of({split: file for split, (_, file) in splits.items()}, fix, output)
-    return {split: check_dataset(*paths, mended=copies.get(split)) for split, paths in splits.items()}
+    return {split: check_dataset(*paths, data.exif, split, mended=copies.get(split)) for split, paths in splits.items()}
 
 
 def check_dataset(
-    image_folder: str | Path, annotation_file: str | Path, threads: int = 4, mended: Path | None = None
+    image_folder: str | Path,
+    annotation_file: str | Path,
+    exif: str = "auto",
+    split: str = "train",
+    mended: Path | None = None,
 ) -> DataReport:
     """Read every annotation and every image of a data set.
 
@@ -125,7 +130,8 @@ def check_dataset(
 
     Args:
         image_folder, annotation_file: the data set.
-        threads: images are read in parallel.
+        exif: what boxes of EXIF-rotated images were drawn on, see `data.exif`.
+        split: `train` or `val`, for messages.
         mended: where to write a mended copy of the annotations, in COCO format.
 
     Raises:
@@ -140,7 +146,7 @@ def check_dataset(
     categories = _check_categories(content.get("categories") or [], report)
     images = _check_entries(content["images"], report)
     listed = len(report.defects)
-    _check_files(images, image_folder, report, threads)
+    _check_files(images, content.get("annotations") or [], image_folder, report, exif, split)
     of_files = report.defects[listed:]
     _check_annotations(content.get("annotations"), images, categories, report)
     if mended:
@@ -222,33 +228,47 @@ def _check_entries(entries: list, report: DataReport) -> dict:
     return images
 
 
-def _check_files(images: dict, folder: Path, report: DataReport, threads: int) -> None:
-    def read(entry: dict) -> tuple[tuple[int, int] | None, Defect | None]:
-        path, stated = folder / entry["file_name"], stated_size(entry)
-        if not path.is_file():
-            return None, Defect("missing image", entry["file_name"], None, f"no file '{path}'")
-        try:
-            size = read_image(path, stated).size
-        except UserError as error:
-            return None, Defect("unreadable image", entry["file_name"], None, str(error))
-        if stated is not None and size != stated:
-            detail = f"the file is {size[0]}x{size[1]}, annotated as {stated[0]}x{stated[1]}"
-            return size, Defect("size mismatch", entry["file_name"], None, detail)
-        return size, None
+def _check_files(images: dict, annotations: list, folder: Path, report: DataReport, exif: str, split: str) -> None:
+    """Decode every image; its size, in the frame that it is read in, becomes the size of its entry."""
+    entries = list(images.values())
 
+    def boxes_of(positions: Sequence[int]) -> list[np.ndarray]:
+        boxes: dict[Any, list] = {entries[position]["id"]: [] for position in positions}
+        for entry in annotations:
+            image = entry.get("image_id") if isinstance(entry, dict) else None
+            if is_id(image) and image in boxes and is_box(entry.get("bbox")):
+                boxes[image].append(entry["bbox"])
+        return [np.array(some, dtype=np.float64).reshape(-1, 4) for some in boxes.values()]
+
+    listed = [ImageEntry(e["id"], e["file_name"], *(stated_size(e) or (None, None))) for e in entries]
+    looks = inspect(folder, listed, boxes_of, exif, whole=True, description=f"reading {split} images")
+    if missing := all_missing(looks, folder, split):
+        report.defects.append(Defect("all images missing", None, None, missing))
+        return
     sizes: Counter[str] = Counter()
-    with ThreadPoolExecutor(threads) as pool:
-        results = pool.map(read, images.values())
-        for entry, (size, defect) in zip(
-            images.values(), tqdm(results, total=len(images), desc="reading", disable=None, leave=False)
-        ):
-            if defect is not None:
-                report.defects.append(defect)
-            if size is not None:
-                sizes[f"{size[0]}x{size[1]}"] += 1
-                if stated_size(entry) is None:
-                    entry["width"], entry["height"] = size
+    for entry, look in zip(entries, looks):
+        report.defects += _faults_of(look)
+        if look.size is not None and (look.fault is None or isinstance(look.fault, SizeMismatch)):
+            sizes[f"{look.size[0]}x{look.size[1]}"] += 1
+            if look.fault is None:
+                entry["width"], entry["height"] = look.size
     report.image_sizes = dict(sizes.most_common(10))
+
+
+def _faults_of(look: Look) -> Iterator[Defect]:
+    file = look.entry.file_name
+    if not look.as_written:
+        yield Defect("file name written otherwise", file, None, f"'{look.path}' is read")
+    if isinstance(look.fault, SizeMismatch):
+        yield Defect("size mismatch", file, None, str(look.fault))
+    elif look.fault is not None:
+        kind = "missing image" if isinstance(look.fault, MissingImage) else "unreadable image"
+        yield Defect(kind, file, None, str(look.fault))
+    elif look.guessed:
+        read, other = ("as it is stored", "upright") if look.frame == "raw" else ("upright", "raw")
+        kind = "annotated at unrotated size" if look.at_unrotated_size else "annotated on either view"
+        detail = f"nothing tells on which view its boxes were drawn; it is read {read} unless --data.exif is {other}"
+        yield Defect(f"EXIF-rotated, {kind}", file, None, detail)
 
 
 @dataclass

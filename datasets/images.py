@@ -6,8 +6,19 @@ from glob import glob
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from datasets.frames import Frame
+from datasets.orientation import (
+    UPRIGHT,
+    orientation_of,
+    stored_orientation,
+    stored_size,
+    turned,
+    turned_back,
+    turned_size,
+)
+from datasets.picture_file import check_mode, opened
 from util.errors import UserError
 from util.progress import progress
 
@@ -45,42 +56,45 @@ def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, I
             yield path, picture
 
 
-def read_image(path: str | Path, annotated_size: tuple[int, int] | None = None) -> Image.Image:
+def read_image(
+    path: str | Path,
+    annotated_size: tuple[int, int] | None = None,
+    frame: Frame | None = None,
+    lenient: bool = False,
+) -> Image.Image:
     """Read a picture whole and bring it to RGB.
 
     Args:
         path: picture file.
         annotated_size: (width, height) that annotations give, if any. An EXIF rotation is applied unless only the
             unrotated picture has this size: then the annotations were made on it.
+        frame: `upright` applies an EXIF rotation, `raw` does not, whatever the size; None goes by the size.
+        lenient: of a damaged file, take what can be decoded; the rest is grey or black.
 
     Returns:
         An RGB image.
 
     Raises:
-        UserError: missing, truncated, or not a picture.
+        BrokenImage: truncated, damaged, empty, or not a picture.
+        UserError: missing, not to be opened, of too many pixels, or of a kind that has no RGB.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise UserError(f"no image '{path}'") from None
-    except UnidentifiedImageError:
-        raise UserError(f"'{path}' is not a picture in a format that can be read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"image '{path}' cannot be read, it may be truncated or corrupt: {error}") from None
-    rotated = upright(image)
-    if annotated_size is not None and rotated.size != annotated_size and image.size == annotated_size:
-        rotated = image
-    return to_rgb(rotated, path)
+    with opened(path, lenient) as image:
+        stored, orientation = stored_size(image), stored_orientation(image)
+        image.load()
+        turn = orientation_of(image)  # less than the other where Pillow has turned it by itself
+    if frame is None:
+        shown = turned_size(stored, orientation)
+        frame = "raw" if annotated_size not in (None, shown) and annotated_size == stored else "upright"
+    if frame == "upright":
+        return to_rgb(turned(image, turn), path)
+    return to_rgb(turned_back(image, orientation) if turn != orientation else turned(image, UPRIGHT), path)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF data says."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError):  # unreadable EXIF: the pixels are whole, and viewers show them so
-        return image
+    orientation = orientation_of(image)
+    return image if orientation == UPRIGHT else turned(image, orientation)
 
 
 def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
@@ -92,9 +106,8 @@ def to_rgb(image: Image.Image, name: str | Path = "image") -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey comes as I;16 (or I, from older writers)
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserError(f"'{name}' holds 32-bit floats, whose range is unknown; save it with 8 or 16 bits")
+    check_mode(image.mode, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

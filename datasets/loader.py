@@ -195,7 +195,7 @@ class SampleLoader(DataLoader):
         try:
             yield from super().__iter__()
         except UserError as error:
-            sentence = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()
+            sentence = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2].strip()
             # torch's traceback is a reference cycle around the workers: left to the collector, they end seconds late.
             error.with_traceback(None)
         if sentence is not None:

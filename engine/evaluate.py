@@ -19,12 +19,14 @@ from datasets.ids import id_order
 from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.paths import coco_layout, dataset_paths
+from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from datasets.results import sound_results
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
 from datasets.truth import check_scorable, remarks_on_truth, without_objects
 from engine.backend import selected_backend
+from engine.check_files import check_files
 from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
@@ -48,7 +50,7 @@ class Evaluation:
         scores: the figures; None if there is nothing to score.
         results: detections in COCO result format; empty but in rank 0.
         annotations: the truth.
-        image_folder: where the file names of the annotations are found, if that is known.
+        pictures: reads the pictures that the annotations list, if their folder is known.
         subject: what was evaluated and on which data, for a report.
         views: the detector with test-time augmentation, if there is any.
     """
@@ -56,7 +58,7 @@ class Evaluation:
     scores: Scores | None
     results: list[dict]
     annotations: Annotations
-    image_folder: str | Path | None
+    pictures: Pictures | None
     subject: dict[str, str]
     views: MultiView | None = None
 
@@ -111,7 +113,8 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
         say_once(remark)
     scores = evaluate_detections(annotations, results.entries, config.top_k)
     subject = {"saved detections": detections, "data": str(truth)}
-    return Evaluation(scores, results.entries, annotations, folder, subject)
+    pictures = Pictures(Path(folder), data.exif) if folder else None
+    return Evaluation(scores, results.entries, annotations, pictures, subject)
 
 
 def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
@@ -131,6 +134,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
+    dataset = check_files({"val": dataset}, config.data, world)["val"]
     if dataset.annotations.annotated or dataset.categories:
         category_of = match_categories(categories, dataset.categories, "checkpoint")
     else:  # a list of images alone
@@ -167,7 +171,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         subject["views"] = multi_view.describe()
     found = find(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
     scores = score_found(found, dataset.annotations, world, config.top_k) if unscored is None else None
-    return Evaluation(scores, found.results, dataset.annotations, dataset.image_folder, subject, multi_view)
+    return Evaluation(scores, found.results, dataset.annotations, dataset.pictures, subject, multi_view)
 
 
 @dataclass

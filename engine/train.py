@@ -23,6 +23,7 @@ from datasets.metrics import check_figure
 from datasets.splits import build_dataset
 from datasets.truth import check_learnable, check_scorable
 from engine.backend import selected_backend
+from engine.check_files import check_files
 from engine.evaluate import run_evaluation
 from engine.header import train_header
 from engine.optim import adamw, lr_factor, set_lr
@@ -208,11 +209,13 @@ def set_up(config: Config, world: World) -> Training | None:
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
     resumed = checkpoint_to_resume(None if cfg.fast_dev_run and cfg.resume == "auto" else cfg.resume, output)
     torch.manual_seed(cfg.seed)
-    with world.one_a_machine_first():  # which generates shapes and fetches weights
+    with world.one_a_machine_first():  # which generates shapes
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
         check_learnable(dataset.annotations)
         check_scorable(val_dataset.annotations)
-        check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
+    check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
+    dataset, val_dataset = check_files({"train": dataset, "val": val_dataset}, config.data, world).values()
+    with world.one_a_machine_first():  # which fetches weights
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         name_weights(config.model.backbone, backbone_brought(resumed, source))
         model = build_detector(config, dataset, resumed, source)

@@ -356,17 +356,43 @@ def other_size(path: Path) -> None:
     Image.new("RGB", (7, 9)).save(path)
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+def damaged_within(path: Path) -> None:
+    """What only decoding finds: the end is whole."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("damage", [missing, truncated, text, other_size])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_picture_that_fails_while_training_is_named(place, capsys, workers, damage, split):
+def test_a_picture_that_cannot_be_used_is_named_before_the_first_step(place, capsys, monkeypatch, damage, split):
     damage(place / "coco" / f"{split}2017" / "2.png")
+    monkeypatch.setattr("engine.train.build_model", lambda *_, **__: pytest.fail("it went on"))
+    check(capsys, training(place), f"{split}: 1 image of 3 cannot be used", "2.png", "check-data")
+
+
+@pytest.mark.parametrize(("workers", "split"), [("0", "train"), ("2", "train"), ("0", "val")])
+def test_a_picture_that_fails_while_training_is_named(place, capsys, workers, split):
+    damaged_within(place / "coco" / f"{split}2017" / "2.png")
     options = {"train.batch_size": "3", "data.workers": workers}
     code = main(training(place, **options))
     said = sentence(code, capsys.readouterr().err)
-    assert "2.png" in said
+    assert "2.png" in said and "--data.broken_images" in said
     assert "worker" not in said
-    assert len(said) < 400
+    assert len(said) < 500
+
+
+def test_a_damaged_picture_is_left_out_of_training_and_evaluation(place, capsys):
+    """Its objects do not count, in the training's evaluation and in one that the checkpoint describes."""
+    damaged_within(place / "coco" / "val2017" / "2.png")
+    assert main(training(place, data__broken_images="skip")) == 0
+    printed = capsys.readouterr().out
+    assert "val: broken and left out" in printed and "val  2 images" in printed
+    last = place / "run" / "fast_dev_run" / "last.pth"
+    assert main(evaluation(place, checkpoint=str(last))) == 0
+    assert capsys.readouterr().out.count("'2.png'") == 1
+    figures = json.loads((place / "eval" / "results.json").read_text())
+    assert {name: c["objects"] for name, c in figures["per_class"].items()} == {"circle": 1, "square": 1}
 
 
 # Checkpoints.
@@ -540,7 +566,7 @@ def test_check_data_reports_defects_and_exits_with_1(place, capsys):
 @pytest.mark.parametrize("case", ["option", "foreign", "worker"])
 def test_as_a_program(place, case):
     hold(place / "foreign.pth", {"model": Foreign(place / "ran")})
-    truncated(place / "coco" / "train2017" / "3.png")
+    damaged_within(place / "coco" / "train2017" / "3.png")
     argv, mention = {
         "option": (["train", "--train.lrr", "1"], "--train.lrr"),
         "foreign": (evaluation(place, checkpoint="foreign.pth"), "foreign.pth"),

@@ -249,7 +249,8 @@ def saved_config(path: str | Path, keep_paths: bool = True) -> dict[str, Any]:
     if raw.format != "native":
         return {"data": image_sizes(raw)}
     config = raw.content["config"]
-    data = {k: v for k, v in config["data"].items() if keep_paths or not k.endswith(("_images", "_annotations"))}
+    paths = ("train_images", "train_annotations", "val_images", "val_annotations")
+    data = {k: v for k, v in config["data"].items() if keep_paths or k not in paths}
     return {**config, "data": data, "train": {**config["train"], "fast_dev_run": False}}
 
 

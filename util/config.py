@@ -138,6 +138,9 @@ class ValPaths:
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
     """COCO JSON of the validation images (instead of root)"""
+    exif: Literal["auto", "upright", "raw"] = "auto"
+    """what boxes of EXIF-rotated images were drawn on: upright, as viewers show it; raw, as stored; auto goes by stated
+    sizes and by boxes that fit one of them only, and says where neither tells"""
 
 
 @dataclass
@@ -160,6 +163,9 @@ class EvalDataConfig(ValPaths):
     """largest length of the longer side"""
     workers: Natural = 4
     """processes that read and augment images; 0 reads in the main process"""
+    broken_images: Literal["stop", "mend", "skip"] = "stop"
+    """damaged image files, up to 1 % of a split: mend uses what can be decoded, skip leaves them out; both decode every
+    image before the first step"""
 
 
 @dataclass

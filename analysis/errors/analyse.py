@@ -8,7 +8,7 @@ from PIL import Image
 from analysis.errors.diagnosis import Diagnosis, diagnose
 from analysis.errors.error_pictures import draw_errors
 from analysis.errors.report import html_report
-from datasets.images import read_image
+from datasets.pictures import Pictures
 from engine.evaluate import Evaluation
 from util.errors import UserError
 from util.files import make_folder
@@ -21,7 +21,7 @@ def analyse(
     """Write `report.html`, `analysis.json` and `worst/*.png`.
 
     Args:
-        evaluation: what was found; without its image folder nothing is drawn.
+        evaluation: what was found; without its pictures nothing is drawn.
         output: folder, which is there.
         max_detections: as in the evaluation.
         threshold: see `diagnosis.diagnose`.
@@ -42,7 +42,7 @@ def analyse(
         "classes": f"{len(diagnosis.names):,}",
         "boxes found": f"{sum(len(s.scores) for s in diagnosis.scenes):,}",
     }
-    pictures, note = _draw(diagnosis, evaluation.image_folder)
+    pictures, note = _draw(diagnosis, evaluation.pictures)
     for old in (output / "worst").glob("[0-9]*.png"):  # of an earlier report
         old.unlink()
     for number, picture in enumerate(pictures, 1):
@@ -56,10 +56,10 @@ def analyse(
     return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}"
 
 
-def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.Image | None], str]:
+def _draw(diagnosis: Diagnosis, source: Pictures | None) -> tuple[list[Image.Image | None], str]:
     """A picture of each of the worst images, None where there is none; and a note on those."""
-    if folder is None or not Path(folder).is_dir():
-        where = f"no image folder '{folder}'" if folder else "the folder of the images is not known"
+    if source is None or not source.folder.is_dir():
+        where = f"no image folder '{source.folder}'" if source else "the folder of the images is not known"
         return [None] * len(diagnosis.worst), f"Not drawn: {where}; give it with --data.val_images or --data.root."
     pictures: list[Image.Image | None] = []
     unread: list[str] = []
@@ -67,7 +67,7 @@ def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.I
         scene, verdict = diagnosis.scenes[rank.index], diagnosis.verdicts[rank.index]
         image = scene.image
         try:
-            picture = read_image(Path(folder) / image.file_name, image.size)
+            picture = source.read(image)
         except UserError as error:
             pictures.append(None)
             unread.append(str(error))

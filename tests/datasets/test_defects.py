@@ -6,6 +6,7 @@ import pytest
 from datasets.defects import check_dataset
 from datasets.shapes import generate
 from tests.datasets.helpers import SHAPES, annotation, picture, write_coco, write_json
+from tests.datasets.test_inspection import save
 from util.errors import UserError
 
 GOOD = [annotation(1, 1, 1, [2, 2, 10, 10]), annotation(2, 2, 2, [3, 3, 12, 9])]
@@ -212,6 +213,56 @@ def test_counts(tmp_path):
     assert report.objects_per_image == (0, 1.0, 3)
     assert (report.annotation_file, report.image_folder) == (str(file), str(images))
     assert json.loads(json.dumps(report.to_dict()))["images"] == 4
+
+
+def exif_rotated(orientation=6, names=("1.jpg",)):
+    """Makes the first images, 40 wide and 30 high as they are stored, JPEGs of this orientation."""
+
+    def change(content, folder):
+        for entry, name in zip(content["images"], names):
+            entry["file_name"] = name
+            save(folder / name, orientation=orientation)
+
+    return change
+
+
+def test_an_exif_rotated_picture_at_unrotated_size_is_listed_unless_a_box_or_the_option_tells(tmp_path):
+    report = check(tmp_path, change=exif_rotated())
+    assert found(report) == [("EXIF-rotated, annotated at unrotated size", "1.jpg", None)]
+    assert "--data.exif is upright" in report.text() and report.image_sizes["40x30"] == 1
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    for exif, sizes in (("upright", {"30x40": 2, "36x36": 1}), ("raw", {"40x30": 1, "30x40": 1, "36x36": 1})):
+        report = check_dataset(tmp_path / "train2017", file, exif)
+        assert (found(report), report.image_sizes) == ([], sizes)
+    report = check(tmp_path, [annotation(9, 1, 1, [3, 30, 9, 9])], change=exif_rotated())
+    assert (found(report), report.image_sizes) == ([], {"30x40": 2, "36x36": 1})  # nor is the box outside
+
+
+def test_a_square_picture_that_is_turned_is_listed(tmp_path):
+    def change(content, folder):
+        content["images"][2]["file_name"] = "3.jpg"
+        save(folder / "3.jpg", (36, 36), orientation=3)
+
+    assert found(check(tmp_path, change=change)) == [("EXIF-rotated, annotated on either view", "3.jpg", None)]
+
+
+def test_names_that_are_written_otherwise_are_listed(tmp_path):
+    def change(content, folder):
+        content["images"][0]["file_name"] = "images\\1.png"
+
+    report = check(tmp_path, change=change)
+    assert found(report) == [("file name written otherwise", "images\\1.png", None)]
+    assert str(tmp_path / "train2017" / "1.png") in report.text() and report.image_sizes["40x30"] == 1
+
+
+def test_all_missing_is_one_defect(tmp_path):
+    def change(content, folder):
+        for path in list(folder.iterdir()):
+            path.unlink()
+
+    report = check(tmp_path, change=change)
+    assert found(report) == [("all images missing", None, None)]
+    assert "all 3 images are missing" in report.text() and "holds no files" in report.text()
 
 
 def test_generated_shapes_have_no_defects(tmp_path):

@@ -154,6 +154,13 @@ def test_missing_empty_and_folder_are_named(tmp_path, name):
         read_image(tmp_path / name)
 
 
+@pytest.mark.parametrize(("mode", "other"), [("La", "LA"), ("RGBa", "RGBA")])
+def test_premultiplied_transparency_is_that_of_the_plain_mode(mode, other):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 3, len(other)), dtype=np.uint8))
+    difference = np.subtract(to_rgb(image.convert(mode)), to_rgb(image), dtype=int)
+    assert image.convert(mode).mode == mode and np.abs(difference).max() <= 2
+
+
 def test_to_rgb_leaves_rgb_as_it_is():
     image = picture(5, 4)
     assert to_rgb(image).tobytes() == image.tobytes()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from analysis.errors.analyse import analyse
 from datasets.evaluation import Scores
+from datasets.pictures import Pictures
 from datasets.shapes import generate
 from engine.evaluate import Evaluation
 from main import main
@@ -50,7 +51,8 @@ class Page(HTMLParser):
 def written(output: Path, truth: dict, results: list[dict], folder=None, **options) -> tuple[Page, str, dict]:
     output.mkdir(exist_ok=True)
     subject = {"checkpoint": "x.pth", "data": "truth.json"}
-    analyse(Evaluation(Scores({}, {}, []), results, read(truth), folder, subject), output, **options)
+    pictures = Pictures(Path(folder)) if folder else None
+    analyse(Evaluation(Scores({}, {}, []), results, read(truth), pictures, subject), output, **options)
     text = (output / "report.html").read_text(encoding="utf-8")
     content = json.loads((output / "analysis.json").read_text(), parse_constant=pytest.fail)
     return Page(text), text, content
