@@ -10,8 +10,9 @@ from torch import nn
 
 from datasets.categories import Category, foreign_categories
 from datasets.device import ToDevice
-from datasets.images import read_each, to_rgb, upright
+from datasets.images import to_rgb, upright
 from datasets.loader import Batch, pad_images
+from datasets.pictures import read_each
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
 from engine.merge import merge_views

@@ -1,8 +1,18 @@
 """Folders and names of what the program writes."""
 
+import os
 from pathlib import Path
 
 from util.errors import UserError
+
+
+def at_home(path: str | os.PathLike) -> str:
+    """The path with `~` at its start replaced by the home folder, as shells do where they see it.
+
+    They do not in quotes, after an equals sign, or in a file of options. A path that exists as it stands is left so.
+    """
+    text = os.fspath(path)
+    return text if not text.startswith("~") or Path(text).exists() else os.path.expanduser(text)  # noqa: PTH111
 
 
 def make_folder(path: str | Path, option: str) -> Path:

@@ -22,7 +22,7 @@ from analysis.looks.saliency import cells_of, detection_errors, saliency_region
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
-from datasets.images import read_each
+from datasets.pictures import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
 from models.detector import DeformableDETR
@@ -192,6 +192,8 @@ def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Pat
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
+    if len(used) < len(pictures):
+        print(f"{len(used)} of {len(pictures)} pictures could be read")
     return len(used)
 
 
