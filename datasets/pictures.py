@@ -105,7 +105,7 @@ def has_several_frames(path: Path) -> bool:
         return False
 
 
-def _opened(path: Path, formats: Sequence[str] | None = None) -> Image.Image:
+def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Open a picture to look at its header alone; its size is no matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -78,7 +78,7 @@ class Predictor:
         threshold, top_k = check_threshold(threshold), check_top_k(top_k)
         if is_one(pictures):
             return self._detect([self._upright(pictures, "picture")], threshold, top_k)[0]
-        several = [self._upright(p, f"pictures[{i}]") for i, p in enumerate(pictures)]
+        several = [self._upright(p, f"pictures[{i}]") for i, p in enumerate(cast(Sequence[Picture], pictures))]
         return self._detect(several, threshold, top_k)
 
     def _upright(self, given: Any, name: str) -> Image.Image:
