@@ -1,5 +1,6 @@
 """A trained detector that takes pictures: `load_predictor` makes one from a checkpoint."""
 
+import sys
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -39,6 +40,7 @@ from util.devices import pick_device
 from util.drawing import draw_detections
 from util.errors import UserError
 from util.files import unused_name
+from util.fonts import legend_of
 
 
 class Predictor:
@@ -210,4 +212,7 @@ def predict_pictures(
         predictor.draw(picture, found).save(output / drawn)
         size = {"width": picture.width, "height": picture.height}
         listed.append({"drawn": drawn, "file": str(path), **size, "detections": predictor.describe(found)})
+    found_labels = {d["label"] for entry in listed for d in entry["detections"]}
+    if legend := legend_of({k: name for k, name in predictor.names.items() if k in found_labels}):
+        print(legend, file=sys.stderr)
     return listed

@@ -12,6 +12,7 @@ from datasets.images import read_image
 from engine.evaluate import Evaluation
 from util.errors import UserError
 from util.files import make_folder
+from util.fonts import legend_of
 from util.tables import table
 
 
@@ -52,8 +53,9 @@ def analyse(
     (output / "analysis.json").write_text(text, encoding="utf-8")
     report = output / "report.html"
     report.write_text(html_report(diagnosis, {**subject, **counts}, pictures, note), encoding="utf-8")
+    legend = "\n" + legend_of(dict(enumerate(diagnosis.names))) if any(pictures) else ""
     rows = [(name, n, "-" if gain is None else gain) for name, n, gain in diagnosis.losses.rows()]
-    return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}"
+    return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}{legend.rstrip()}"
 
 
 def _draw(diagnosis: Diagnosis, folder: str | Path | None) -> tuple[list[Image.Image | None], str]:
