@@ -5,14 +5,13 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from glob import escape, glob
 from pathlib import Path
 
 from PIL import Image, features
 
 from datasets.images import read_image
 from util.errors import UserError
-from util.files import at_home
+from util.files import at_home, matches
 from util.progress import progress
 
 # Formats that Pillow names but cannot decode by itself, documents, and data that are not pictures.
@@ -53,9 +52,13 @@ def list_pictures(source: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     is_folder = path.is_dir()
-    found = sorted(path.iterdir()) if is_folder else _matches(str(path))
+    found = sorted(path.iterdir()) if is_folder else matches(str(path))
     if not found and not is_folder:
         raise UserError(f"no picture, folder or pattern '{source}'")
+    if not is_folder and all(p.is_dir() for p in found):
+        raise UserError(f"pattern '{source}' matches folders alone; '{path / '*'}' reaches the pictures in them")
+    if not is_folder:
+        found = [p for p in found if not p.is_dir()]
     pictures = [p for p in found if p.is_file() and _is_picture(p)]
     left_out = _kinds(set(found) - set(pictures))
     inner = any(p.is_dir() and not p.name.startswith(".") for p in found)
@@ -112,18 +115,6 @@ def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
         return Image.open(path, formats=formats)
 
 
-def _matches(pattern: str) -> list[Path]:
-    """What a pattern matches, in order; brackets are taken as they stand where nothing matches them as a choice."""
-    parts = Path(pattern).parts
-    exists = next(n for n in range(len(parts), -1, -1) if Path(*parts[:n]).exists())
-    start, rest = Path(*parts[:exists]), str(Path(*parts[exists:]))
-    for written in (rest, rest.replace("[", "[[]")):
-        found = glob(str(Path(escape(str(start)), written)), recursive=True)  # noqa: PTH207 (an absolute pattern)
-        if files := sorted({Path(name) for name in found if Path(name).is_file()}):
-            return files
-    return []
-
-
 def _is_picture(path: Path) -> bool:
     suffix = path.suffix.lower()
     if path.name.startswith("."):  # what file managers keep beside pictures
@@ -144,16 +135,19 @@ def _is_picture(path: Path) -> bool:
 def _kinds(paths: Iterable[Path]) -> str:
     """Counts of what is left out, by kind, the most frequent first: `3 .txt, 1 .heic, 2 folders`."""
     counts: Counter[str] = Counter()
-    folders = hidden = 0
+    folders = hidden = broken = 0
     for path in paths:
         if path.name.startswith("."):
             hidden += 1
         elif path.is_dir():
             folders += 1
+        elif not path.exists():
+            broken += 1
         else:
             counts[path.suffix.lower() or "without a suffix"] += 1
     parts = [f"{n} {kind}" for kind, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     parts += [f"{folders} folder{'s' if folders > 1 else ''}"] if folders else []
+    parts += [f"{broken} broken link{'s' if broken > 1 else ''}"] if broken else []
     parts += [f"{hidden} hidden"] if hidden else []
     return ", ".join(parts)
 

@@ -46,6 +46,20 @@ def need_alike(first: str, **given: Tensor | None) -> None:
             raise ValueError(f"{name} is on {tensor.device}, but {first} is on {reference.device}")
 
 
+def need_like_weight(name: str, tensor: Tensor, weight: Any) -> None:
+    """Refuse a tensor that a layer's weights cannot be multiplied with; under autocast, dtypes may differ.
+
+    Raises:
+        ValueError: it has another device or dtype.
+    """
+    if not isinstance(weight, Tensor):  # of a quantised layer
+        return
+    if tensor.device != weight.device:
+        raise ValueError(f"{name} is on {tensor.device}, but the layer is on {weight.device}")
+    if tensor.dtype is not weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
+        raise ValueError(f"{name} is {tensor.dtype}, but the layer is {weight.dtype}")
+
+
 def need_whole(name: str, value: Any, least: int) -> None:
     """Refuse what is no whole number of at least `least`.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ops.arguments import need_tensors, need_whole
+from ops.arguments import need_like_weight, need_tensors, need_whole
 from ops.module import MSDeformAttn
 
 
@@ -64,6 +64,8 @@ class DeformAttn2d(nn.Module):
             raise ValueError(f"x must be [B, C={channels}, H, W], got {list(x.shape)}")
         if value.dim() != 4 or value.shape[:2] != x.shape[:2]:
             raise ValueError(f"value must be [B={len(x)}, C={channels}, H', W'] to fit x, got {list(value.shape)}")
+        for name, tensor in (("x", x), ("value", value)):
+            need_like_weight(name, tensor, self.attention.value_proj.weight)
         if padding_mask is not None:
             if padding_mask.shape != (len(value), *value.shape[2:]):
                 raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
-from ops.arguments import need_alike, need_tensors, need_whole, pair_of
+from ops.arguments import need_alike, need_like_weight, need_tensors, need_whole, pair_of
 from ops.functional import autocast_type, ms_deform_attn, selected_backend
 
 BACKENDS = ("sampling", "torchvision")
@@ -261,6 +261,7 @@ class DeformConv2d(nn.Conv2d):
         need_tensors(x=x)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"x must be [B, C={self.in_channels}, H, W], got {list(x.shape)}")
+        need_like_weight("x", x, self.weight)
         offsets, modulation = self.offsets_and_modulation(x)
         return deform_conv2d(
             x, offsets, self.weight, self.bias, self.stride, self.padding, self.dilation, modulation, self.backend

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ops.arguments import need_alike, need_shapes, need_tensors, need_whole, said
+from ops.arguments import need_alike, need_like_weight, need_shapes, need_tensors, need_whole, said
 from ops.functional import ms_deform_attn
 
 
@@ -143,6 +143,8 @@ class MSDeformAttn(nn.Module):
         if shape[2] != self.num_levels:
             raise ValueError(f"reference_points must have {self.num_levels} levels, got {list(shape)}")
         need_alike("query", query=query, reference_points=reference_points, memory=memory)
+        need_like_weight("query", query, self.attention_weights.weight)
+        need_like_weight("memory", memory, self.value_proj.weight)
         if padding_mask is not None:
             need_tensors(padding_mask=padding_mask)
             if padding_mask.shape != memory.shape[:2] or padding_mask.dtype is not torch.bool:

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from util import cli
 from util.config import Config
 from util.errors import UserError
+from util.files import matches
 
 FORMAT = "deformable-detr/1"
 KEPT = r"last(?:\.(\d+))?\.pth"  # a run's newest checkpoints; the larger the number, the older
@@ -308,7 +308,7 @@ def checkpoints_of(pattern: str) -> list[str]:
     """
     if Path(pattern).exists():
         return [pattern]
-    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern)
+    found = [str(path) for path in matches(pattern)]
     if not found:
         raise UserError(f"no checkpoint, folder or pattern '{pattern}'")
     return found

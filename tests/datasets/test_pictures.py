@@ -120,6 +120,17 @@ def test_a_source_without_pictures_is_named(tmp_path, source):
     assert ("1 .txt" in str(raised.value)) == ("only_text" in source)
 
 
+def test_a_pattern_of_folders_says_how_to_reach_what_is_in_them(tmp_path, capsys):
+    write(tmp_path / "y1" / "a.jpg")
+    with pytest.raises(UserError, match=re.escape(f"'{tmp_path}/y*/*' reaches")):
+        list_pictures(f"{tmp_path}/y*")
+    write(tmp_path / "y.png")
+    assert names(list_pictures(f"{tmp_path}/y*")) == ["y.png"]
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    assert names(list_pictures(tmp_path)) == ["y.png"]
+    assert "1 folder, 1 broken link" in capsys.readouterr().err
+
+
 def test_a_folder_of_folders_says_how_to_reach_them(tmp_path):
     write(tmp_path / "in" / "a.jpg")
     with pytest.raises(UserError, match=re.escape(f"{tmp_path}/**/*")):

@@ -76,8 +76,46 @@ def original(**changed):
     return ops.MSDeformAttnFunction.apply(*(given | changed).values())
 
 
-CALLS = [attention, layer, pool, pool_maps, convolution, shift, warp, map_attention, original]
+def roi_layer(kind=ops.DeformRoIPool, **changed):
+    module = ops.DeformPSRoIPool(4, 3, 2) if kind is ops.DeformPSRoIPool else kind(4, 2)
+    return module(**{"features": torch.rand(2, 4, 5, 7), "rois": rois()} | changed)
+
+
+def modulated_roi_layer(**changed):
+    return roi_layer(ops.ModulatedDeformRoIPool, **changed)
+
+
+def map_roi_layer(**changed):
+    return roi_layer(ops.DeformPSRoIPool, **changed)
+
+
+def convolution_layer(**changed):
+    return ops.ModulatedDeformConv2d(4, 6, 3)(**{"x": torch.rand(2, 4, 5, 7)} | changed)
+
+
+CALLS = [
+    *(roi_layer, modulated_roi_layer, map_roi_layer, convolution_layer),
+    attention,
+    layer,
+    pool,
+    pool_maps,
+    convolution,
+    shift,
+    warp,
+    map_attention,
+    original,
+]
+WRONG_MAPS = [
+    *(None, torch.rand(4, 5, 7), torch.rand(2, 3, 5, 7), torch.rand(2, 4, 5, 7).double()),
+    torch.rand(2, 4, 5, 7, device=META),
+]
 REFUSED = [
+    *((call, "features", *WRONG_MAPS) for call in (roi_layer, modulated_roi_layer, map_roi_layer)),
+    *((call, "rois", rois([2, 0, 0, 9, 9]), None) for call in (roi_layer, modulated_roi_layer, map_roi_layer)),
+    (convolution_layer, "x", *WRONG_MAPS),
+    (layer, "query", torch.rand(2, 5, 8).double()),
+    (layer, "memory", torch.rand(2, 6, 8).double()),
+    (map_attention, "x", torch.rand(2, 8, 5, 7).double()),
     (attention, "value", [[1, 2]], np.ones((2, 6, 4, 3)), None, torch.rand(6, 4, 3), torch.ones(2, 6, 4, 3).int()),
     (attention, "sampling_locations", None, [1], torch.rand(2, 5, 4, 3), torch.zeros(2, 5, 4, 3, 2).int()),
     (attention, "sampling_locations", torch.rand(2, 5, 4, 3, 2, device=META), torch.rand(2, 5, 4, 3, 2).double()),
