@@ -47,7 +47,7 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
 
 def predict(options: config.PredictConfig) -> int:
     """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
-    from datasets.images import list_pictures
+    from datasets.pictures import list_pictures
     from engine.predict import load_predictor, predict_pictures
     from engine.tta import MultiView
 
@@ -58,8 +58,9 @@ def predict(options: config.PredictConfig) -> int:
     listed = predict_pictures(predictor, pictures, output, options.threshold, options.top_k)
     (output / "predictions.json").write_text(json.dumps(listed, indent=1))
     boxes = sum(len(entry["detections"]) for entry in listed)
-    print(f"{boxes} boxes on {len(listed)} pictures; the drawn pictures and predictions.json are in {output}")
-    if listed and isinstance(predictor.model, MultiView):
+    count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
+    print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")
+    if isinstance(predictor.model, MultiView):
         print(predictor.model.cost_line())
     return int(len(listed) < len(pictures))
 
@@ -67,7 +68,7 @@ def predict(options: config.PredictConfig) -> int:
 def visualize(options: config.VisualizeConfig) -> int:
     """Draw where a detector looks on every picture; exits with 1 if a picture could not be read."""
     from analysis.looks.look import check_maps, look_at_pictures
-    from datasets.images import list_pictures
+    from datasets.pictures import list_pictures
     from engine.predict import load_predictor, untrained_predictor
 
     check_maps(options.maps)

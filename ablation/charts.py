@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ablation.grid import Cell, short_names
 from ablation.records import read_log
 from ablation.results import Row, show
+from util.fonts import can_draw, save_figure
 
 MOST_PANELS = 12
 NAMED_CURVES = 20  # a legend with more names would cover the curves
@@ -40,7 +41,7 @@ def plot_scores(rows: Sequence[Row], grid: Sequence[str], file: Path, score: str
         figure = _curve(rows, grid[0], score)
     else:
         figure = _heat_maps(rows, list(grid), score)
-    figure.savefig(file, dpi=130)
+    save_figure(figure, file, dpi=130)
     return file
 
 
@@ -148,7 +149,7 @@ def _bars(rows: Sequence[Row], score: str) -> Figure:
     axes.barh(range(len(found)), means, xerr=spread, capsize=3, color="C0", alpha=0.75)
     for i, row in enumerate(found):
         axes.text(means[i] + spread[i], i, "  " + row.figures[score].text(100), va="center", fontsize=8)
-    axes.set_yticks(range(len(found)), [row.variant.name for row in found], fontsize=8)
+    axes.set_yticks(range(len(found)), _readable([row.variant.name for row in found]), fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.2)  # room for the numbers beside the bars
     axes.set(xlabel=score, title=_runs(found, score))
@@ -177,7 +178,7 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
     figure = _figure(11, 4.2)
     left, right = figure.subplots(1, 2)
     colours = _colours(len(logs))
-    for colour, (name, runs) in zip(colours, logs.items()):
+    for colour, name, runs in zip(colours, _readable(list(logs)), logs.values()):
         evaluated = "eval_ema" if any(line["kind"] == "eval_ema" for line in runs[0]) else "eval"
         for axes, kind, figure_name, factor in ((left, "train", "loss", 1), (right, evaluated, "AP", 100)):
             chosen = [[line for line in run if line["kind"] == kind] for run in runs]
@@ -191,7 +192,7 @@ def plot_curves(cells: Sequence[Cell], folder: Path, file: Path) -> Path | None:
         axes.grid(alpha=0.3)
     if len(logs) <= NAMED_CURVES:
         figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(file, dpi=130)
+    save_figure(figure, file, dpi=130)
     return file
 
 
@@ -204,6 +205,11 @@ def _curves(axes: Axes, curves: Sequence[tuple[list, list]], colour, name: str) 
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
     mean = np.mean([values[:shared] for _, values in curves], axis=0)
     axes.plot(curves[0][0][:shared], mean, color=colour, linewidth=1.8, label=name)
+
+
+def _readable(names: Sequence[str]) -> list[str]:
+    """Variants by name, or by their row in the table where no font here has the characters of the name."""
+    return [name if can_draw(name) else f"row {row}" for row, name in enumerate(names, 1)]
 
 
 def _number(value: float | None) -> float:

@@ -16,9 +16,9 @@ from datasets.boxes import clip_boxes
 from datasets.categories import categories_of
 from datasets.checked import REMEDY, keep
 from datasets.ids import check_listed
+from datasets.image_folder import Pictures
 from datasets.inspection import Look
 from datasets.picture_file import BrokenImage
-from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from util.errors import UserError
 from util.objects import Objects

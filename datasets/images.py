@@ -1,8 +1,5 @@
 """Reading pictures of every mode as 8-bit RGB."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -19,41 +16,6 @@ from datasets.orientation import (
     turned_size,
 )
 from datasets.picture_file import check_mode, opened
-from util.errors import UserError
-from util.progress import progress
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-
-
-def list_pictures(source: str) -> list[Path]:
-    """The pictures that a file, a folder or a pattern names, in order.
-
-    Raises:
-        UserError: nothing there.
-    """
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise UserError(f"folder '{source}' holds no pictures ({', '.join(sorted(SUFFIXES))})")
-        return found
-    found = sorted(p for p in map(Path, glob(source)) if p.is_file())  # noqa: PTH207 (an absolute pattern)
-    if not found:
-        raise UserError(f"no picture, folder or pattern '{source}'")
-    return found
-
-
-def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, Image.Image]]:
-    """Every picture that can be read, with its path; says on stderr why the others are left out."""
-    for path in progress(paths, description):
-        try:
-            picture = read_image(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-        else:
-            yield path, picture
 
 
 def read_image(

@@ -1,43 +1,160 @@
-"""Reads the pictures that annotations list."""
+"""Which pictures a path, a folder or a pattern names, and what of it is left out."""
 
-from collections.abc import Iterable
+import functools
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
-from datasets.annotations import ImageEntry
-from datasets.filenames import FileNames
 from datasets.images import read_image
-from datasets.inspection import Look
+from util.errors import UserError
+from util.files import at_home, matches
+from util.progress import progress
+
+# Formats that Pillow names but cannot decode by itself, documents, and data that are not pictures.
+NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "PDF", "SPIDER", "WMF"}
+NEEDS_FEATURE = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # of this build of Pillow
+BY_CONTENT = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "AVIF")  # known for certain by first bytes
+# Pictures and videos that people hand over and Pillow cannot open, and what to do with them. Raw files of cameras look
+# like TIFF, with a small preview in place of the picture.
+CAMERA_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+UNREADABLE = CAMERA_RAW | {".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".pdf", ".svg", ".avif", ".webp"}
 
 
-class Pictures:
-    """The pictures of an image folder.
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes, such as `.jpg`, of all formats of pictures that Pillow opens here."""
+    Image.init()
+    lacking = {name for name, feature in NEEDS_FEATURE.items() if not features.check(feature)}
+    opened = Image.OPEN.keys() - NOT_PICTURES - lacking
+    # Pillow reads .mpo as JPEG, and writes it under its own name.
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in opened or name == "MPO")
+
+
+def list_pictures(source: str | Path) -> list[Path]:
+    """The pictures that a file, a folder or a pattern names, in order. Says on stderr what of it is left out.
+
+    A folder gives the pictures in itself, not those in its folders, which the pattern `folder/**/*` reaches. A path
+    that exists is never taken for a pattern, whatever brackets it has. A file that is named itself is listed whatever
+    it is; of folders and patterns, a file is a picture by its suffix, or else by its first bytes.
 
     Args:
-        folder: the image folder.
-        exif: `upright` or `raw` decides for every picture; `auto` goes by the size that its entry states.
-        looks: what an inspection has found, which decides instead; None looks for each file as it is asked for.
+        source: file, folder or pattern; `~` is the home folder.
 
-    Attributes:
-        folder: the image folder.
+    Raises:
+        UserError: nothing there, or no pictures.
     """
+    path = Path(at_home(source))
+    if path.is_file():
+        return [path]
+    is_folder = path.is_dir()
+    found = sorted(path.iterdir()) if is_folder else matches(str(path))
+    if not found and not is_folder:
+        raise UserError(f"no picture, folder or pattern '{source}'")
+    if not is_folder and all(p.is_dir() for p in found):
+        raise UserError(f"pattern '{source}' matches folders alone; '{path / '*'}' reaches the pictures in them")
+    if not is_folder:
+        found = [p for p in found if not p.is_dir()]
+    pictures = [p for p in found if p.is_file() and _is_picture(p)]
+    left_out = _kinds(set(found) - set(pictures))
+    inner = any(p.is_dir() and not p.name.startswith(".") for p in found)
+    mend = (f"; '{path / '**' / '*'}' also reaches what is in folders" if inner else "") + _mend(found)
+    if not pictures:
+        there = f", only {left_out}" if left_out else ""
+        raise UserError(f"{'folder' if is_folder else 'pattern'} '{source}' holds no pictures{there}{mend}")
+    if left_out:
+        print(f"left out of '{source}': {left_out}{mend}", file=sys.stderr)
+    return pictures
 
-    def __init__(self, folder: Path, exif: str = "auto", looks: Iterable[Look] | None = None):
-        self.folder, self.exif = folder, exif
-        self._names = FileNames(folder)
-        self._known = {look.entry.id: (look.path, look.frame, look.lenient) for look in looks or ()}
 
-    def read(self, entry: ImageEntry) -> Image.Image:
-        """An RGB image, in the frame of its annotations.
+def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, Image.Image]]:
+    """Every picture that can be read, with its path; says on stderr why the others are left out.
 
-        Raises:
-            UserError: see `images.read_image`.
-        """
-        if entry.id in self._known:
-            path, frame, lenient = self._known[entry.id]
-            return read_image(path, frame=frame, lenient=lenient)
-        path, _ = self._names.find(entry.file_name)
-        if self.exif == "auto":
-            return read_image(path, entry.size)
-        return read_image(path, frame="raw" if self.exif == "raw" else "upright")
+    Of a picture with several frames (GIF, MPO, TIFF) the first is read; that is said once.
+
+    Raises:
+        UserError: at the end, if none could be read.
+    """
+    read, told = 0, False
+    for path in progress(paths, description):
+        try:
+            picture = read_image(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if not told and has_several_frames(path):
+            told = True
+            print(f"'{path}' has several frames; of such pictures the first frame is read", file=sys.stderr)
+        read += 1
+        yield path, picture
+    if not read:
+        raise UserError(
+            f"the picture '{paths[0]}' could not be read"
+            if len(paths) == 1
+            else f"none of the {len(paths)} pictures could be read"
+        )
+
+
+def has_several_frames(path: Path) -> bool:
+    """Whether a file that can be read as a picture holds more than one."""
+    try:
+        with _opened(path) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # damaged after its first frame, which is all that is read
+        return False
+
+
+def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Open a picture to look at its header alone; its size is no matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=formats)
+
+
+def _is_picture(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):  # what file managers keep beside pictures
+        return False
+    if suffix in picture_suffixes():
+        return True
+    if suffix in CAMERA_RAW:
+        return False
+    try:
+        with _opened(path, BY_CONTENT):
+            return True
+    except Image.DecompressionBombError:  # a large one
+        return True
+    except Exception:  # by the decoders' many kinds; it is a question, and the answer is no
+        return False
+
+
+def _kinds(paths: Iterable[Path]) -> str:
+    """Counts of what is left out, by kind, the most frequent first: `3 .txt, 1 .heic, 2 folders`."""
+    counts: Counter[str] = Counter()
+    folders = hidden = broken = 0
+    for path in paths:
+        if path.name.startswith("."):
+            hidden += 1
+        elif path.is_dir():
+            folders += 1
+        elif not path.exists():
+            broken += 1
+        else:
+            counts[path.suffix.lower() or "without a suffix"] += 1
+    parts = [f"{n} {kind}" for kind, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    parts += [f"{folders} folder{'s' if folders > 1 else ''}"] if folders else []
+    parts += [f"{broken} broken link{'s' if broken > 1 else ''}"] if broken else []
+    parts += [f"{hidden} hidden"] if hidden else []
+    return ", ".join(parts)
+
+
+def _mend(paths: Iterable[Path]) -> str:
+    """What to do with files that cannot be opened but hold pictures."""
+    there = {p.suffix.lower() for p in paths if p.is_file() and not p.name.startswith(".")} - picture_suffixes()
+    unreadable, videos = sorted(there & UNREADABLE), sorted(there & VIDEOS)
+    text = f"; convert {', '.join(unreadable)} to JPEG or PNG, Pillow cannot open it here" if unreadable else ""
+    return text + (f"; extract the frames of {', '.join(videos)}" if videos else "")

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from util.fonts import save_figure
+
 STYLES = ("-", "--", ":", "-.")  # of the groups of losses
 
 
@@ -41,7 +43,7 @@ def plot_run(folder: str | Path) -> Path:
         if axes.lines:
             axes.legend(fontsize="small")
     path = Path(folder) / "curves.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
     return path
 
 

@@ -16,10 +16,10 @@ from datasets.categories import match_categories
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.ids import id_order
+from datasets.image_folder import Pictures
 from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.paths import coco_layout, dataset_paths
-from datasets.pictures import Pictures
 from datasets.readers import read_annotations
 from datasets.results import sound_results
 from datasets.splits import build_dataset

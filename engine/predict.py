@@ -1,8 +1,10 @@
 """A trained detector that takes pictures: `load_predictor` makes one from a checkpoint."""
 
+import sys
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -10,21 +12,35 @@ from torch import nn
 
 from datasets.categories import Category, foreign_categories
 from datasets.device import ToDevice
-from datasets.images import read_each, to_rgb, upright
+from datasets.images import to_rgb, upright
 from datasets.loader import Batch, pad_images
+from datasets.pictures import read_each
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
+from engine.inputs import (
+    Picture,
+    check_checkpoint,
+    check_detections,
+    check_size,
+    check_threshold,
+    check_top_k,
+    check_tta,
+    check_weights,
+    is_one,
+    to_picture,
+)
 from engine.merge import merge_views
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
 from models.from_config import build_model
 from models.load import load_detector
-from models.postprocess import postprocess
+from models.postprocess import Detections, postprocess
 from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
 from util.devices import pick_device
 from util.drawing import draw_detections
 from util.errors import UserError
 from util.files import unused_name
+from util.fonts import legend_of
 
 
 class Predictor:
@@ -45,18 +61,33 @@ class Predictor:
         self.prepare, self.names = prepare, names
 
     @torch.inference_mode()
-    def __call__(self, pictures: Image.Image | Sequence[Image.Image], threshold: float = 0.0, top_k: int = 100):
+    def __call__(self, pictures: Picture | Sequence[Picture], threshold: float = 0.0, top_k: int = 100):
         """Detect in one picture, or in several at once.
 
         Args:
-            pictures: PIL images of any mode.
-            threshold: smallest score to keep.
+            pictures: one, or a list of them. Each is a path; a PIL image of any mode; or a uint8 array `[H, W, 3]` in
+                RGB (`cv2.imread` gives BGR: hand over `array[..., ::-1]`), or `[H, W]` in grey. Of several frames the
+                first is taken, or the one that a PIL image stands at.
+            threshold: smallest score to keep, between 0 and 1.
             top_k: most detections for each picture.
 
         Returns:
             Detections (boxes xyxy in pixels of the upright picture, scores, labels), or a list of them.
+
+        Raises:
+            UserError: anything else, or a picture that cannot be read.
         """
-        several = [self.prepare(p) for p in ([pictures] if isinstance(pictures, Image.Image) else pictures)]
+        threshold, top_k = check_threshold(threshold), check_top_k(top_k)
+        if is_one(pictures):
+            return self._detect([self._upright(pictures, "picture")], threshold, top_k)[0]
+        several = [self._upright(p, f"pictures[{i}]") for i, p in enumerate(cast(Sequence[Picture], pictures))]
+        return self._detect(several, threshold, top_k)
+
+    def _upright(self, given: Any, name: str) -> Image.Image:
+        picture = to_picture(given, name)
+        return picture if picture is not given and picture.mode == "RGB" else self.prepare(picture)
+
+    def _detect(self, several: list[Image.Image], threshold: float, top_k: int) -> list:
         sizes = [(p.height, p.width) for p in several]
         # Pictures of unequal sizes go one by one: padding would change what is found in them.
         step = len(several) if len(set(sizes)) == 1 else 1
@@ -65,15 +96,17 @@ class Predictor:
             batch = self.batch_of(several[i : i + step])
             predictions = self.model(batch.images, batch.padding_mask)
             found += [d.above(threshold) for d in self.postprocess(predictions, sizes[i : i + step], top_k)]
-        return found[0] if isinstance(pictures, Image.Image) else found
+        return found
 
-    def draw(self, picture: Image.Image, detections) -> Image.Image:
+    def draw(self, picture: Picture, detections: Detections) -> Image.Image:
         """An upright RGB copy of the picture with the detections drawn on it."""
-        picture = self.prepare(picture)
+        check_detections(detections)
+        picture = self._upright(picture, "picture")
         return draw_detections(picture, detections.boxes, detections.labels, detections.scores, self.names)
 
-    def describe(self, detections) -> list[dict]:
+    def describe(self, detections: Detections) -> list[dict]:
         """Plain dictionaries of the detections, for JSON."""
+        check_detections(detections)
         columns = (detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist())
         return [
             {"label": label, "name": self.names.get(label, str(label)), "score": score, "box_xyxy": box}
@@ -83,6 +116,7 @@ class Predictor:
 
 def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
+    check_weights(weights)
     loaded = load_detector(checkpoint, weights)
     categories = [Category(**c) for c in loaded.categories]
     if not categories:
@@ -91,34 +125,39 @@ def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, 
 
 
 def load_predictor(
-    checkpoint: str,
-    device: str = "auto",
+    checkpoint: str | PathLike,
+    device: str | torch.device = "auto",
     size: int | None = None,
     weights: str = "auto",
     tta: TTAConfig | None = None,
 ) -> Predictor:
-    """A detector that takes PIL images, from any known checkpoint, at the image size it was evaluated with.
+    """A detector that takes pictures, from any known checkpoint, at the image size it was evaluated with.
 
     Args:
         checkpoint: path; see `models.load.load_detector`.
-        device: `auto` takes a GPU if there is one.
-        size: shorter side in pixels; None takes the checkpoint's.
+        device: `auto` takes a GPU if there is one; else `cpu`, `cuda`, `cuda:1`, `mps`.
+        size: shorter side in pixels; None takes the checkpoint's. The longer side follows from the picture.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
         tta: views of each picture, whose detections are merged; None looks once.
+
+    Raises:
+        UserError: no such checkpoint, device or weights, or a value that an argument does not take.
     """
-    return make_predictor(*load_model(checkpoint, weights), device, size, tta)
+    checkpoint, size, tta = check_checkpoint(checkpoint), check_size(size), check_tta(tta)
+    chosen = pick_device(device)  # before the checkpoint, which may take long to read
+    return make_predictor(*load_model(checkpoint, weights), chosen, size, tta)
 
 
 def make_predictor(
     model: DeformableDETR,
     categories: list[Category],
     data: EvalDataConfig,
-    device: str,
+    device: str | torch.device,
     size: int | None,
     tta: TTAConfig | None = None,
 ) -> Predictor:
     """Make a predictor of a model; the arguments are those of `load_predictor`."""
-    tta = tta or TTAConfig()
+    size, tta = check_size(size), check_tta(tta)
     views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
     names = {c.label: c.name for c in categories if c.name}
@@ -176,4 +215,7 @@ def predict_pictures(
         predictor.draw(picture, found).save(output / drawn)
         size = {"width": picture.width, "height": picture.height}
         listed.append({"drawn": drawn, "file": str(path), **size, "detections": predictor.describe(found)})
+    found_labels = {d["label"] for entry in listed for d in entry["detections"]}
+    if legend := legend_of({k: name for k, name in predictor.names.items() if k in found_labels}):
+        print(legend, file=sys.stderr)
     return listed

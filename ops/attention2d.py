@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ops.arguments import need_like_weight, need_tensors, need_whole
 from ops.module import MSDeformAttn
 
 
@@ -27,10 +28,10 @@ class DeformAttn2d(nn.Module):
 
     def __init__(self, channels: int, num_heads: int = 8, num_points: int = 4):
         super().__init__()
-        if num_heads < 1 or channels % num_heads:
+        for name, number in (("channels", channels), ("num_heads", num_heads), ("num_points", num_points)):
+            need_whole(name, number, least=1)
+        if channels % num_heads:
             raise ValueError(f"channels {channels} is not a multiple of num_heads {num_heads}")
-        if num_points < 1:
-            raise ValueError(f"num_points must be at least 1, got {num_points}")
         self.attention = MSDeformAttn(channels, num_levels=1, num_heads=num_heads, num_points=num_points)
 
     def forward(
@@ -57,11 +58,14 @@ class DeformAttn2d(nn.Module):
             ValueError: the shapes do not fit each other.
         """
         value = x if value is None else value
+        need_tensors(x=x, value=value, **({} if padding_mask is None else {"padding_mask": padding_mask}))
         channels = self.attention.value_proj.in_features
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f"x must be [B, C={channels}, H, W], got {list(x.shape)}")
         if value.dim() != 4 or value.shape[:2] != x.shape[:2]:
             raise ValueError(f"value must be [B={len(x)}, C={channels}, H', W'] to fit x, got {list(value.shape)}")
+        for name, tensor in (("x", x), ("value", value)):
+            need_like_weight(name, tensor, self.attention.value_proj.weight)
         if padding_mask is not None:
             if padding_mask.shape != (len(value), *value.shape[2:]):
                 raise ValueError(

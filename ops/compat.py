@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ops.arguments import need_tensors
 from ops.functional import ms_deform_attn
 
 
@@ -37,6 +38,16 @@ class MSDeformAttnFunction:
         Raises:
             ValueError: an argument's shape, dtype or device does not fit the others, or there are gaps between levels.
         """
+        need_tensors(
+            value=value,
+            value_spatial_shapes=value_spatial_shapes,
+            sampling_locations=sampling_locations,
+            attention_weights=attention_weights,
+        )
+        if value_level_start_index is not None:
+            need_tensors(value_level_start_index=value_level_start_index)
+        if value_spatial_shapes.dim() != 2 or value_spatial_shapes.shape[1] != 2:
+            raise ValueError(f"value_spatial_shapes must be [L, 2], got {list(value_spatial_shapes.shape)}")
         shapes = [(int(height), int(width)) for height, width in value_spatial_shapes.tolist()]
         starts = [sum(height * width for height, width in shapes[:level]) for level in range(len(shapes))]
         if value_level_start_index is not None and value_level_start_index.tolist() != starts:

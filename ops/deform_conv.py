@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d as torchvision_deform_conv2d
 
+from ops.arguments import need_alike, need_like_weight, need_tensors, need_whole, pair_of
 from ops.functional import autocast_type, ms_deform_attn, selected_backend
 
 BACKENDS = ("sampling", "torchvision")
@@ -49,18 +50,20 @@ def deform_conv2d(
         `[B, O, h, w]`, in the dtype of x, or in autocast's dtype where autocast is on.
 
     Raises:
-        ValueError: the shapes do not fit each other, or the backend is unknown.
+        ValueError: shapes, dtypes or devices do not fit each other, a number is not one that it can be, or the backend
+            is unknown.
     """
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
+    stride, dilation = pair_of("stride", stride, least=1), pair_of("dilation", dilation, least=1)
+    padding = pair_of("padding", padding, least=0)
     _check(x, offsets, weight, bias, stride, padding, dilation, modulation)
     if backend is None:
         compiled = x.device.type == "cpu" and selected_backend("cpu") == "cpu"
         backend = "sampling" if compiled else "torchvision"
     if backend == "torchvision":
         return _by_torchvision(x, offsets, weight, bias, stride, padding, dilation, modulation)
-    if backend == "sampling":
-        return _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation)
-    raise ValueError(f"deform_conv2d has no backend '{backend}'; there are: {', '.join(BACKENDS)}")
+    return _by_sampling(x, offsets, weight, bias, stride, padding, dilation, modulation)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -71,8 +74,17 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> None:
-    if x.dim() != 4 or weight.dim() != 4:
-        raise ValueError(f"x must be [B, C, H, W] and weight [O, C/groups, k_h, k_w], got {x.shape}, {weight.shape}")
+    optional = {"bias": bias, "modulation": modulation}
+    need_tensors(x=x, offsets=offsets, weight=weight, **{k: v for k, v in optional.items() if v is not None})
+    if x.dim() != 4 or weight.dim() != 4 or 0 in x.shape[1:] or 0 in weight.shape:
+        raise ValueError(
+            f"x must be [B, C, H, W] with pixels and weight [O, C/groups, k_h, k_w], got {list(x.shape)} and "
+            f"{list(weight.shape)}"
+        )
+    need_alike("x", x=x, offsets=offsets, weight=weight, bias=bias, modulation=modulation)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype is not x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"{name} is {tensor.dtype}, but x is {x.dtype}")
     points = weight.shape[2] * weight.shape[3]
     if x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1]):
         raise ValueError(f"weight {list(weight.shape)} does not fit the {x.shape[1]} channels of x")
@@ -82,8 +94,15 @@ def _check(x, offsets, weight, bias, stride, padding, dilation, modulation) -> N
         (side + 2 * p - d * (k - 1) - 1) // s + 1
         for side, p, d, k, s in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride)
     ]
+    if min(size) < 1:
+        raise ValueError(
+            f"weight {list(weight.shape)} reaches farther than x {list(x.shape)} with padding {padding} and dilation "
+            f"{dilation}: nothing would be left"
+        )
     if offsets.dim() != 4 or [offsets.shape[0], *offsets.shape[2:]] != [x.shape[0], *size]:
-        raise ValueError(f"offsets must be [{x.shape[0]}, 2*G*{points}, {size[0]}, {size[1]}], got {offsets.shape}")
+        raise ValueError(
+            f"offsets must be [{x.shape[0]}, 2*G*{points}, {size[0]}, {size[1]}], got {list(offsets.shape)}"
+        )
     groups = offsets.shape[1] // (2 * points)
     if offsets.shape[1] % (2 * points) or not groups or x.shape[1] % groups:
         raise ValueError(
@@ -184,7 +203,8 @@ class DeformConv2d(nn.Conv2d):
         if isinstance(padding, str):
             raise ValueError(f"padding must be a number of pixels, or two, got '{padding}'")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        if offset_groups < 1 or in_channels % offset_groups:
+        need_whole("offset_groups", offset_groups, least=1)
+        if in_channels % offset_groups:
             raise ValueError(f"offset_groups {offset_groups} does not divide in_channels {in_channels}")
         self.offset_groups, self.points = offset_groups, math.prod(self.kernel_size)
         self.backend: str | None = None
@@ -233,7 +253,15 @@ class DeformConv2d(nn.Conv2d):
         return self.sampling_offsets(x), None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]` -> `[B, O, h, w]`."""
+        """`[B, C, H, W]` -> `[B, O, h, w]`.
+
+        Raises:
+            ValueError: x has another shape.
+        """
+        need_tensors(x=x)
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must be [B, C={self.in_channels}, H, W], got {list(x.shape)}")
+        need_like_weight("x", x, self.weight)
         offsets, modulation = self.offsets_and_modulation(x)
         return deform_conv2d(
             x, offsets, self.weight, self.bias, self.stride, self.padding, self.dilation, modulation, self.backend

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.amp import is_autocast_available
 
 from ops import backends, library, reference
+from ops.arguments import WHOLE, need_shapes, need_tensors, said
 
 BACKEND_VARIABLE = "MS_DEFORM_ATTN_BACKEND"
 # In PyTorch, for any device. A variation of the sampling rule is a function of its own and a line here.
@@ -60,6 +61,7 @@ def ms_deform_attn(
         ValueError: an argument's shape, dtype or device does not fit the others.
         RuntimeError: the requested backend is unknown, not built, or not for the value's device.
     """
+    need_tensors(value=value, sampling_locations=sampling_locations, attention_weights=attention_weights)
     device_type = value.device.type
     value = value.to(autocast_type(value))
     _check(value, spatial_shapes, sampling_locations, attention_weights, num_points)
@@ -167,6 +169,9 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights, num_poi
     if value.dim() != 4:
         raise ValueError(f"value must be [B, S, M, D], got {list(value.shape)}")
     batch, tokens, heads, _ = value.shape
+    need_shapes(spatial_shapes)
+    if not isinstance(num_points, Sequence) or not all(isinstance(points, WHOLE) for points in num_points):
+        raise ValueError(f"num_points must be Python ints, one for each level, got {said(num_points)}")
     if len(spatial_shapes) != len(num_points):
         raise ValueError(
             f"num_points must have one entry for each of the {len(spatial_shapes)} levels of spatial_shapes, "

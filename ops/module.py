@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ops.arguments import need_alike, need_like_weight, need_shapes, need_tensors, need_whole, said
 from ops.functional import ms_deform_attn
 
 
@@ -33,10 +34,17 @@ class MSDeformAttn(nn.Module):
         self, d_model: int = 256, num_levels: int = 4, num_heads: int = 8, num_points: int | Sequence[int] = 4
     ):
         super().__init__()
-        if num_heads < 1 or d_model % num_heads:
+        for name, number in (("d_model", d_model), ("num_levels", num_levels), ("num_heads", num_heads)):
+            need_whole(name, number, least=1)
+        if d_model % num_heads:
             raise ValueError(f"d_model {d_model} is not a multiple of num_heads {num_heads}")
-        points = [num_points] * num_levels if isinstance(num_points, int) else list(num_points)
-        if len(points) != num_levels or min(points) < 0 or sum(points) < 1:
+        points = list(num_points) if isinstance(num_points, Sequence) else [num_points] * num_levels
+        if (
+            not all(isinstance(k, int) for k in points)
+            or len(points) != num_levels
+            or min(points) < 0
+            or sum(points) < 1
+        ):
             raise ValueError(f"num_points {num_points} must give a count >= 0 for each of {num_levels} levels")
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, points
         self.kept_points: list[int] | None = None
@@ -89,7 +97,11 @@ class MSDeformAttn(nn.Module):
 
         Returns:
             `[B, Q, E]`; with `return_sampling` also locations `[B, Q, M, P, 2]` and weights `[B, Q, M, P]`.
+
+        Raises:
+            ValueError: an argument's shape, dtype or device does not fit the others.
         """
+        self._check(query, reference_points, memory, spatial_shapes, padding_mask)
         value = self.value_proj(memory)
         if padding_mask is not None:
             value = value.masked_fill(padding_mask[..., None], 0.0)
@@ -110,6 +122,34 @@ class MSDeformAttn(nn.Module):
         out = self.output_proj(out)
         return (out, locations, weights) if return_sampling else out
 
+    def _check(self, query, reference_points, memory, spatial_shapes, padding_mask) -> None:
+        need_tensors(query=query, reference_points=reference_points, memory=memory)
+        need_shapes(spatial_shapes)
+        if len(spatial_shapes) != self.num_levels:
+            raise ValueError(f"spatial_shapes must have {self.num_levels} levels, got {said(spatial_shapes)}")
+        width = self.value_proj.in_features
+        for name, tensor in (("query", query), ("memory", memory)):
+            if tensor.dim() != 3 or tensor.shape[2] != width:
+                raise ValueError(f"{name} must be [B, length, E={width}], got {list(tensor.shape)}")
+        batch, queries, _ = query.shape
+        if memory.shape[0] != batch:
+            raise ValueError(f"memory has a batch of {memory.shape[0]}, but query has one of {batch}")
+        shape = reference_points.shape
+        if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, queries) or shape[3] not in (2, 4):
+            raise ValueError(
+                f"reference_points must be [B={batch}, Q={queries}, L={self.num_levels}, 2 (x, y) or 4 (cxcywh)], got "
+                f"{list(shape)}"
+            )
+        if shape[2] != self.num_levels:
+            raise ValueError(f"reference_points must have {self.num_levels} levels, got {list(shape)}")
+        need_alike("query", query=query, reference_points=reference_points, memory=memory)
+        need_like_weight("query", query, self.attention_weights.weight)
+        need_like_weight("memory", memory, self.value_proj.weight)
+        if padding_mask is not None:
+            need_tensors(padding_mask=padding_mask)
+            if padding_mask.shape != memory.shape[:2] or padding_mask.dtype is not torch.bool:
+                raise ValueError(f"padding_mask must be {list(memory.shape[:2])} of bool, got {said(padding_mask)}")
+
     def _locations(self, reference_points: Tensor, offsets: Tensor, spatial_shapes) -> Tensor:
         reference = reference_points[:, :, self.level_of_point][:, :, None]  # [B, Q, 1, P, 2 or 4]
         if reference.shape[-1] == 2:  # offsets are in pixels of the level, so divide by (W, H)
@@ -118,9 +158,8 @@ class MSDeformAttn(nn.Module):
                 for points, (height, width) in zip(self.num_points, spatial_shapes)
             ]
             return reference + offsets / torch.cat(sizes)  # [P, 2]
-        if reference.shape[-1] == 4:  # offsets are in K-ths of half the box, so the initial points reach its edge
-            return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
-        raise ValueError(f"reference_points must end in 2 (x, y) or 4 (cxcywh), got {list(reference_points.shape)}")
+        # Offsets are in K-ths of half the box, so the initial points reach its edge.
+        return reference[..., :2] + offsets / self.points_of_level[:, None] * reference[..., 2:] * 0.5
 
 
 def strongest_points(

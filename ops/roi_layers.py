@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ops.arguments import need_like_weight, need_tensors
 from ops.deform_conv import modulation_logit
 from ops.roi_pool import bins_of, deform_roi_pool, ps_roi_pool
 
@@ -38,7 +39,7 @@ class DeformRoIPool(nn.Module):
         sampling_ratio: int = 2,
     ):
         super().__init__()
-        self.bins = bins_of(output_size)
+        self.channels, self.bins = channels, bins_of(output_size)
         self.pool = partial(
             deform_roi_pool,
             output_size=self.bins,
@@ -63,6 +64,7 @@ class DeformRoIPool(nn.Module):
         Raises:
             ValueError: see `deform_roi_pool`.
         """
+        _check(features, self.channels, self.sampling_offsets)
         offsets = self.sampling_offsets(self.pool(features, rois).flatten(1))
         return self.pool(features, rois, offsets=offsets.unflatten(1, (*self.bins, 2)))
 
@@ -102,7 +104,7 @@ class ModulatedDeformRoIPool(nn.Module):
         initial_modulation: float = 0.5,
     ):
         super().__init__()
-        self.bins = bins_of(output_size)
+        self.channels, self.bins = channels, bins_of(output_size)
         self.pool = partial(
             deform_roi_pool,
             output_size=self.bins,
@@ -135,6 +137,7 @@ class ModulatedDeformRoIPool(nn.Module):
         Raises:
             ValueError: see `deform_roi_pool`.
         """
+        _check(features, self.channels, self.sampling_offsets)
         hidden = self.hidden(self.pool(features, rois).flatten(1))
         offsets = self.sampling_offsets(hidden).unflatten(1, (*self.bins, 2))
         modulation = self.modulation(hidden).sigmoid().unflatten(1, self.bins)
@@ -192,8 +195,16 @@ class DeformPSRoIPool(nn.Module):
         Raises:
             ValueError: see `ps_roi_pool`.
         """
+        _check(features, self.score_maps.in_channels, self.score_maps)
         offsets = self.pool(self.sampling_offsets(features), rois)  # [R, 2, h, w]
         return self.pool(self.score_maps(features), rois, offsets=offsets.permute(0, 2, 3, 1)[:, None])
+
+
+def _check(features: Tensor, channels: int, layer: nn.Linear | nn.Conv2d) -> None:
+    need_tensors(features=features)
+    if features.dim() != 4 or features.shape[1] != channels:
+        raise ValueError(f"features must be [B, C={channels}, H, W], got {list(features.shape)}")
+    need_like_weight("features", features, layer.weight)
 
 
 def _zero(layer: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops.arguments import need_alike, need_number, need_tensors, need_whole, pair_of
 from ops.functional import ms_deform_attn
 
 
@@ -35,8 +36,9 @@ def deform_roi_pool(
 
     Args:
         features: `[B, C, H, W]`, fp32, fp64, fp16 or bf16; under autocast fp32 is cast to autocast's dtype.
-        rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image. A RoI whose image is not in the batch
-            reads zero.
+        rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image. On the CPU, a RoI whose image is not in
+            the batch, or that is not finite, is refused. Elsewhere, and in compiled code, asking would wait for the
+            device: there all that such a RoI gives is NaN.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
         offsets: `[R, h, w, 2]`, (x, y): a bin moves by gamma * offset * the RoI's (width, height).
@@ -54,7 +56,8 @@ def deform_roi_pool(
         ValueError: a shape, type, device or number does not fit.
     """
     bins = bins_of(output_size)
-    _check(features, rois, bins, sampling_ratio, offsets, modulation, ())
+    _check_numbers(spatial_scale, gamma, sampling_ratio)
+    _check(features, rois, bins, offsets, modulation, ())
     if offsets is not None:
         offsets = offsets[:, None]
     if modulation is not None:
@@ -66,7 +69,8 @@ def deform_roi_pool(
     # One query for each bin of each RoI, with a single head that has all channels.
     locations, weights = locations.flatten(0, 3)[None, :, None], weights.flatten(0, 3)[None, :, None]
     out = ms_deform_attn(value, [shape], locations, weights, [sampling_ratio**2])  # [1, R*h*w, C]
-    return out.reshape(rois.shape[0], *bins, features.shape[1]).permute(0, 3, 1, 2)
+    out = out.reshape(rois.shape[0], *bins, features.shape[1]).permute(0, 3, 1, 2)
+    return _spoil_strays(out, rois, features.shape[0])
 
 
 def ps_roi_pool(
@@ -87,7 +91,7 @@ def ps_roi_pool(
 
     Args:
         features: `[B, C*h*w, H, W]`, the score maps, with the dtypes of `deform_roi_pool`.
-        rois: `[R, 5]`, (image index, x0, y0, x1, y1), in pixels of the image.
+        rois: `[R, 5]`, (image index, x0, y0, x1, y1), as in `deform_roi_pool`.
         output_size: bins (h, w), or one number for both.
         spatial_scale: pixels of the map for one pixel of the image, 1/stride.
         offsets: `[R, G, h, w, 2]`, (x, y) as in `deform_roi_pool`, for G groups (classes) of C/G consecutive
@@ -103,9 +107,10 @@ def ps_roi_pool(
         ValueError: a shape, type, device or number does not fit.
     """
     bins = bins_of(output_size)
+    _check_numbers(spatial_scale, gamma, sampling_ratio)
     given = modulation if offsets is None else offsets
-    groups = 1 if given is None or given.dim() < 2 else given.shape[1]
-    _check(features, rois, bins, sampling_ratio, offsets, modulation, (groups,))
+    groups = given.shape[1] if isinstance(given, Tensor) and given.dim() >= 2 else 1
+    _check(features, rois, bins, offsets, modulation, (groups,))
     num_bins = bins[0] * bins[1]
     if features.shape[1] % num_bins:
         raise ValueError(f"features has {features.shape[1]} channels, not a multiple of {bins[0]} x {bins[1]} bins")
@@ -122,7 +127,7 @@ def ps_roi_pool(
     locations, weights = locations.flatten(1, 3)[None], weights.flatten(1, 3)[None]
     out = ms_deform_attn(value, [shape], locations, weights, [sampling_ratio**2])  # [1, R, G*h*w*C/G]
     out = out.reshape(rois.shape[0], groups, *bins, channels // groups)
-    return out.permute(0, 1, 4, 2, 3).flatten(1, 2)
+    return _spoil_strays(out.permute(0, 1, 4, 2, 3).flatten(1, 2), rois, features.shape[0])
 
 
 def bins_of(output_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -131,10 +136,7 @@ def bins_of(output_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: `output_size` is neither a positive number nor two of them.
     """
-    bins = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(bins) != 2 or min(bins) < 1:
-        raise ValueError(f"output_size must be a number >= 1 or two of them (h, w), got {output_size}")
-    return bins
+    return pair_of("output_size", output_size, least=1)
 
 
 # The images of a batch are stacked into one map, so a RoI's image is a number of rows to add. RoIs then need not be
@@ -201,21 +203,48 @@ def _clamp(position: Tensor, last: int) -> Tensor:
     return torch.where((position > 0) & (position < last), position, position.detach().clamp(0, last))
 
 
-def _check(features, rois, bins, ratio, offsets, modulation, groups) -> None:
+def _check_numbers(spatial_scale, gamma, sampling_ratio) -> None:
+    need_number("spatial_scale", spatial_scale, above=0)
+    need_number("gamma", gamma)
+    need_whole("sampling_ratio", sampling_ratio, least=1)
+
+
+def _check(features, rois, bins, offsets, modulation, groups) -> None:
+    optional = {"offsets": offsets, "modulation": modulation}
+    given = {name: tensor for name, tensor in optional.items() if tensor is not None}
+    need_tensors(features=features, rois=rois, **given)
     if features.dim() != 4 or 0 in features.shape[2:]:
         raise ValueError(f"features must be [B, C, H, W] with pixels, got {list(features.shape)}")
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be [R, 5] (image index, x0, y0, x1, y1), got {list(rois.shape)}")
-    if ratio < 1:
-        raise ValueError(f"sampling_ratio must be at least 1, got {ratio}")
     shape = (rois.shape[0], *groups, *bins)
     for name, tensor, expected in (("offsets", offsets, (*shape, 2)), ("modulation", modulation, shape)):
         if tensor is not None and tensor.shape != expected:
             raise ValueError(f"{name} must be {list(expected)}, got {list(tensor.shape)}")
-    for name, tensor in (("features", features), ("rois", rois), ("offsets", offsets), ("modulation", modulation)):
-        if tensor is None:
-            continue
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating-point, got {tensor.dtype}")
-        if tensor.device != features.device:
-            raise ValueError(f"{name} is on {tensor.device}, but features is on {features.device}")
+    need_alike("features", features=features, rois=rois, offsets=offsets, modulation=modulation)
+    if _can_ask(rois):
+        strays = ~_in_batch(rois, features.shape[0])
+        if strays.any():
+            first = int(strays.nonzero()[0])
+            raise ValueError(
+                f"rois[{first}] is {rois[first].tolist()}; it must be finite, and its first number the index of one of "
+                f"the {features.shape[0]} images of features"
+            )
+
+
+def _can_ask(rois: Tensor) -> bool:
+    """Whether the host has the numbers at hand."""
+    return rois.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _in_batch(rois: Tensor, batch: int) -> Tensor:
+    """Which RoIs `[R, 5]` are finite and of an image of the batch, `[R]`."""
+    image = rois[:, 0]
+    return (image >= 0) & (image < batch) & (image == image.floor()) & rois.isfinite().all(1)
+
+
+def _spoil_strays(out: Tensor, rois: Tensor, batch: int) -> Tensor:
+    """NaN for RoIs that could not be refused: zeros would pass for what they are not."""
+    if _can_ask(rois):
+        return out
+    return out.masked_fill(~_in_batch(rois.detach(), batch)[:, None, None, None], torch.nan)

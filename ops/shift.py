@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
+from ops.arguments import need_tensors, said
+
 Shifts = Sequence[tuple[float, float]]
 WholeShifts = Sequence[tuple[int, int]]
 
@@ -51,15 +53,18 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
         ValueError: the method is unknown, the number of groups does not divide the channels, or a shift is not finite
             or a fraction that the method cannot do.
     """
-    if method not in METHODS:
-        raise ValueError(f"method '{method}' is unknown; there are: {', '.join(METHODS)}")
+    need_tensors(x=x)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method {said(method)} is unknown; there are: {', '.join(METHODS)}")
     if x.dim() != 4 or not x.is_floating_point() or 0 in x.shape[1:]:
         raise ValueError(f"x must be [B, C, H, W], floating point, with pixels, got {list(x.shape)} of {x.dtype}")
+    if not isinstance(shifts, Sequence):
+        raise ValueError(f"shifts must be pairs (dx, dy) of finite numbers, got {said(shifts)}")
     if len(shifts) == 0 or x.shape[1] % len(shifts):
         raise ValueError(f"shifts has {len(shifts)} entries, which do not divide the {x.shape[1]} channels of x")
     for step in shifts:
-        if not isinstance(step, Sequence) or len(step) != 2 or not all(abs(d) < math.inf for d in step):
-            raise ValueError(f"shifts must be pairs (dx, dy) of finite numbers, got {step}")
+        if not isinstance(step, Sequence) or len(step) != 2 or not all(map(_is_distance, step)):
+            raise ValueError(f"shifts must be pairs (dx, dy) of finite numbers, got {said(step)}")
     whole = all(d % 1 == 0 for step in shifts for d in step)
     if not whole and method not in SUBPIXEL:
         raise ValueError(
@@ -70,6 +75,10 @@ def spatial_shift(x: Tensor, shifts: Shifts, method: str = "slice") -> Tensor:
     height, width = x.shape[-2:]
     number = int if whole else float
     return METHODS[method](x, [(_limit(number(dx), width - 1), _limit(number(dy), height - 1)) for dx, dy in shifts])
+
+
+def _is_distance(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _limit(step: float, most: int) -> float:

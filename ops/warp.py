@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ops.arguments import need_tensors, said
+
 
 def warp(features: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "zeros") -> Tensor:
     """Backward warping: every pixel reads the features where its flow points, `out(p) = features(p + flow(p))`.
@@ -28,8 +30,9 @@ def warp(features: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "
         `[B, C, H, W]` in the dtype of `features`.
 
     Raises:
-        ValueError: the shapes do not fit, or the padding is unknown.
+        ValueError: shapes or devices do not fit, or the padding is unknown.
     """
+    need_tensors(features=features, flow=flow)
     if features.dim() != 4 or not features.is_floating_point() or 0 in features.shape[1:]:
         raise ValueError(
             f"features must be [B, C, H, W], floating point, with pixels, got {list(features.shape)} of "
@@ -41,8 +44,10 @@ def warp(features: Tensor, flow: Tensor, padding: Literal["zeros", "border"] = "
             f"flow must be {[batch, 2, height, width]}, floating point, to fit features, got {list(flow.shape)} of "
             f"{flow.dtype}"
         )
+    if flow.device != features.device:
+        raise ValueError(f"flow is on {flow.device}, but features is on {features.device}")
     if padding not in ("zeros", "border"):
-        raise ValueError(f"padding must be 'zeros' or 'border', got '{padding}'")
+        raise ValueError(f"padding must be 'zeros' or 'border', got {said(padding)}")
     dtype = torch.promote_types(torch.promote_types(features.dtype, flow.dtype), torch.float32)
     dx, dy = flow.to(dtype).unbind(1)
     x = torch.arange(width, device=flow.device, dtype=dtype) + dx  # [B, H, W]

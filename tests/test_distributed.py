@@ -151,13 +151,13 @@ def test_evaluation_by_several_processes_is_identical(preset, data, tmp_path):
 def break_an_image(data: Path, rank: int) -> None:
     """Only this process finds a picture truncated."""
     if rank == 1:
-        import datasets.pictures
+        import datasets.image_folder
         from util.errors import UserError
 
         def fail(path, **options):
             raise UserError(f"image '{path.name}' cannot be read")
 
-        datasets.pictures.read_image = fail
+        datasets.image_folder.read_image = fail
 
 
 def test_an_error_in_one_process_ends_all_with_its_message(preset, data, tmp_path):

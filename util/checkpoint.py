@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from util import cli
 from util.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from util.errors import UserError
+from util.files import matches
 from util.remarks import say_once
 
 FORMAT = "deformable-detr/1"
@@ -328,7 +328,7 @@ def checkpoints_of(pattern: str) -> list[str]:
     """
     if Path(pattern).exists():
         return [pattern]
-    found = sorted(glob(pattern, recursive=True))  # noqa: PTH207 (an absolute pattern)
+    found = [str(path) for path in matches(pattern)]
     if not found:
         raise UserError(f"no checkpoint, folder or pattern '{pattern}'")
     return found

@@ -18,6 +18,7 @@ import jsonargparse
 import yaml
 
 from util.errors import UserError
+from util.files import at_home
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def parse(
             if value is None and type(None) not in typing.get_args(options[key]):
                 raise UserError(f"{file}: {key} is null, but must be {describe(options[key])}")
         merged |= values
-    argv = _complete_flags(_with_underscores(argv, options), options)
+    argv = _complete_flags(_with_underscores(_with_home(argv), options), options)
     parser = _parser(kind, prog, epilog)
     # Files go through the same parser as options, and before them, so that options win.
     namespace = parser.parse_args([f"--{k}={_as_argument(v)}" for k, v in merged.items()] + argv)
@@ -84,15 +85,15 @@ def peek(argv: Sequence[str], option: str) -> str | None:
     """The value of one option, before all are parsed: on the line itself, else in the last --config file with it."""
     for i, argument in enumerate(argv):
         if argument == f"--{option}" and i + 1 < len(argv):
-            return None if argv[i + 1] == "null" else argv[i + 1]
+            return None if argv[i + 1] == "null" else at_home(argv[i + 1])
         if argument.startswith(f"--{option}="):
-            return None if argument == f"--{option}=null" else argument.split("=", 1)[1]
+            return None if argument == f"--{option}=null" else at_home(argument.split("=", 1)[1])
     for file in reversed(take(argv, "config")[0]):
         value: Any = _read_yaml(file)
         for part in option.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
-            return str(value)
+            return at_home(str(value))
     return None
 
 
@@ -159,7 +160,8 @@ class _Parser(jsonargparse.ArgumentParser):
             first = unknown.group(1).split()[0]
             name = first.lstrip("-").split("=")[0]
             if not first.startswith("--"):
-                raise UserError(f"'{first}' is no option; options are written --name value")
+                several = "; a pattern of files is quoted" if Path(first).exists() else ""
+                raise UserError(f"'{first}' is no option; options are written --name value{several}")
             raise UserError(f"unknown option '--{name}'{_nearest(name, self.options)}")
         expected = re.search(r"argument (\S+): expected one argument", message)
         if expected:
@@ -231,7 +233,7 @@ def _nearest(name: str, options: dict[str, Any]) -> str:
 
 
 def _read_yaml(file: str) -> dict:
-    path = Path(file)
+    path = Path(at_home(file))
     if not path.is_file():
         presets = sorted(str(p) for p in Path(__file__).resolve().parent.parent.glob("configs/*.yaml"))
         near = difflib.get_close_matches(path.stem, [Path(p).stem for p in presets], n=1)
@@ -267,7 +269,16 @@ def _flatten(values: dict, options: dict[str, Any], prefix: str = "") -> dict[st
 def _as_argument(value: Any) -> str:
     if isinstance(value, datetime.date):  # YAML makes one of 2024-01-31, which was meant as text
         return str(value)
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return at_home(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _with_home(argv: list[str]) -> list[str]:
+    """Paths in the home folder: shells leave `~` as it is after an equals sign and in quotes. No other text has it."""
+    written = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        written.append(name + equals + at_home(value) if argument.startswith("--") else at_home(argument))
+    return written
 
 
 def _with_underscores(argv: list[str], options: dict[str, Any]) -> list[str]:

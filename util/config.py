@@ -329,7 +329,7 @@ class EvalConfig:
     """detections kept for each image; 300 is the other common choice"""
     analyse: bool = False
     """also analyse the errors: report.html, analysis.json and worst/ in the output folder"""
-    threshold: NonNegative = 0.5
+    threshold: Share = 0.5
     """analysis: smallest score in the confusion matrix, and of a confident mistake"""
     worst: Natural = 8
     """analysis: number of images to draw, the worst first"""
@@ -351,7 +351,7 @@ class PredictConfig:
     """weights of the checkpoint: auto takes the moving average if there is one"""
     output: str = "runs/predict"
     """folder for the drawn pictures and predictions.json"""
-    threshold: NonNegative = 0.5
+    threshold: Share = 0.5
     """smallest score that is drawn and listed"""
     top_k: Positive = 100
     """most detections for each picture"""
@@ -379,7 +379,7 @@ class VisualizeConfig:
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
     field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the
     smallest region that is enough (saliency)"""
-    threshold: NonNegative = 0.5
+    threshold: Share = 0.5
     """smallest score of a query to be drawn"""
     top_k: Positive = 3
     """most queries to draw, the best ones"""

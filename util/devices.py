@@ -9,16 +9,18 @@ from util.errors import UserError
 AUTOCAST = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+def pick_device(name: str | torch.device = "auto", local_rank: int = 0) -> torch.device:
     """The device of a name; `auto` is a GPU, or else the CPU. Of several GPUs, the one with the number of the process.
 
     Raises:
         UserError: no such device here.
     """
+    if not isinstance(name, str | torch.device):
+        raise UserError(f"device is {name!r}; it must be text such as 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(f"cuda:{local_rank}" if name == "cuda" else name)
+        device = torch.device(f"cuda:{local_rank}" if str(name) == "cuda" else name)
         torch.zeros(1, device=device).cpu()
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what does not ask, such as pinning memory

@@ -3,7 +3,9 @@
 import colorsys
 from collections.abc import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from util.fonts import drawable, pillow_font
 
 _LEGIBLE = 400  # pixels of the longer side from which names fit beside boxes
 
@@ -23,15 +25,15 @@ def draw_detections(
         boxes: `[N, 4]`, xyxy in pixels.
         labels: `[N]`.
         scores: `[N]`, best first; None draws names alone.
-        names: class names by label; a label without a name is shown as a number.
+        names: class names by label; a label without a name, or one that no font here can draw, is shown as a number.
         colours: RGB of each box; None gives each class its own.
     """
     factor = max(1, round(_LEGIBLE / max(picture.size)))
     picture = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     line = max(2, round(max(picture.size) / 400))
-    font = ImageFont.load_default(size=max(14, round(max(picture.size) / 55)))
-    names = names or {}
+    size = max(14, round(max(picture.size) / 55))
+    names = drawable(names or {})
     order = range(len(labels) - 1, -1, -1)
     for i in order:
         label = int(labels[i])
@@ -43,6 +45,7 @@ def draw_detections(
         text = names.get(label) or str(label)
         if scores is not None:
             text += f" {float(scores[i]):.2f}"
+        font = pillow_font(text, size)
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         wide, high = right - left + 4, bottom - top + 4
         x = min(x0, max(0, picture.width - wide))

@@ -1,8 +1,35 @@
 """Folders and names of what the program writes."""
 
+import os
+from glob import escape, glob
 from pathlib import Path
 
 from util.errors import UserError
+
+
+def at_home(path: str | os.PathLike) -> str:
+    """The path with `~` at its start replaced by the home folder, as shells do where they see it.
+
+    They do not in quotes, after an equals sign, or in a file of options. A path that exists as it stands is left so.
+    """
+    text = os.fspath(path)
+    return text if not text.startswith("~") or Path(text).exists() else os.path.expanduser(text)  # noqa: PTH111
+
+
+def matches(pattern: str) -> list[Path]:
+    """The files and folders that a pattern matches, in order; `**` is any depth.
+
+    As far as its folders exist as they are written, nothing in their names is taken for a pattern. Brackets behind that
+    are a choice of characters, or themselves if nothing matches the choice.
+    """
+    parts = Path(pattern).parts
+    exists = next(n for n in range(len(parts), -1, -1) if Path(*parts[:n]).exists())
+    start, rest = escape(str(Path(*parts[:exists]))), str(Path(*parts[exists:]))
+    for written in (rest, rest.replace("[", "[[]")):
+        found = glob(str(Path(start, written)), recursive=True)  # noqa: PTH207 (an absolute pattern)
+        if found:
+            return sorted({Path(name) for name in found})
+    return []
 
 
 def make_folder(path: str | Path, option: str) -> Path:

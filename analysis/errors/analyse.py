@@ -8,10 +8,11 @@ from PIL import Image
 from analysis.errors.diagnosis import Diagnosis, diagnose
 from analysis.errors.error_pictures import draw_errors
 from analysis.errors.report import html_report
-from datasets.pictures import Pictures
+from datasets.image_folder import Pictures
 from engine.evaluate import Evaluation
 from util.errors import UserError
 from util.files import make_folder
+from util.fonts import legend_of
 from util.tables import table
 
 
@@ -52,8 +53,9 @@ def analyse(
     (output / "analysis.json").write_text(text, encoding="utf-8")
     report = output / "report.html"
     report.write_text(html_report(diagnosis, {**subject, **counts}, pictures, note), encoding="utf-8")
+    legend = "\n" + legend_of(dict(enumerate(diagnosis.names))) if any(pictures) else ""
     rows = [(name, n, "-" if gain is None else gain) for name, n, gain in diagnosis.losses.rows()]
-    return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}"
+    return f"{table(['error', 'count', 'AP50 lost'], rows)}\n\nthe report is {report}{legend.rstrip()}"
 
 
 def _draw(diagnosis: Diagnosis, source: Pictures | None) -> tuple[list[Image.Image | None], str]:

@@ -8,6 +8,7 @@ from PIL import Image
 from analysis.errors.scenes import Scene
 from analysis.errors.tide import CORRECT, IGNORED, Verdict
 from util.drawing import draw_detections
+from util.fonts import drawable
 
 # Eight colours as far apart in hue and lightness as possible.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -36,21 +37,22 @@ def draw_errors(
         picture: the RGB picture, in the size that the boxes refer to.
         scene: the picture's objects and detections.
         verdict: the verdict on them.
-        names: names of the classes.
+        names: names of the classes; those that no font here can draw are shown as numbers.
         threshold: the smallest score that is drawn.
     """
     scale = min(1.0, _LONGEST / max(picture.size))
+    shown_names = drawable(dict(enumerate(names)))
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
     found = scene.found(threshold)
-    texts = [names[k] if ok else f"missed: {names[k]}" for k, ok in zip(scene.truth_classes, found)]
-    texts += [f"crowd: {names[k]}" for k in scene.crowd_classes]
+    texts = [shown_names[k] if ok else f"missed: {shown_names[k]}" for k, ok in zip(scene.truth_classes, found)]
+    texts += [f"crowd: {shown_names[k]}" for k in scene.crowd_classes]
     colours = [COLOURS[CORRECT if ok else "missed"] for ok in found] + [COLOURS[IGNORED]] * len(scene.crowd_classes)
     order = sorted(range(len(texts)), key=lambda i: i >= len(found) or bool(found[i]))  # the missed on top
     boxes = np.concatenate([scene.truth_boxes, scene.crowd_boxes])
     left = _draw(picture, boxes[order] * scale, [texts[i] for i in order], [colours[i] for i in order], None)
 
     shown = np.flatnonzero(scene.scores >= threshold)
-    texts = [names[k] for k in scene.classes[shown]]
+    texts = [shown_names[k] for k in scene.classes[shown]]
     colours = [COLOURS[kind] for kind in verdict.kinds[shown]]
     right = _draw(picture, scene.boxes[shown] * scale, texts, colours, scene.scores[shown])
     both = Image.new("RGB", (left.width + _GAP + right.width, left.height), "white")

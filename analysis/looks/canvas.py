@@ -15,6 +15,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from util.fonts import save_figure
+
 # Lightness grows evenly, from just visible on a darkened picture to standing out from it.
 COLOURS = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.25, 1, 256)), "weights")
 MARKERS = "osD^vP*Xhp"  # one for each level, fine to coarse
@@ -174,4 +176,4 @@ def box_key(label: str, colour: str = "white") -> Line2D:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure as PNG with at most 20,000 pixels a side."""
-    figure.savefig(path, dpi=min(_DPI, _LARGEST / max(figure.get_size_inches())))
+    save_figure(figure, path, min(_DPI, _LARGEST / max(figure.get_size_inches())))

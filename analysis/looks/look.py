@@ -22,13 +22,14 @@ from analysis.looks.saliency import cells_of, detection_errors, saliency_region
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
-from datasets.images import read_each
+from datasets.pictures import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
 from models.detector import DeformableDETR
 from util.config import VisualizeConfig
 from util.errors import UserError
 from util.files import make_folder, unused_name
+from util.fonts import drawable, legend_of
 
 
 class Look:
@@ -48,6 +49,7 @@ class Look:
         arrays: the numbers that were drawn, by name: `decoder.I.*` for all queries in decoder layer I, `encoder.I.*`
             for `tokens`, `MAP.Q.*` for each map and query Q, and `backbone.*`.
         summary: the choices and results, for JSON.
+        names: class names by label as they can be drawn; `true_names` are what they are.
         remarks: sentences for the user.
 
     Raises:
@@ -58,7 +60,8 @@ class Look:
     def __init__(self, predictor: Predictor, picture: Image.Image, config: VisualizeConfig):
         if not isinstance(predictor.model, DeformableDETR):
             raise TypeError(f"only a DeformableDETR can be looked into, not a {type(predictor.model).__name__}")
-        self.model, self.names, self.picture, self.config = predictor.model, predictor.names, picture, config
+        self.model, self.picture, self.config = predictor.model, picture, config
+        self.true_names, self.names = predictor.names, drawable(predictor.names)
         batch = predictor.batch_of([picture])
         self.images, self.padding_mask = batch.images, batch.padding_mask
         self.record = record_sampling(self.model, self.images, self.padding_mask)
@@ -70,6 +73,8 @@ class Look:
         self.remarks: list[str] = []
         if config.queries is None and self.chosen[0].score < config.threshold:
             self.remarks.append(f"no query reaches the threshold {config.threshold:g}; the best are drawn instead")
+        if legend := legend_of({q.label: self.true_names[q.label] for q in self.chosen if q.label in self.true_names}):
+            self.remarks.append(legend)
         self.arrays = self._sampled()
         self.summary: dict = {
             "width": picture.width,
@@ -174,7 +179,7 @@ class Look:
         return {
             "query": chosen.query,
             "label": chosen.label,
-            "name": self.names.get(chosen.label, str(chosen.label)),
+            "name": self.true_names.get(chosen.label, str(chosen.label)),
             "scores_by_layer": layer_scores(self.record.predictions, chosen),
             "boxes_xyxy_by_layer": (box_convert(boxes, "cxcywh", "xyxy") * scale).tolist(),
         }
@@ -192,6 +197,8 @@ def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Pat
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
+    if len(used) < len(pictures):
+        print(f"{len(used)} of {len(pictures)} pictures could be read")
     return len(used)
 
 

@@ -146,7 +146,8 @@ def encoder_picture(
 
 def describe_query(query: ChosenQuery, names: Mapping[int, str]) -> str:
     """Index, class and score, as the label of a row."""
-    return f"query {query.query}\n{names.get(query.label, f'class {query.label}')} {query.score:.2f}"
+    name = names.get(query.label, f"class {query.label}").replace("$", r"\$")  # in which matplotlib sees formulas
+    return f"query {query.query}\n{name} {query.score:.2f}"
 
 
 def _levels(record: Recording) -> list[int]:

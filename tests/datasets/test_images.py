@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import list_pictures, read_image, to_rgb
+from datasets.images import read_image, to_rgb
 from tests.datasets.helpers import picture
 from util.errors import UserError
 
@@ -164,23 +164,3 @@ def test_premultiplied_transparency_is_that_of_the_plain_mode(mode, other):
 def test_to_rgb_leaves_rgb_as_it_is():
     image = picture(5, 4)
     assert to_rgb(image).tobytes() == image.tobytes()
-
-
-def test_list_pictures_of_a_file_a_folder_and_a_pattern(tmp_path):
-    for name in ("b.png", "a.JPG", "c.txt", "d.tiff"):
-        (tmp_path / name).touch()
-    (tmp_path / "inner.png").mkdir()
-    (tmp_path / "inner.png" / "e.png").touch()
-    assert list_pictures(str(tmp_path / "c.txt")) == [tmp_path / "c.txt"]
-    assert [p.name for p in list_pictures(str(tmp_path))] == ["a.JPG", "b.png", "d.tiff"]
-    assert list_pictures(str(tmp_path / "*.png")) == [tmp_path / "b.png"]
-    assert list_pictures(str(tmp_path / "*" / "*.png")) == [tmp_path / "inner.png" / "e.png"]
-
-
-@pytest.mark.parametrize("source", ["nothing", "*.jpg", "empty", "only_text"])
-def test_list_pictures_names_a_source_without_pictures(tmp_path, source):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "only_text").mkdir()
-    (tmp_path / "only_text" / "a.txt").touch()
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / source))):
-        list_pictures(str(tmp_path / source))

@@ -287,3 +287,31 @@ def test_main_without_a_command_names_all_of_them(argv, capsys):
     assert main(argv) == (0 if argv else 2)
     text = capsys.readouterr().out
     assert all(f"main.py {command}" in text for command in COMMANDS)
+
+
+def test_the_home_folder_in_options_files_and_the_name_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("data: {root: ~/coco, val_images: a~b}\nmodel: {backbone: {weights: ~/w.pth}}")
+    argv = ["--config=~/a.yaml", "--train.output=~/run", "--model.init_from", "~/x.pth"]
+    found = cli.parse(Config, argv, "main.py train")
+    assert (found.data.root, found.model.backbone.weights) == (f"{tmp_path}/coco", f"{tmp_path}/w.pth")
+    assert (found.train.output, found.model.init_from) == (f"{tmp_path}/run", f"{tmp_path}/x.pth")
+    assert found.data.val_images == "a~b"  # the home folder is meant at the start alone
+    assert cli.peek(argv, "model.init_from") == found.model.init_from
+    assert cli.peek(["--checkpoint=~/x.pth"], "checkpoint") == f"{tmp_path}/x.pth"
+    assert cli.parse(PredictConfig, ["--input=~"], "").input == str(tmp_path)
+    assert cli.peek(argv, "data.root") == f"{tmp_path}/coco"
+
+
+def test_a_path_that_exists_under_that_name_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~" / "a").mkdir(parents=True)
+    assert cli.parse(PredictConfig, ["--input=~/a", "--output=~/new"], "").input == "~/a"
+
+
+def test_files_that_the_shell_made_of_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jpg").touch()
+    with pytest.raises(UserError, match=r"'b\.jpg' is no option.*a pattern of files is quoted"):
+        cli.parse(PredictConfig, ["--input", "a.jpg", "b.jpg"], "")

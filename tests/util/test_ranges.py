@@ -54,7 +54,7 @@ TABLE = {
     "seeds": AT_LEAST_1,
     "show": AT_LEAST_0,
     "size": AT_LEAST_1,
-    "threshold": AT_LEAST_0,
+    "threshold": SHARE,
     "top_k": AT_LEAST_1,
     "train.batch_size": AT_LEAST_1,
     "train.clip_norm": AT_LEAST_0,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis.errors.analyse import analyse
 from datasets.evaluation import Scores
-from datasets.pictures import Pictures
+from datasets.image_folder import Pictures
 from datasets.shapes import generate
 from engine.evaluate import Evaluation
 from main import main
