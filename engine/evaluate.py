@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from datasets.annotations import Annotations
-from datasets.categories import match_categories
 from datasets.coco import read_json
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.loader import SampleLoader, eval_loader
+from datasets.matching import match_categories
 from datasets.paths import coco_layout, dataset_paths
 from datasets.readers import read_annotations
 from datasets.splits import build_dataset
@@ -104,7 +104,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
-    category_of = match_categories(categories, dataset.categories, "checkpoint")
+    matching = match_categories(categories, dataset.categories, how=config.match)
+    category_of = matching.category_of
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
     for size in sizes:
         sized = copy(dataset)
@@ -113,7 +114,12 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         loaders.append(eval_loader(sized, config.batch_size, workers, device.type == "cuda", share))
     make_folder(config.output, "output")
     several = f", {world.size} processes" if world.size > 1 else ""
-    print(f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}\n")
+    print(
+        f"{len(dataset)} images, {len(category_of)} classes, operator {backend} on {device}{several}",
+        *matching.remarks,
+        "",
+        sep="\n",
+    )
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datasets.categories import Category, foreign_categories
+from datasets.categories import Category, assume_coco, foreign_categories, rename_by_id
 from datasets.device import ToDevice
 from datasets.images import read_each, to_rgb, upright
 from datasets.loader import Batch, pad_images
+from datasets.readers import read_annotations
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
 from engine.merge import merge_views
@@ -21,6 +22,7 @@ from models.from_config import build_model
 from models.load import load_detector
 from models.postprocess import postprocess
 from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
+from util.console import say_once
 from util.devices import pick_device
 from util.drawing import draw_detections
 from util.errors import UserError
@@ -96,6 +98,7 @@ def load_predictor(
     size: int | None = None,
     weights: str = "auto",
     tta: TTAConfig | None = None,
+    classes: str | None = None,
 ) -> Predictor:
     """A detector that takes PIL images, from any known checkpoint, at the image size it was evaluated with.
 
@@ -105,8 +108,27 @@ def load_predictor(
         size: shorter side in pixels; None takes the checkpoint's.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
         tta: views of each picture, whose detections are merged; None looks once.
+        classes: annotation file that names the classes by their ids; None takes the checkpoint's names, or, for 91
+            classes without names, COCO's, which it says.
     """
-    return make_predictor(*load_model(checkpoint, weights), device, size, tta)
+    model, categories, data = load_model(checkpoint, weights)
+    return make_predictor(model, named(categories, checkpoint, classes), data, device, size, tta)
+
+
+def named(categories: list[Category], checkpoint: str, classes: str | None) -> list[Category]:
+    """Classes with names to show: those of an annotation file, the checkpoint's own, or COCO's; arguments as above.
+
+    Raises:
+        UserError: the file cannot be read, or has none of the classes.
+    """
+    if classes:
+        return rename_by_id(categories, read_annotations(classes).categories, classes)
+    if any(c.name for c in categories):
+        return categories
+    assumed = assume_coco(categories)
+    shown = "they are assumed to be COCO's" if assumed != categories else "numbers stand for them"
+    say_once(f"'{checkpoint}' keeps no class names: {shown}; --classes FILE.json takes them from an annotation file")
+    return assumed
 
 
 def make_predictor(

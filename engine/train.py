@@ -14,14 +14,16 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.categories import distinct_names, match_categories
+from datasets.categories import distinct_names
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.evaluation import Scores
 from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
+from datasets.matching import match_categories
 from datasets.metrics import check_figure
 from datasets.splits import build_dataset
 from engine.backend import selected_backend
+from engine.class_rows import changed_order, reorder_classes, start_from
 from engine.evaluate import run_evaluation
 from engine.header import train_header
 from engine.optim import adamw, lr_factor, set_lr
@@ -33,7 +35,7 @@ from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model
 from models.load import LoadedDetector, load_detector
 from util import cli
-from util.checkpoint import RawCheckpoint, load_matching_weights
+from util.checkpoint import RawCheckpoint
 from util.config import Config
 from util.devices import pick_device
 from util.distributed import World, check_gpus
@@ -209,10 +211,14 @@ def set_up(config: Config, world: World) -> Training | None:
     with world.one_a_machine_first():  # which generates shapes and fetches weights
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
+        order = None
+        if resumed and resumed.format == "native":
+            order = changed_order(resumed.content["categories"], dataset.categories, resumed.path)
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         model = build_detector(config, dataset, resumed, source)
         trained, branch = as_trained(config.loss, config.model, model)
-    category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
+    matching = match_categories(dataset.categories, val_dataset.categories, "training images", "validation images")
+    print(*(f"{remark}\n" for remark in matching.remarks), sep="", end="")
     dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
     trained.to(device, dtype)
     loader, val_loader = make_loaders(config, dataset, val_dataset, device, world)
@@ -221,16 +227,15 @@ def set_up(config: Config, world: World) -> Training | None:
     optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     if source and config.model.init_from:
-        left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
-        print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
+        print(*start_from(model, source, dataset.categories, config.model.init_from), sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
-    order = [len(dataset), loader.batches.batch_size, cfg.seed, int(config.data.group_by_aspect)]
+    images = [len(dataset), loader.batches.batch_size, cfg.seed, int(config.data.group_by_aspect)]
     state = TrainingState(
-        model, optimizer, scaler, device, ema, num_steps, order, branch=branch, best_metric=cfg.best_metric
+        model, optimizer, scaler, device, ema, num_steps, images, branch=branch, best_metric=cfg.best_metric
     )
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
-    same_folder = restore(state, resumed, output, world, position=not cfg.fast_dev_run)
+    same_folder = restore(state, resumed, output, world, not cfg.fast_dev_run, order)
     if resumed and state.epoch >= epochs:
         print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
         return None
@@ -251,7 +256,7 @@ def set_up(config: Config, world: World) -> Training | None:
         cfg.padding == "batch",
         run.dump,
     )
-    return Training(step, run, loader, val_loader, category_of, epochs, world)
+    return Training(step, run, loader, val_loader, matching.category_of, epochs, world)
 
 
 def build_detector(
@@ -263,8 +268,15 @@ def build_detector(
     return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
 
 
-def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:
-    """Fill the state from a checkpoint, if there is one.
+def restore(
+    state: TrainingState,
+    resumed: RawCheckpoint | None,
+    output: Path,
+    world: World,
+    position: bool,
+    order: list[int] | None,
+) -> bool:
+    """Fill the state from a checkpoint, if there is one; `order` says which row of its class heads each label takes.
 
     Returns:
         Whether the checkpoint lies in the run's own folder.
@@ -275,6 +287,9 @@ def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, w
     if resumed:
         for remark in state.restore(resumed, world, position):
             print(remark)
+        if order:
+            reorder_classes(state, order)
+            print("the classes are in another order than in the checkpoint: class heads and their moments go with them")
     if len(set(map(tuple, world.exchange([state.epoch, state.step, int(resumed is not None)])))) > 1:
         raise UserError(
             f"the processes do not find the same checkpoint; '{output}' must be a folder that all machines see"

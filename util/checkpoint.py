@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from util import cli
 from util.config import Config
+from util.console import say_once
 from util.errors import UserError
 
 FORMAT = "deformable-detr/1"
@@ -68,13 +68,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@cache
-def _say(remark: str) -> None:
-    """To stderr, once, from one process."""
-    if os.environ.get("RANK", "0") == "0":
-        print(remark, file=sys.stderr)
-
-
 def kept_checkpoints(folder: str | Path) -> list[Path]:
     """The run's checkpoints in a folder, newest first: last.pth, last.1.pth, ...
 
@@ -116,7 +109,7 @@ def read_newest(folder: str | Path) -> "RawCheckpoint | None":
         except UserError as error:
             if i + 1 == len(kept):
                 raise
-            _say(f"{error}; going back to '{kept[i + 1].name}'")
+            say_once(f"{error}; going back to '{kept[i + 1].name}'")
     return None
 
 
@@ -143,14 +136,36 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         wrong += [f"config.{k}" for k in ("model", "data") if not wrong and k not in content["config"]]
         if wrong:
             raise UserError(f"checkpoint '{path}' has no '{wrong[0]}' that can be used; it was not written by training")
-        return RawCheckpoint("native", content, {}, path)
-    tensors = content.get("model") if isinstance(content, dict) else None
-    if isinstance(tensors, dict) and any(str(key).startswith("transformer.") for key in tensors):
-        return RawCheckpoint("original", content, {}, path)
+        states = {k: plain_keys(content[k]) for k in ("model", "ema", "branch") if isinstance(content.get(k), dict)}
+        return RawCheckpoint("native", content | states, {}, path)
+    tensors = state_dict_in(content)
+    if any(key.startswith("transformer.") for key in tensors):
+        return RawCheckpoint("original", {**content, "model": tensors}, {}, path)
     raise UserError(
         f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
         "({'model': {'transformer.*': ...}}), nor a transformers directory"
     )
+
+
+def state_dict_in(content: Any) -> dict[str, Any]:
+    """The tensors of a file by their plain keys: in a wrapper (`model`, `state_dict`), or the file itself; or none."""
+    for wrapper in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            return plain_keys(content[wrapper])
+    bare = content if isinstance(content, dict) else {}
+    return plain_keys({key: value for key, value in bare.items() if isinstance(value, torch.Tensor)})
+
+
+def plain_keys(state: dict[Any, Any]) -> dict[str, Any]:
+    """A state dict without what wrappers of a model (DataParallel, DDP, torch.compile) put before every key."""
+    plain = {str(key): value for key, value in state.items()}
+    wrapper = r"(?:module|_orig_mod|model)\."
+    while plain and all(re.match(wrapper, key) for key in plain):
+        shorter = {re.sub(f"^{wrapper}", "", key): value for key, value in plain.items()}
+        if len(shorter) < len(plain):  # two parts were told apart by it
+            break
+        plain = shorter
+    return plain
 
 
 def load_plain(path: Path) -> Any:

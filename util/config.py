@@ -272,6 +272,8 @@ class AblateConfig(Config):
     proposals, or another image size"""
     checkpoint: str | None = None
     """with eval_only: checkpoint, run's folder, or quoted pattern whose several matches count as seeds"""
+    match: Literal["auto", "names", "ids"] = "auto"
+    """with eval_only: which class of the checkpoint is which of the data, as in eval"""
 
 
 @dataclass
@@ -307,6 +309,9 @@ class EvalConfig:
     """images at once"""
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
+    match: Literal["auto", "names", "ids"] = "auto"
+    """which class of the checkpoint is which of the data: by name or by id; auto: by name, but where the checkpoint
+    keeps none by id, unless the data are COCO's"""
     analyse: bool = False
     """also analyse the errors: report.html, analysis.json and worst/ in the output folder"""
     threshold: NonNegative = 0.5
@@ -335,6 +340,8 @@ class PredictConfig:
     """smallest score that is drawn and listed"""
     top_k: Positive = 100
     """most detections for each picture"""
+    classes: str | None = None
+    """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     size: Positive | None = None
     """shorter side to resize to; null takes the checkpoint's"""
     device: str = "auto"
@@ -363,6 +370,8 @@ class VisualizeConfig:
     """smallest score of a query to be drawn"""
     top_k: Positive = 3
     """most queries to draw, the best ones"""
+    classes: str | None = None
+    """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     queries: list[int] | None = None
     """queries to draw instead, from 0"""
     layers: list[int] | None = None

@@ -1,9 +1,10 @@
-"""The end of a program whose output nobody reads any more."""
+"""Remarks that are made once, and the end of a program whose output nobody reads any more."""
 
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NoReturn
 
 CLOSED = 141  # exit code of a program that SIGPIPE ended, as a shell reports it
@@ -43,3 +44,10 @@ def is_unread() -> bool:
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     except (AttributeError, OSError, ValueError):  # a system without poll, or no file at all
         return False
+
+
+@cache
+def say_once(remark: str) -> None:
+    """To stderr, once, from one process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(remark, file=sys.stderr)
