@@ -36,7 +36,7 @@ from models.from_config import as_trained, build_criterion, build_model
 from models.load import LoadedDetector, load_detector
 from util import cli
 from util.checkpoint import RawCheckpoint
-from util.config import Config
+from util.config import Config, TrainConfig
 from util.devices import pick_device
 from util.distributed import World, check_gpus
 from util.errors import Interrupted, UserError
@@ -80,7 +80,7 @@ def train(config: Config, world: World) -> int:
         begun, state, run, scores = time.perf_counter(), training.step.state, training.run, None
         with closing(training.loader):
             try:
-                while state.epoch < training.epochs:
+                while not ended(state, run.config.train, training.epochs):
                     scores = run_epoch(training, stop)
             except Interrupted:
                 if state.step < state.steps_per_epoch:  # else it was saved before the evaluation
@@ -89,11 +89,25 @@ def train(config: Config, world: World) -> int:
                 print(f"stopped after step {state.global_step}; go on with --train.resume {run.folder}", flush=True)
                 return STOPPED
         minutes = (time.perf_counter() - begun) / 60
+        if state.epoch < training.epochs:
+            print(f"\n{ended(state, run.config.train, training.epochs)}")
         print(f"\ntrained in {minutes:.1f} min, best {state.best_metric} {state.best:.3f}; of the last epoch:\n")
         if scores is not None:
             print(scores.text())
         run.finish()
         return 0
+
+
+def ended(state: TrainingState, config: TrainConfig, epochs: int) -> str:
+    """How a run has ended, early or with its last epoch, and how it can go on; empty if it has not."""
+    if state.epoch >= epochs:
+        return f"it has finished its {state.epoch} epochs; to go on, give a larger --train.epochs"
+    if config.early_stop and state.stale >= config.early_stop:
+        return (
+            f"it has ended early, after {state.epoch} of {epochs} epochs: {state.best_metric} has not risen in "
+            f"{state.stale} evaluations; to go on, give a larger --train.early_stop, or null"
+        )
+    return ""
 
 
 def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
@@ -117,6 +131,7 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
         line += text
         value = scores.value(state.best_metric)
         improved = value > state.best or state.best == -1
+        state.stale = 0 if value > state.best else state.stale + 1
         state.best = max(state.best, value)
     print(f"{line}  loss {state.means.take_total(training.world)['loss']:.3f}", flush=True)
     state.epoch, state.step = state.epoch + 1, 0
@@ -211,11 +226,10 @@ def set_up(config: Config, world: World) -> Training | None:
     with world.one_a_machine_first():  # which generates shapes and fetches weights
         dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
         check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
-        order = None
-        if resumed and resumed.format == "native":
-            order = changed_order(resumed.content["categories"], dataset.categories, resumed.path)
+        order = check_resumable(resumed, cfg, dataset) if resumed else None
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         model = build_detector(config, dataset, resumed, source)
+        model.freeze(cfg.freeze)
         trained, branch = as_trained(config.loss, config.model, model)
     matching = match_categories(dataset.categories, val_dataset.categories, "training images", "validation images")
     print(*(f"{remark}\n" for remark in matching.remarks), sep="", end="")
@@ -236,8 +250,8 @@ def set_up(config: Config, world: World) -> Training | None:
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
     same_folder = restore(state, resumed, output, world, not cfg.fast_dev_run, order)
-    if resumed and state.epoch >= epochs:
-        print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
+    if resumed and (how := ended(state, cfg, epochs)):
+        print(f"'{resumed.path}':", how)
         return None
     state.best = state.best if (output / "best.pth").exists() else -1.0
 
@@ -257,6 +271,23 @@ def set_up(config: Config, world: World) -> Training | None:
         run.dump,
     )
     return Training(step, run, loader, val_loader, matching.category_of, epochs, world)
+
+
+def check_resumable(resumed: RawCheckpoint, config: TrainConfig, dataset: CocoDetection) -> list[int] | None:
+    """The row of the checkpoint's class heads that each label has now, if that has changed.
+
+    Raises:
+        UserError: other classes, or other frozen parts.
+    """
+    if resumed.format != "native":  # refused when it is restored
+        return None
+    before = resumed.content["config"].get("train", {}).get("freeze", [])
+    if sorted(before) != sorted(config.freeze):
+        raise UserError(
+            f"train.resume: '{resumed.path}' was trained with train.freeze [{','.join(before)}], which decides what "
+            "the optimizer holds; resume it so, or take its weights alone, --model.init_from"
+        )
+    return changed_order(resumed.content["categories"], dataset.categories, resumed.path)
 
 
 def build_detector(

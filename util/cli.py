@@ -214,7 +214,9 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(f"'{a}'" for a in arguments)
     if origin is list:
-        return f"a list of {arguments[0].__name__}, like [1,2]"
+        return (
+            "a list of names, like [a,b]" if arguments[0] is str else f"a list of {arguments[0].__name__}, like [1,2]"
+        )
     if origin is dict:
         return "a mapping, like {key: value}"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

@@ -84,7 +84,7 @@ class ModelConfig:
     two_stage: bool = False
     """queries start from the encoder's best proposals"""
     init_from: str | None = None
-    """checkpoint whose weights to start from; heads of another class count are re-initialised"""
+    """checkpoint whose weights to start from; class heads take the rows of classes with the same names"""
 
 
 @dataclass
@@ -210,6 +210,11 @@ class TrainConfig:
     """evaluate after every n epochs, and after the last"""
     best_metric: str = "AP"
     """figure that best.pth follows: any of results.json (AP50, AP_small, AR_100, ...), or a class's, like AP/person"""
+    early_stop: Positive | None = None
+    """end after so many evaluations in a row in which best_metric has not risen; null trains all epochs"""
+    freeze: list[str] = field(default_factory=list)
+    """parts to keep as they are, without gradient, dropout or new statistics, like [backbone,encoder]: backbone, neck,
+    position, encoder, decoder, queries (with the proposals' head), heads"""
     eval_batch_size: Positive | None = None
     """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
