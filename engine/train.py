@@ -25,6 +25,7 @@ from datasets.splits import build_dataset
 from engine.backend import selected_backend
 from engine.class_rows import changed_order, reorder_classes, start_from
 from engine.evaluate import run_evaluation
+from engine.fit import images_at_once
 from engine.header import train_header
 from engine.optim import adamw, lr_factor, set_lr
 from engine.run import Run, checkpoint_to_resume
@@ -229,12 +230,13 @@ def set_up(config: Config, world: World) -> Training | None:
         order = check_resumable(resumed, cfg, dataset) if resumed else None
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
         model = build_detector(config, dataset, resumed, source)
-        model.freeze(cfg.freeze)
         trained, branch = as_trained(config.loss, config.model, model)
     matching = match_categories(dataset.categories, val_dataset.categories, "training images", "validation images")
     print(*(f"{remark}\n" for remark in matching.remarks), sep="", end="")
     dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
     trained.to(device, dtype)
+    most = images_per_process(config, len(dataset), world)
+    cfg.max_images_per_device = images_at_once(config, trained, dataset, device, world, most, resumed)
     loader, val_loader = make_loaders(config, dataset, val_dataset, device, world)
     epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
 
@@ -296,7 +298,10 @@ def build_detector(
     """Build the detector for a data set's classes. The backbone loads no weights if a checkpoint will bring them."""
     brings = resumed or (source and source.config.backbone.name == config.model.backbone.name)
     num_classes = 1 + max(c.label for c in dataset.categories)
-    return build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    model = build_model(config.model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    model.freeze(config.train.freeze)
+    model.transformer.checkpointing = config.train.checkpoint_activations
+    return model
 
 
 def restore(
@@ -334,10 +339,11 @@ def make_loaders(
     """This process's training batches and validation batches."""
     cfg, data = config.train, config.data
     share, pin = (world.rank, world.size), device.type == "cuda"
-    per_process = images_per_process(config, len(dataset), world)
-    micro = min(cfg.max_images_per_device or per_process, per_process)
+    per_process, at_once = images_per_process(config, len(dataset), world), cfg.max_images_per_device
+    assert at_once != "auto", "it is found before"
+    micro = min(at_once or per_process, per_process)
     loader = train_loader(dataset, cfg.batch_size, micro, data.workers, cfg.seed, pin, share, data.group_by_aspect)
-    eval_batch = cfg.eval_batch_size or min(8, cfg.max_images_per_device or cfg.batch_size)
+    eval_batch = cfg.eval_batch_size or min(8, at_once or cfg.batch_size)
     return loader, eval_loader(val_dataset, eval_batch, data.workers, pin, share, 2 if cfg.fast_dev_run else None)
 
 
@@ -358,7 +364,6 @@ def distribute(
     config: Config, model: DeformableDETR, trained: nn.Module, device: torch.device, world: World
 ) -> nn.Module:
     """What training runs, with the options of memory and speed; gradients are exchanged between processes."""
-    model.transformer.checkpointing = config.train.checkpoint_activations
     if world.size > 1 and config.model.backbone.norm == "trainable":
         synchronise_batch_norms(model)
     if config.train.compile:

@@ -184,9 +184,11 @@ class TrainConfig:
     epochs: Positive = 50
     """passes over the training images"""
     batch_size: Positive = 32
-    """images for each optimizer step, over all processes"""
-    max_images_per_device: Positive | None = None
-    """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once"""
+    """images for each optimizer step, over all processes; on the command line, auto keeps it as it is and stands for
+    max_images_per_device auto"""
+    max_images_per_device: Positive | Literal["auto"] | None = None
+    """images in memory at once: a larger share of the batch is accumulated, exactly; null for all at once; auto finds
+    the largest number that fits and writes it down"""
     padding: Literal["batch", "micro_batch"] = "batch"
     """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or, with less
     to compute, of each micro-batch"""

@@ -287,3 +287,12 @@ def test_main_without_a_command_names_all_of_them(argv, capsys):
     assert main(argv) == (0 if argv else 2)
     text = capsys.readouterr().out
     assert all(f"main.py {command}" in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("given", [["--train.batch_size", "auto"], ["--train.batch-size=auto"]])
+def test_an_automatic_batch_keeps_the_batch_and_asks_what_fits(given):
+    written = cli.with_auto_batch(["--train.batch_size=8", *given, "--train.lr", "auto"])
+    options = parse(*written[:-2], "--train.epochs", "3").train
+    assert (options.batch_size, options.max_images_per_device, options.epochs) == (8, "auto", 3)
+    assert written[-2:] == ["--train.lr", "auto"]
+    assert cli.with_auto_batch(["--train.batch_size", "8"]) == ["--train.batch_size", "8"]
