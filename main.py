@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
 from models.limits import check_own_model
-from util import config
+from util import cli, config
 from util.command import Command, required
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
@@ -53,7 +53,7 @@ def predict(options: config.PredictConfig) -> int:
 
     pictures = list_pictures(required(options.input, "input"))
     checkpoint = required(options.checkpoint, "checkpoint")
-    predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta)
+    predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")
     listed = predict_pictures(predictor, pictures, output, options.threshold, options.top_k)
     (output / "predictions.json").write_text(json.dumps(listed, indent=1))
@@ -74,7 +74,8 @@ def visualize(options: config.VisualizeConfig) -> int:
     check_maps(options.maps)
     pictures = list_pictures(required(options.input, "input"))
     if options.checkpoint:
-        predictor = load_predictor(options.checkpoint, options.device, options.size, options.weights)
+        chosen = options.device, options.size, options.weights
+        predictor = load_predictor(options.checkpoint, *chosen, classes=options.classes)
     else:
         predictor = untrained_predictor(options.model, options.num_classes, options.device, options.size)
     seen = look_at_pictures(predictor, pictures, make_folder(options.output, "output"), options)
@@ -137,6 +138,7 @@ COMMANDS = {
         "--config configs/quickstart.yaml",
         together=True,
         described_by="train.resume",
+        rewrite=cli.with_auto_batch,
         check=check_own_model,
     ),
     "eval": Command(

@@ -132,7 +132,8 @@ def untrained_cost(config: Config, data: DataSize, device: torch.device, timed: 
 
 def _step_seconds(config: Config, model: DeformableDETR, data: DataSize, device: torch.device) -> float:
     """Seconds of a training step for one image, in a small batch of noise: a rough figure, for a plan."""
-    batch = min(PROBED, config.train.batch_size, config.train.max_images_per_device or PROBED)
+    at_once = config.train.max_images_per_device
+    batch = min(PROBED, config.train.batch_size, at_once if isinstance(at_once, int) else PROBED)
     sides = sorted(config.data.train_sizes)
     if not sides:
         raise UserError("data.train_sizes is empty; it needs at least one size")

@@ -14,10 +14,11 @@ from ablation.grid import cells_of, variants_of
 from ablation.processes import locked
 from ablation.records import Record, check_folder
 from ablation.sweep import Sweep
-from datasets.categories import Category, match_categories
+from datasets.categories import Category
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.loader import eval_loader
+from datasets.matching import match_categories
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
 from engine.backend import selected_backend
@@ -34,6 +35,7 @@ from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
 from util.files import make_folder
+from util.remarks import say_once
 
 OF_MODEL = tuple(
     f"model.{k}" for k in ("num_points", "encoder_points", "decoder_points", "decoder_layers", "num_queries")
@@ -55,15 +57,16 @@ def reduced(model: DeformableDETR, values: Mapping[str, Any]) -> DeformableDETR:
     return reduce_model(model, **{k.removeprefix("model."): v for k, v in values.items() if k in OF_MODEL})
 
 
-def identity(checkpoint: str, values: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def identity(checkpoint: str, values: Mapping[str, Any], data: Mapping[str, Any], match: str) -> dict[str, Any]:
     """What an evaluation was made of, for its record: that file as it was, and what was changed."""
     file = Path(checkpoint)
     written = [p.stat().st_mtime_ns for p in ([file] if file.is_file() else sorted(file.glob("*")))]
     of_model = {k.removeprefix("model."): v for k, v in values.items() if k in OF_MODEL}
+    matched = {} if match == "auto" else {"match": match}  # older records do not have it
     return {
         "model": of_model,
         "data": dict(data),
-        "train": {"checkpoint": str(file.resolve()), "written": max(written, default=0)},
+        "train": {"checkpoint": str(file.resolve()), "written": max(written, default=0)} | matched,
     }
 
 
@@ -114,7 +117,7 @@ def ablate_trained(config: AblateConfig) -> int:
                     models[cell.variant.name] = less
                     size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)
                     costs[cell.variant.name] = count_cost(less, size, device)
-                made_of = identity(checkpoint, cell.variant.values, asdict(data))
+                made_of = identity(checkpoint, cell.variant.values, asdict(data), config.match)
                 record = Record.read(folder)
                 if record is None or record.status != "done" or record.config != made_of:
                     begun = time.time()
@@ -137,9 +140,11 @@ def score(
     device: torch.device,
 ) -> dict[str, float]:
     """COCO figures of a model on a data set, by name."""
-    category_of = match_categories(categories, dataset.categories, "checkpoint")
+    matching = match_categories(categories, dataset.categories, how=config.match)
+    for remark in matching.remarks:
+        say_once(remark)
     batch, workers = config.train.eval_batch_size or 4, config.data.workers
     loader = eval_loader(dataset, batch, workers, device.type == "cuda")
     prepare = ToDevice(device, model.backbone.mean, model.backbone.std)
-    scores, _ = run_evaluation(model.to(device), loader, category_of, prepare, device)
+    scores, _ = run_evaluation(model.to(device), loader, matching.category_of, prepare, device)
     return scores.figures

@@ -1,10 +1,10 @@
-"""The classes of a model and of a data set, and which of one is which of the other."""
+"""The classes of a model and of a data set; `datasets.matching` says which of one is which of the other."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets.annotations import CategoryEntry, Id
-from datasets.coco_names import COCO_NAMES
+from datasets.coco_names import COCO_HEADS, COCO_NAMES
 from util.errors import UserError
 
 
@@ -48,40 +48,30 @@ def distinct_names(categories: Iterable[Category | CategoryEntry]) -> list[str]:
 
 
 def foreign_categories(num_classes: int, names: dict[int, str]) -> list[Category]:
-    """The classes of a checkpoint that keeps none itself.
+    """The classes of a checkpoint that keeps none itself: labels are ids; a name is empty where it has none.
 
     Args:
-        num_classes: classes C of its heads; 91 without names is COCO with its original ids.
+        num_classes: classes C of its heads.
         names: class names by label, if the checkpoint has them.
     """
-    if not names and num_classes == 91:
-        return [Category(i, i, name) for i, name in COCO_NAMES.items()]
     return [Category(i, i, names.get(i, "")) for i in range(num_classes)]
 
 
-def match_categories(
-    of_model: Sequence[Category], of_data: Sequence[Category], whose: str = "checkpoint"
-) -> dict[int, Id]:
-    """The category id in a data set that each label of a model stands for.
+def assume_coco(categories: Sequence[Category]) -> list[Category]:
+    """The 80 classes of COCO, if 91 classes have no names, as in released checkpoints; else the same classes."""
+    if len(categories) != COCO_HEADS or any(c.name for c in categories):
+        return list(categories)
+    return [Category(i, i, name) for i, name in COCO_NAMES.items()]
 
-    Classes are matched by name, so that a data set whose ids were renumbered is still scored rightly; by id if the
-    model has no names. `whose` says in an error where the model's classes come from.
+
+def rename_by_id(categories: Sequence[Category], entries: Sequence[CategoryEntry], source: str) -> list[Category]:
+    """The same classes with the names that an annotation file has for their ids; others keep their own.
 
     Raises:
-        UserError: they have no class in common.
+        UserError: the file, named `source`, has none of the ids.
     """
-    both = {(c.id, c.name) for c in of_data}
-    if all((c.id, c.name) in both for c in of_model):  # the same file, or one like it; names may even be doubled
-        return {c.label: c.id for c in of_model}
-    by_name = {c.name: c.id for c in of_data}
-    matched = {c.label: by_name[c.name] for c in of_model if c.name in by_name}
-    if matched:
-        return matched
-    ids = {c.id for c in of_data}
-    matched = {c.label: c.id for c in of_model if c.id in ids and not c.name}
-    if matched:
-        return matched
-    raise UserError(
-        f"the classes of the {whose} ({', '.join(c.name or str(c.id) for c in of_model[:5])}, ...) and of the data set "
-        f"({', '.join(c.name for c in of_data[:5])}, ...) have none in common"
-    )
+    names = {entry.id: entry.name for entry in entries}
+    if not any(c.id in names for c in categories):
+        ids = ", ".join(str(i) for i in list(names)[:5])
+        raise UserError(f"'{source}' names classes with the ids {ids}, of which the checkpoint has none")
+    return [replace(c, name=names.get(c.id, c.name)) for c in categories]

@@ -1,5 +1,6 @@
 """The 80 categories of COCO 2017 by their ids, which have gaps: released checkpoints carry no names."""
 
+COCO_HEADS = 91  # classes of released heads: labels are ids, and the largest is 90
 COCO_NAMES: dict[int, str] = {
     1: "person",
     2: "bicycle",

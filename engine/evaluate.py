@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from datasets.annotations import Annotations, Id
-from datasets.categories import match_categories
 from datasets.device import ToDevice
 from datasets.evaluation import Scores, evaluate_detections, to_coco_results
 from datasets.ids import id_order
 from datasets.image_folder import Pictures
 from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
+from datasets.matching import Matching, match_categories
 from datasets.paths import coco_layout, dataset_paths
 from datasets.readers import read_annotations
 from datasets.results import sound_results
@@ -136,9 +136,10 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         dataset = build_dataset(config.data, "val")
     dataset = check_files({"val": dataset}, config.data, world)["val"]
     if dataset.annotations.annotated or dataset.categories:
-        category_of = match_categories(categories, dataset.categories, "checkpoint")
+        matching = match_categories(categories, dataset.categories, how=config.match)
     else:  # a list of images alone
-        category_of = {c.label: c.id for c in categories}
+        matching = Matching({c.label: c.id for c in categories}, [])
+    category_of = matching.category_of
     unscored = without_objects(dataset.annotations)
     if config.analyse:
         check_scorable(dataset.annotations)
@@ -154,7 +155,12 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     how = f", padded in batches of {config.batch_size}" if padded else ""
     score = f"; there will be no score: {unscored}" if unscored else ""
     classes = f"{len(category_of)} classes"
-    print(f"{len(dataset)} images{how}, {classes}, operator {backend} on {device}{several}{score}\n")
+    print(
+        f"{len(dataset)} images{how}, {classes}, operator {backend} on {device}{several}{score}",
+        *matching.remarks,
+        "",
+        sep="\n",
+    )
 
     evaluated: nn.Module = model.to(device)
     loader: SampleLoader | EverySize = loaders[0]

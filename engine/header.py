@@ -28,13 +28,15 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (f", micro-batches of {micro}" if micro < per_process else "")
         + (f", padded to the largest of {'the batch' if cfg.padding == 'batch' else 'each micro-batch'}"),
         "length": f"{epochs} epochs of {state.steps_per_epoch} steps"
-        + (f", from step {state.global_step} on" if state.global_step else ""),
+        + (f", from step {state.global_step} on" if state.global_step else "")
+        + (f", or until {cfg.best_metric} has not risen in {cfg.early_stop} evaluations" if cfg.early_stop else ""),
         "lr": f"{cfg.lr:g}, backbone {cfg.lr_backbone:g}, offsets {cfg.lr * cfg.lr_offset_factor:g}, {cfg.schedule}",
         "device": f"{state.device}, operator {backend}, {cfg.precision}, seed {cfg.seed}"
         + (", activations checkpointed" if cfg.checkpoint_activations else "")
         + (", compiled" if cfg.compile else "")
         + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else "")
         + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
+        **({"kept": f"{', '.join(cfg.freeze)}: without gradient, dropout or new statistics"} if cfg.freeze else {}),
         "output": cfg.output + (f", best.pth by {cfg.best_metric}" if cfg.best_metric != "AP" else ""),
     }
     if backbone.weights == "none" and backbone.norm == "frozen" and not brought:

@@ -40,7 +40,7 @@ def adamw(
         else:
             groups["offsets" if offsets else "rest"].append(parameter)
     # One kernel for all parameters, and no sync for the scaler.
-    fused = groups["rest"][0].device.type in ("cpu", "cuda")
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     rates = {"backbone": lr_backbone, "offsets": lr * lr_offset_factor, "rest": lr}
     rates["backbone_offsets"] = lr_backbone * lr_offset_factor
     return AdamW(

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datasets.categories import Category, foreign_categories
+from datasets.categories import Category, assume_coco, foreign_categories, rename_by_id
 from datasets.device import ToDevice
 from datasets.images import to_rgb, upright
 from datasets.loader import Batch, pad_images
 from datasets.pictures import read_each
+from datasets.readers import read_annotations
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
 from engine.inputs import (
@@ -41,6 +42,7 @@ from util.drawing import draw_detections
 from util.errors import UserError
 from util.files import unused_name
 from util.fonts import legend_of
+from util.remarks import say_once
 
 
 class Predictor:
@@ -130,6 +132,7 @@ def load_predictor(
     size: int | None = None,
     weights: str = "auto",
     tta: TTAConfig | None = None,
+    classes: str | None = None,
 ) -> Predictor:
     """A detector that takes pictures, from any known checkpoint, at the image size it was evaluated with.
 
@@ -139,13 +142,32 @@ def load_predictor(
         size: shorter side in pixels; None takes the checkpoint's. The longer side follows from the picture.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
         tta: views of each picture, whose detections are merged; None looks once.
+        classes: annotation file that names the classes by their ids; None takes the checkpoint's names, or, for 91
+            classes without names, COCO's, which it says.
 
     Raises:
-        UserError: no such checkpoint, device or weights, or a value that an argument does not take.
+        UserError: no such checkpoint, device, weights or file of classes, or a value that an argument does not take.
     """
     checkpoint, size, tta = check_checkpoint(checkpoint), check_size(size), check_tta(tta)
     chosen = pick_device(device)  # before the checkpoint, which may take long to read
-    return make_predictor(*load_model(checkpoint, weights), chosen, size, tta)
+    model, categories, data = load_model(checkpoint, weights)
+    return make_predictor(model, named(categories, checkpoint, classes), data, chosen, size, tta)
+
+
+def named(categories: list[Category], checkpoint: str, classes: str | None) -> list[Category]:
+    """Classes with names to show: those of an annotation file, the checkpoint's own, or COCO's; arguments as above.
+
+    Raises:
+        UserError: the file cannot be read, or has none of the classes.
+    """
+    if classes:
+        return rename_by_id(categories, read_annotations(classes).categories, classes)
+    if any(c.name for c in categories):
+        return categories
+    assumed = assume_coco(categories)
+    shown = "they are assumed to be COCO's" if assumed != categories else "numbers stand for them"
+    say_once(f"'{checkpoint}' keeps no class names: {shown}; --classes FILE.json takes them from an annotation file")
+    return assumed
 
 
 def make_predictor(

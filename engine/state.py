@@ -85,6 +85,7 @@ class TrainingState:
         step: steps done in the epoch after those; all of them if only its evaluation is missing.
         best: best value so far of the figure that best.pth follows; -1 before any.
         best_metric: name of that figure.
+        stale: evaluations since it last rose.
         log_bytes: length of metrics.jsonl.
         means: losses since the last log.
     """
@@ -103,6 +104,7 @@ class TrainingState:
     means: LossMeans = field(default_factory=LossMeans)
     branch: nn.Module | None = None
     best_metric: str = "AP"
+    stale: int = 0
 
     def __post_init__(self) -> None:
         trained = [self.model] if self.branch is None else [self.model, self.branch]
@@ -133,6 +135,7 @@ class TrainingState:
                 "order": self.order,
             },
             "best": self.best,
+            "stale": self.stale,
             "log_bytes": self.log_bytes,
             "means": means,
             "rng": rng,
@@ -191,7 +194,7 @@ class TrainingState:
     def _restore_position(self, raw: RawCheckpoint, world: World) -> list[str]:
         content, at = raw.content, raw.content["schedule"]
         self.epoch, self.step, self.best = content["epoch"], at.get("step_in_epoch", 0), content["best"]
-        self.log_bytes = content.get("log_bytes", 0)
+        self.log_bytes, self.stale = content.get("log_bytes", 0), content.get("stale", 0)
         before = at.get("steps_per_epoch", self.steps_per_epoch)
         if self.step and (before, at.get("order")) != (self.steps_per_epoch, self.order):
             raise UserError(
@@ -203,7 +206,7 @@ class TrainingState:
         followed = content.get("config", {}).get("train", {}).get("best_metric", "AP")  # older ones say nothing
         if followed == self.best_metric:
             return []
-        self.best = -1.0
+        self.best, self.stale = -1.0, 0
         return [f"best.pth followed {followed} and now follows {self.best_metric}, whose best begins anew"]
 
 

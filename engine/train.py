@@ -14,17 +14,20 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.categories import distinct_names, match_categories
+from datasets.categories import distinct_names
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
 from datasets.evaluation import Scores
 from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
+from datasets.matching import match_categories
 from datasets.metrics import check_figure
 from datasets.splits import build_dataset
 from datasets.truth import check_learnable, check_scorable
 from engine.backend import selected_backend
 from engine.check_files import check_files
+from engine.class_rows import changed_order, reorder_classes, start_from
 from engine.evaluate import run_evaluation
+from engine.fit import images_at_once
 from engine.header import train_header
 from engine.optim import adamw, lr_factor, set_lr
 from engine.run import Run, checkpoint_to_resume
@@ -36,8 +39,8 @@ from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model, with_normalisation
 from models.load import LoadedDetector, load_detector
 from util import cli
-from util.checkpoint import RawCheckpoint, load_matching_weights
-from util.config import Config
+from util.checkpoint import RawCheckpoint
+from util.config import Config, TrainConfig
 from util.devices import pick_device
 from util.distributed import World, check_gpus
 from util.errors import Interrupted, UserError
@@ -81,7 +84,7 @@ def train(config: Config, world: World) -> int:
         begun, state, run, scores = time.perf_counter(), training.step.state, training.run, None
         with closing(training.loader):
             try:
-                while state.epoch < training.epochs:
+                while not ended(state, run.config.train, training.epochs):
                     scores = run_epoch(training, stop)
             except Interrupted:
                 if state.step < state.steps_per_epoch:  # else it was saved before the evaluation
@@ -90,11 +93,25 @@ def train(config: Config, world: World) -> int:
                 print(f"stopped after step {state.global_step}; go on with --train.resume {run.folder}", flush=True)
                 return STOPPED
         minutes = (time.perf_counter() - begun) / 60
+        if state.epoch < training.epochs:
+            print(f"\n{ended(state, run.config.train, training.epochs)}")
         print(f"\ntrained in {minutes:.1f} min, best {state.best_metric} {state.best:.3f}; of the last epoch:\n")
         if scores is not None:
             print(scores.text())
         run.finish()
         return 0
+
+
+def ended(state: TrainingState, config: TrainConfig, epochs: int) -> str:
+    """How a run has ended, early or with its last epoch, and how it can go on; empty if it has not."""
+    if state.epoch >= epochs:
+        return f"it has finished its {state.epoch} epochs; to go on, give a larger --train.epochs"
+    if config.early_stop and state.stale >= config.early_stop:
+        return (
+            f"it has ended early, after {state.epoch} of {epochs} epochs: {state.best_metric} has not risen in "
+            f"{state.stale} evaluations; to go on, give a larger --train.early_stop, or null"
+        )
+    return ""
 
 
 def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
@@ -118,6 +135,7 @@ def run_epoch(training: Training, stop: StopRequest) -> Scores | None:
         line += text
         value = scores.value(state.best_metric)
         improved = value > state.best or state.best == -1
+        state.stale = 0 if value > state.best else state.stale + 1
         state.best = max(state.best, value)
     print(f"{line}  loss {state.means.take_total(training.world)['loss']:.3f}", flush=True)
     state.epoch, state.step = state.epoch + 1, 0
@@ -214,6 +232,7 @@ def set_up(config: Config, world: World) -> Training | None:
         check_learnable(dataset.annotations)
         check_scorable(val_dataset.annotations)
     check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
+    order = check_resumable(resumed, cfg, dataset) if resumed else None
     dataset, val_dataset = check_files({"train": dataset, "val": val_dataset}, config.data, world).values()
     with world.one_a_machine_first():  # which fetches weights
         source = load_detector(config.model.init_from) if config.model.init_from and not resumed else None
@@ -221,27 +240,29 @@ def set_up(config: Config, world: World) -> Training | None:
         model = build_detector(config, dataset, resumed, source)
         config.model.backbone = with_normalisation(config.model.backbone, model.backbone)
         trained, branch = as_trained(config.loss, config.model, model)
-    category_of = match_categories(dataset.categories, val_dataset.categories, "training images")
+    matching = match_categories(dataset.categories, val_dataset.categories, "training images", "validation images")
+    print(*(f"{remark}\n" for remark in matching.remarks), sep="", end="")
     dtype = torch.float64 if cfg.precision == "fp64" else torch.float32
     trained.to(device, dtype)
+    most = images_per_process(config, len(dataset), world)
+    cfg.max_images_per_device = images_at_once(config, trained, dataset, device, world, most, resumed)
     loader, val_loader = make_loaders(config, dataset, val_dataset, device, world)
     epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
 
     optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     if source and config.model.init_from:
-        left_out = load_matching_weights(model, source.model.state_dict(), config.model.init_from)
-        print(f"weights from {config.model.init_from}; not loaded: {len(left_out)}", *left_out, sep="\n  ")
+        print(*start_from(model, source, dataset.categories, config.model.init_from), sep="\n  ")
     ema = ModelEmaV3(model, cfg.ema_decay, use_warmup=True) if cfg.ema_decay else None
-    order = [len(dataset), loader.batches.batch_size, cfg.seed, int(config.data.group_by_aspect)]
+    images = [len(dataset), loader.batches.batch_size, cfg.seed, int(config.data.group_by_aspect)]
     state = TrainingState(
-        model, optimizer, scaler, device, ema, num_steps, order, branch=branch, best_metric=cfg.best_metric
+        model, optimizer, scaler, device, ema, num_steps, images, branch=branch, best_metric=cfg.best_metric
     )
     if world.rank:
         torch.manual_seed(cfg.seed + world.rank)  # dropout in each process its own
-    same_folder = restore(state, resumed, output, world, position=not cfg.fast_dev_run)
-    if resumed and state.epoch >= epochs:
-        print(f"'{resumed.path}' has finished its {state.epoch} epochs; to go on, give a larger --train.epochs")
+    same_folder = restore(state, resumed, output, world, not cfg.fast_dev_run, order)
+    if resumed and (how := ended(state, cfg, epochs)):
+        print(f"'{resumed.path}':", how)
         return None
     state.best = state.best if (output / "best.pth").exists() else -1.0
 
@@ -260,7 +281,24 @@ def set_up(config: Config, world: World) -> Training | None:
         cfg.padding == "batch",
         run.dump,
     )
-    return Training(step, run, loader, val_loader, category_of, epochs, world)
+    return Training(step, run, loader, val_loader, matching.category_of, epochs, world)
+
+
+def check_resumable(resumed: RawCheckpoint, config: TrainConfig, dataset: CocoDetection) -> list[int] | None:
+    """The row of the checkpoint's class heads that each label has now, if that has changed.
+
+    Raises:
+        UserError: other classes, or other frozen parts.
+    """
+    if resumed.format != "native":  # refused when it is restored
+        return None
+    before = resumed.content["config"].get("train", {}).get("freeze", [])
+    if sorted(before) != sorted(config.freeze):
+        raise UserError(
+            f"train.resume: '{resumed.path}' was trained with train.freeze [{','.join(before)}], which decides what "
+            "the optimizer holds; resume it so, or take its weights alone, --model.init_from"
+        )
+    return changed_order(resumed.content["categories"], dataset.categories, resumed.path)
 
 
 def build_detector(
@@ -276,7 +314,10 @@ def build_detector(
         model = replace(model, backbone=with_normalisation(model.backbone, source.model.backbone))
     brings = resumed or same
     num_classes = 1 + max(c.label for c in dataset.categories)
-    return build_model(model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    detector = build_model(model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    detector.freeze(config.train.freeze)
+    detector.transformer.checkpointing = config.train.checkpoint_activations
+    return detector
 
 
 def backbone_brought(resumed: RawCheckpoint | None, source: LoadedDetector | None) -> str | None:
@@ -286,8 +327,15 @@ def backbone_brought(resumed: RawCheckpoint | None, source: LoadedDetector | Non
     return source.config.backbone.name if source else None
 
 
-def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, world: World, position: bool) -> bool:
-    """Fill the state from a checkpoint, if there is one.
+def restore(
+    state: TrainingState,
+    resumed: RawCheckpoint | None,
+    output: Path,
+    world: World,
+    position: bool,
+    order: list[int] | None,
+) -> bool:
+    """Fill the state from a checkpoint, if there is one; `order` says which row of its class heads each label takes.
 
     Returns:
         Whether the checkpoint lies in the run's own folder.
@@ -298,6 +346,9 @@ def restore(state: TrainingState, resumed: RawCheckpoint | None, output: Path, w
     if resumed:
         for remark in state.restore(resumed, world, position):
             print(remark)
+        if order:
+            reorder_classes(state, order)
+            print("the classes are in another order than in the checkpoint: class heads and their moments go with them")
     if len(set(map(tuple, world.exchange([state.epoch, state.step, int(resumed is not None)])))) > 1:
         raise UserError(
             f"the processes do not find the same checkpoint; '{output}' must be a folder that all machines see"
@@ -311,10 +362,11 @@ def make_loaders(
     """This process's training batches and validation batches."""
     cfg, data = config.train, config.data
     share, pin = (world.rank, world.size), device.type == "cuda"
-    per_process = images_per_process(config, len(dataset), world)
-    micro = min(cfg.max_images_per_device or per_process, per_process)
+    per_process, at_once = images_per_process(config, len(dataset), world), cfg.max_images_per_device
+    assert at_once != "auto", "it is found before"
+    micro = min(at_once or per_process, per_process)
     loader = train_loader(dataset, cfg.batch_size, micro, data.workers, cfg.seed, pin, share, data.group_by_aspect)
-    eval_batch = cfg.eval_batch_size or min(8, cfg.max_images_per_device or cfg.batch_size)
+    eval_batch = cfg.eval_batch_size or min(8, at_once or cfg.batch_size)
     return loader, eval_loader(val_dataset, eval_batch, data.workers, pin, share, 2 if cfg.fast_dev_run else None)
 
 
@@ -335,7 +387,6 @@ def distribute(
     config: Config, model: DeformableDETR, trained: nn.Module, device: torch.device, world: World
 ) -> nn.Module:
     """What training runs, with the options of memory and speed; gradients are exchanged between processes."""
-    model.transformer.checkpointing = config.train.checkpoint_activations
     if world.size > 1 and config.model.backbone.norm == "trainable":
         synchronise_batch_norms(model)
     if config.train.compile:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from util.checkpoint import load_plain
+from util.checkpoint import load_plain, state_dict_in
 from util.errors import UserError
 
 
@@ -22,10 +22,8 @@ def load_backbone_weights(body: nn.Module, path: str) -> None:
         found = load_plain(Path(path))
     except UserError as error:
         raise UserError(f"model.backbone.weights: {error}") from None
-    for wrapper in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict):
+    found = state_dict_in(found)
+    if not found:
         raise UserError(f"model.backbone.weights: '{path}' holds no state dict of tensors")
 
     fill_backbone(body, found, path)
@@ -47,9 +45,9 @@ def fill_backbone(body: nn.Module, found: Mapping[Any, Tensor], source: str) -> 
 
     # timm flattens stages.0 to stages_0 when it extracts features; files have the dots.
     def plain(key: str) -> str:
-        return key.removeprefix("module.").removeprefix("model.").replace(".", "_")
+        return key.removeprefix("model.").replace(".", "_")
 
-    by_plain_name = {plain(str(key)): tensor for key, tensor in found.items()}
+    by_plain_name = {plain(key): tensor for key, tensor in found.items()}
     wanted = {key: tensor for key, tensor in body.state_dict().items() if not key.endswith("num_batches_tracked")}
     optional = [key for key in wanted if ".sampling_offsets." in key and plain(key) not in by_plain_name]
     wanted = {key: tensor for key, tensor in wanted.items() if key not in optional}

@@ -15,6 +15,7 @@ from models.position import PositionEncoding
 from models.predictions import PredictionGroup, Predictions
 from models.queries import QueryGroup, QuerySource
 from models.transformer import DeformableTransformer
+from util.errors import UserError
 from util.objects import Objects
 
 
@@ -51,6 +52,7 @@ class DeformableDETR(nn.Module):
         self.queries = queries
         self.heads = nn.ModuleList(heads)
         self.auxiliary_losses = auxiliary_losses
+        self.frozen: list[nn.Module] = []
         if not auxiliary_losses:
             for head in self.heads[:-1]:
                 head.classify.requires_grad_(False)
@@ -69,6 +71,29 @@ class DeformableDETR(nn.Module):
         """Heights and widths are padded to a multiple of this: the backbone's, times two for each strided level."""
         strided = len(self.neck.levels) - self.backbone.num_features
         return self.backbone.size_multiple * (2**strided if self.neck.ignore_padding else 1)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Keep parts as they are: no gradient, no dropout, and batch norms keep their statistics, also in training.
+
+        Args:
+            parts: names of `models.limits.PARTS`.
+
+        Raises:
+            UserError: nothing is left to train.
+        """
+        for name in parts:
+            part = getattr(self.transformer if name in ("encoder", "decoder") else self, name)
+            self.frozen.append(part.requires_grad_(False))
+        if not any(p.requires_grad for p in self.parameters()):
+            raise UserError(f"train.freeze [{', '.join(parts)}] leaves nothing to train; leave one out")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DeformableDETR":
+        """Switch as any module does, but keep frozen parts in evaluation mode."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def compile_parts(self, backend: str = "inductor") -> None:
         """`torch.compile` in place, for images of any size, without graph breaks in encoder and decoder.

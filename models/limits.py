@@ -3,14 +3,38 @@
 Nothing here imports torch, so that a command can refuse such numbers at once.
 """
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 from util.config import Config, ModelConfig, ProfileConfig, VisualizeConfig
 from util.errors import UserError
+
+PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads")  # of a detector, by name
 
 
 def check_own_model(options: Config | VisualizeConfig | ProfileConfig) -> None:
     """Refuse a command's model that cannot be built, unless a checkpoint brings the model."""
     if not getattr(options, "checkpoint", None):
         check_model(options.model)
+    if isinstance(options, Config):
+        check_freeze(options.train.freeze, options.loss.mimic_weight)
+
+
+def check_freeze(parts: Sequence[str], mimic_weight: float) -> None:
+    """Refuse parts that a detector does not have, or that leave nothing to train.
+
+    Raises:
+        UserError: names the part and what is like it.
+    """
+    for part in parts:
+        if part not in PARTS:
+            near = get_close_matches(part, PARTS, n=1)
+            hint = f"did you mean '{near[0]}'? there" if near else "there"
+            raise UserError(f"train.freeze has '{part}'; {hint} are {', '.join(PARTS)}")
+    if set(parts) == set(PARTS):
+        raise UserError("train.freeze has every part, which leaves nothing to train; leave one out")
+    if mimic_weight and "backbone" in parts:
+        raise UserError("loss.mimic_weight teaches the backbone, which train.freeze keeps as it is; leave one out")
 
 
 def check_model(config: ModelConfig) -> None:

@@ -72,7 +72,9 @@ COMMANDS = {
     " --train.max_images_per_device 4": TRAIN,
     "python main.py train --config configs/base.yaml --data.root coco --train.resume auto": RESUME,
     "python main.py train --train.resume runs/base --train.epochs 60": RESUME,
-    "python main.py train --config configs/base.yaml --model.init_from r50_deformable_detr.pth"
+    'python main.py train --config configs/finetune.yaml --data.root path/to/coco'
+    ' --model.init_from r50_deformable_detr.pth --train.freeze "[backbone,encoder]" --train.early_stop 5': TRAIN,
+    "python main.py train --config configs/finetune.yaml --model.init_from r50_deformable_detr.pth"
     " --data.train_images my/train --data.train_annotations my/train.json"
     " --data.val_images my/val --data.val_annotations my/val.json": TRAIN,
     "python main.py train --config configs/bccd.yaml"
@@ -87,6 +89,9 @@ COMMANDS = {
     "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco": EVAL,
     "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco"
     " --padding batch --batch_size 2": EVAL,
+    "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco --match ids": EVAL,
+    "python main.py predict --checkpoint r50_deformable_detr-checkpoint.pth --input photo.jpg"
+    " --classes my/train.json": "",
     "python main.py eval --detections runs/eval/detections.json --data.val_annotations instances_val2017.json": "",
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco --tta.flip true": EVAL,
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco"

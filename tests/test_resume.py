@@ -30,6 +30,8 @@ SETTINGS = {
     "train.log_every": 2,
     "train.save_every": 2,
     "train.ema_decay": 0.9,
+    "train.freeze": "[neck]",
+    "train.early_stop": 9,
     "train.resume": "auto",
 }
 
@@ -69,7 +71,7 @@ def assert_same_outcome(folder: Path, whole: Path) -> None:
         for i, moments in exact["optimizer"]["state"].items():
             for key, tensor in moments.items():
                 assert torch.equal(resumed["optimizer"]["state"][i][key], tensor), f"{name}: {key} of parameter {i}"
-        for key in ("epoch", "schedule", "best"):
+        for key in ("epoch", "schedule", "best", "stale"):
             assert resumed[key] == exact[key], key
     assert lines_of(folder) == lines_of(whole)
     assert not list(folder.glob("*.tmp"))

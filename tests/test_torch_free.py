@@ -51,6 +51,11 @@ def data(tmp_path_factory) -> Path:
             2,
             "model.num_heads is 3, which does not divide model.d_model 256; try 2",
         ),
+        (
+            ["train", "--train.freeze", "[backbone,heds]"],
+            2,
+            "train.freeze has 'heds'; did you mean 'heads'?",
+        ),
         (["visualize", "--model.num_points", "[4,4]"], 2, "lists 2 numbers, but model.num_levels is 4"),
         (["profile", "--model.dropout", "1"], 2, "model.dropout is 1.0; it must be in [0, 1)"),
     ],
@@ -97,7 +102,7 @@ def test_a_model_that_a_checkpoint_brings_is_not_judged_by_options(command):
 
 @pytest.mark.parametrize(
     "module",
-    ["main", "util.command", "datasets.readers", "datasets.categories", "datasets.metrics", "datasets.defects"],
+    ["main", "util.command", "datasets.readers", "datasets.matching", "datasets.metrics", "datasets.defects"],
 )
 def test_modules(module):
     done, packages = started("-c", f"import {module}")

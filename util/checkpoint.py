@@ -139,10 +139,11 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         if wrong:
             raise UserError(f"checkpoint '{path}' has no '{wrong[0]}' that can be used; it was not written by training")
         _say_normalisation(content["config"]["model"])
-        return RawCheckpoint("native", content, {}, path)
-    tensors = content.get("model") if isinstance(content, dict) else None
-    if isinstance(tensors, dict) and any(str(key).startswith("transformer.") for key in tensors):
-        return RawCheckpoint("original", content, {}, path)
+        states = {k: plain_keys(content[k]) for k in ("model", "ema", "branch") if isinstance(content.get(k), dict)}
+        return RawCheckpoint("native", content | states, {}, path)
+    tensors = state_dict_in(content)
+    if any(key.startswith("transformer.") for key in tensors):
+        return RawCheckpoint("original", {**content, "model": tensors}, {}, path)
     raise UserError(
         f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
         "({'model': {'transformer.*': ...}}), nor a transformers directory"
@@ -153,6 +154,27 @@ def _say_normalisation(model: dict[str, Any]) -> None:
     """Older checkpoints do not say what images were normalised by; it was always ImageNet's."""
     if isinstance(model.get("backbone"), dict) and "mean" not in model["backbone"]:
         model["backbone"] |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+
+
+def state_dict_in(content: Any) -> dict[str, Any]:
+    """The tensors of a file by their plain keys: in a wrapper (`model`, `state_dict`), or the file itself; or none."""
+    for wrapper in ("model", "state_dict", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            return plain_keys(content[wrapper])
+    bare = content if isinstance(content, dict) else {}
+    return plain_keys({key: value for key, value in bare.items() if isinstance(value, torch.Tensor)})
+
+
+def plain_keys(state: dict[Any, Any]) -> dict[str, Any]:
+    """A state dict without what wrappers of a model (DataParallel, DDP, torch.compile) put before every key."""
+    plain = {str(key): value for key, value in state.items()}
+    wrapper = r"(?:module|_orig_mod|model)\."
+    while plain and all(re.match(wrapper, key) for key in plain):
+        shorter = {re.sub(f"^{wrapper}", "", key): value for key, value in plain.items()}
+        if len(shorter) < len(plain):  # two parts were told apart by it
+            break
+        plain = shorter
+    return plain
 
 
 def load_plain(path: Path) -> Any:

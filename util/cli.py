@@ -123,6 +123,21 @@ def take(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
+def with_auto_batch(argv: Sequence[str]) -> list[str]:
+    """`--train.batch_size auto` asks how many images fit, which must not change what a step is made of.
+
+    So the batch stays what a preset says, and it is `max_images_per_device` that is found.
+    """
+    given = [argument.replace("--train.batch-size", "--train.batch_size") for argument in argv]
+    found = "--train.max_images_per_device"
+    for i, argument in enumerate(given):
+        if argument == "--train.batch_size=auto" or (
+            argument == "--train.batch_size" and given[i + 1 : i + 2] == ["auto"]
+        ):
+            given[i] = argument.replace("--train.batch_size", found)
+    return given
+
+
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML that `--config` reads back."""
     return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
@@ -216,7 +231,9 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(f"'{a}'" for a in arguments)
     if origin is list:
-        return f"a list of {arguments[0].__name__}, like [1,2]"
+        return (
+            "a list of names, like [a,b]" if arguments[0] is str else f"a list of {arguments[0].__name__}, like [1,2]"
+        )
     if origin is dict:
         return "a mapping, like {key: value}"
     return {type(None): "null", bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]

@@ -95,7 +95,7 @@ class ModelConfig:
     two_stage: bool = False
     """queries start from the encoder's best proposals"""
     init_from: str | None = None
-    """checkpoint whose weights to start from; heads of another class count are re-initialised"""
+    """checkpoint whose weights to start from; class heads take the rows of classes with the same names"""
 
 
 @dataclass
@@ -201,9 +201,11 @@ class TrainConfig:
     epochs: Positive = 50
     """passes over the training images"""
     batch_size: Positive = 32
-    """images for each optimizer step, over all processes"""
-    max_images_per_device: Positive | None = None
-    """images in memory at once: a larger share of the batch is accumulated; null for all at once"""
+    """images for each optimizer step, over all processes; on the command line, auto keeps it as it is and stands for
+    max_images_per_device auto"""
+    max_images_per_device: Positive | Literal["auto"] | None = None
+    """images in memory at once: a larger share of the batch is accumulated; null for all at once; auto finds the
+    largest number that fits and writes it down"""
     padding: Literal["batch", "micro_batch"] = "batch"
     """pad to the largest image of the batch, so that nothing depends on processes and micro-batches; or of each
     micro-batch, with half as much to compute (the original pads pairs: max_images_per_device 2)"""
@@ -227,6 +229,11 @@ class TrainConfig:
     """evaluate after every n epochs, and after the last"""
     best_metric: str = "AP"
     """figure that best.pth follows: any of results.json (AP50, AP_small, AR_100, ...), or a class's, like AP/person"""
+    early_stop: Positive | None = None
+    """end after so many evaluations in a row in which best_metric has not risen; null trains all epochs"""
+    freeze: list[str] = field(default_factory=list)
+    """parts to keep as they are, without gradient, dropout or new statistics, like [backbone,encoder]: backbone, neck,
+    position, encoder, decoder, queries (with the proposals' head), heads"""
     eval_batch_size: Positive | None = None
     """images at once in evaluation; null takes max_images_per_device, else batch_size, at most 8"""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -289,6 +296,8 @@ class AblateConfig(Config):
     proposals, or another image size"""
     checkpoint: str | None = None
     """with eval_only: checkpoint, run's folder, or quoted pattern whose several matches count as seeds"""
+    match: Literal["auto", "names", "ids"] = "auto"
+    """with eval_only: which class of the checkpoint is which of the data, as in eval"""
 
 
 @dataclass
@@ -327,6 +336,9 @@ class EvalConfig:
     to the largest of them, as the original's published figures were computed, in pairs (--batch_size 2)"""
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
+    match: Literal["auto", "names", "ids"] = "auto"
+    """which class of the checkpoint is which of the data: by name or by id; auto: by name, but where the checkpoint
+    keeps none by id, unless the data are COCO's"""
     analyse: bool = False
     """also analyse the errors: report.html, analysis.json and worst/ in the output folder"""
     threshold: Share = 0.5
@@ -355,6 +367,8 @@ class PredictConfig:
     """smallest score that is drawn and listed"""
     top_k: Positive = 100
     """most detections for each picture"""
+    classes: str | None = None
+    """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     size: Positive | None = None
     """shorter side to resize to; null takes the checkpoint's"""
     device: str = "auto"
@@ -383,6 +397,8 @@ class VisualizeConfig:
     """smallest score of a query to be drawn"""
     top_k: Positive = 3
     """most queries to draw, the best ones"""
+    classes: str | None = None
+    """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     queries: list[int] | None = None
     """queries to draw instead, from 0"""
     layers: list[int] | None = None

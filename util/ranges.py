@@ -22,7 +22,7 @@ class Range:
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse numbers that lie outside of the range of their option; null passes.
+    """Refuse numbers that lie outside of the range of their option; null and words pass.
 
     Args:
         config: dataclass of options and of sections.
@@ -34,7 +34,7 @@ def check_ranges(config: Any) -> None:
         value = config
         for name in option.split("."):
             value = getattr(value, name)
-        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        numbers = value if isinstance(value, list) else [value] if isinstance(value, (int, float)) else []
         if not all(allowed.smallest <= number <= allowed.largest for number in numbers):  # NaN is in no range
             raise UserError(f"{option} is {value}; it must be {allowed}")
 

@@ -1,7 +1,14 @@
 import pytest
 
 from datasets.annotations import CategoryEntry
-from datasets.categories import Category, categories_of, distinct_names, foreign_categories, match_categories
+from datasets.categories import (
+    Category,
+    assume_coco,
+    categories_of,
+    distinct_names,
+    foreign_categories,
+    rename_by_id,
+)
 from util.errors import UserError
 
 
@@ -19,35 +26,28 @@ def test_original_labels_need_ids_that_can_be_labels(bad):
         categories_of(categories, "original")
 
 
-def test_match_categories_goes_by_name():
-    model = [Category(0, 1, "cat"), Category(1, 2, "dog"), Category(2, 3, "bird")]
-    data = [Category(0, 7, "dog"), Category(1, 1, "bird"), Category(2, 5, "fish")]
-    assert match_categories(model, data) == {1: 7, 2: 1}
+def test_foreign_classes_keep_the_names_they_have_and_their_count_says_nothing():
+    assert foreign_categories(3, {0: "a", 2: "c"}) == [Category(0, 0, "a"), Category(1, 1, ""), Category(2, 2, "c")]
+    assert {c.name for c in foreign_categories(91, {})} == {""}
 
 
-def test_match_categories_goes_by_id_only_without_names():
-    data = [Category(0, 7, "dog"), Category(1, 1, "bird")]
-    assert match_categories([Category(7, 7, ""), Category(8, 8, "")], data) == {7: 7}
-
-
-@pytest.mark.parametrize("model", [[Category(0, 7, "cat")], [Category(0, 3, "")]])
-def test_match_categories_refuses_classes_that_have_nothing_in_common(model):
-    with pytest.raises(UserError, match="none in common"):
-        match_categories(model, [Category(0, 7, "dog"), Category(1, 1, "bird")])
-
-
-def test_91_foreign_classes_are_those_of_coco():
-    categories = foreign_categories(91, {})
+def test_91_classes_without_names_can_be_assumed_to_be_those_of_coco():
+    categories = assume_coco(foreign_categories(91, {}))
     assert len(categories) == 80
     assert all(c.label == c.id for c in categories)
     names = {c.id: c.name for c in categories}
     assert [names[i] for i in (1, 13, 90)] == ["person", "stop sign", "toothbrush"]
     assert not set(names) & {0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    for other in (foreign_categories(91, {1: "N/A"}), foreign_categories(90, {})):
+        assert assume_coco(other) == other
 
 
-def test_other_foreign_classes_keep_the_names_they_have():
-    assert foreign_categories(3, {0: "a", 2: "c"}) == [Category(0, 0, "a"), Category(1, 1, ""), Category(2, 2, "c")]
-    assert foreign_categories(91, {1: "N/A"})[1] == Category(1, 1, "N/A")
+def test_an_annotation_file_names_classes_by_their_ids():
+    classes = foreign_categories(4, {3: "old"})
+    entries = [CategoryEntry(2, "WBC"), CategoryEntry(7, "other"), CategoryEntry(1, "RBC")]
+    assert [c.name for c in rename_by_id(classes, entries, "a.json")] == ["", "RBC", "WBC", "old"]
+    with pytest.raises(UserError, match=r"'a.json' names classes with the ids 7, of which"):
+        rename_by_id(classes, entries[1:2], "a.json")
 
 
 def test_a_name_that_an_earlier_class_has_is_told_apart_by_its_id():

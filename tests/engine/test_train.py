@@ -81,6 +81,29 @@ def test_a_resumed_run_goes_on_with_its_figure(options, script, tmp_path, capsys
     assert "begins anew" not in capsys.readouterr().out
 
 
+def test_a_resumed_run_follows_the_names_of_its_classes(options, script, tmp_path, capsys):
+    script(AP=[0.5, 0.4])
+    assert main([*options, "--train.output", str(tmp_path / "r"), "--train.epochs", "1"]) == 0
+    file = Path(options[-1]) / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    argv = ["train", "--train.resume", str(tmp_path / "r"), "--train.epochs", "2"]
+    argv += ["--data.train_images", str(file.parents[1] / "train2017"), "--data.train_annotations"]
+    turned = {1: 3, 2: 2, 3: 1}
+    for entries, key in ((content["categories"], "id"), (content["annotations"], "category_id")):
+        for entry in entries:
+            entry[key] = turned[entry[key]]
+    (tmp_path / "turned.json").write_text(json.dumps(content))
+    content["categories"][0]["name"] = "disc"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert main([*argv, str(tmp_path / "other.json")]) == 2
+    assert "only the checkpoint has circle; only the data have disc" in capsys.readouterr().err
+    assert main([*argv, str(tmp_path / "turned.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "the classes are in another order than in the checkpoint" in printed and "not matched" not in printed
+    names = [c["name"] for c in torch.load(tmp_path / "r" / "last.pth", weights_only=True)["categories"]]
+    assert names == ["triangle", "square", "circle"]
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_with_another_figure_it_begins_anew(options, script, tmp_path, capsys, older):
     script(AP=[0.5, 0.4, 0.1], AP50=[0.9, 0.3, 0.2])
@@ -98,6 +121,52 @@ def test_with_another_figure_it_begins_anew(options, script, tmp_path, capsys, o
         assert main([*argv, "--train.best_metric", "AP50"]) == 0
         assert "best.pth followed AP and now follows AP50, whose best begins anew" in capsys.readouterr().out
         assert best(tmp_path) == (2, 0.3)
+
+
+def test_a_run_ends_when_its_figure_has_not_risen_for_long_enough(options, script, tmp_path, capsys):
+    """The count goes on in a resumed run, and a new best begins it anew."""
+    script(AP=[0.5] * 9, AP50=[0.2, 0.1, 0.3, 0.3, 0.2, 0.4, 0.1, 0.1, 0.1])
+    argv = [*options, "--train.output", str(tmp_path), "--train.early_stop", "2", "--train.best_metric", "AP50"]
+    assert main([*argv, "--train.epochs", "4"]) == 0
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["stale"] == 1
+    resumed = ["train", "--train.resume", str(tmp_path), "--train.epochs", "9"]
+    assert main(resumed) == 0
+    printed = capsys.readouterr().out
+    assert "it has ended early, after 5 of 9 epochs: AP50 has not risen in 2 evaluations" in printed
+    assert "or until AP50 has not risen in 2 evaluations" in printed and best(tmp_path) == (3, 0.3)
+    assert main(resumed) == 0
+    assert "last.pth': it has ended early, after 5 of 9 epochs" in capsys.readouterr().out
+    assert main([*resumed, "--train.early_stop", "3"]) == 0
+    assert "ended early, after 9 of 9" not in capsys.readouterr().out
+    assert best(tmp_path) == (6, 0.4) and torch.load(tmp_path / "last.pth", weights_only=True)["epoch"] == 9
+
+
+def test_what_never_can_be_scored_ends_too(options, script, tmp_path):
+    script(AP=[-1.0] * 3)
+    assert main([*options, "--train.output", str(tmp_path), "--train.early_stop", "2", "--train.epochs", "3"]) == 0
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["epoch"] == 2
+
+
+def test_frozen_parts_stay_to_the_bit_with_their_statistics(options, script, tmp_path, capsys):
+    script(AP=[0.1] * 5)  # two for each epoch with an average
+    argv = [*options, "--train.epochs", "1", "--model.dropout", "0.5"]
+    assert main([*argv, "--train.output", str(tmp_path / "a")]) == 0
+    start = ["--model.init_from", str(tmp_path / "a"), "--train.ema_decay", "0.5", "--train.weight_decay", "0.1"]
+    frozen = ["--train.freeze", "[backbone,encoder,heads]", "--train.output", str(tmp_path / "b")]
+    assert main([*argv, *start, *frozen]) == 0
+    assert "kept  backbone, encoder, heads: without gradient" in capsys.readouterr().out
+    before, after = (torch.load(tmp_path / n / "last.pth", weights_only=True) for n in "ab")
+    for state in (after["model"], after["ema"]):
+        changed = {key for key, tensor in before["model"].items() if not torch.equal(state[key], tensor)}
+        assert {k.removeprefix("transformer.").split(".")[0] for k in changed} == {
+            "neck", "position", "decoder", "queries"
+        }  # fmt: skip
+    resumed = ["train", "--train.resume", str(tmp_path / "b"), "--train.epochs", "2"]
+    assert main([*resumed, "--train.freeze", "[backbone]"]) == 2
+    assert "was trained with train.freeze [backbone,encoder,heads]" in capsys.readouterr().err
+    assert main(resumed) == 0
+    after = torch.load(tmp_path / "b" / "last.pth", weights_only=True)["model"]
+    assert all(torch.equal(after[k], t) for k, t in before["model"].items() if k.startswith(("backbone", "heads")))
 
 
 @pytest.mark.parametrize(

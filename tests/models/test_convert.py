@@ -1,13 +1,16 @@
 """The original repository's layout, all five variants, written by an inverse of our naming and read back."""
 
 import argparse
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from models.backbone_weights import load_backbone_weights
 from models.from_config import build_model
 from models.load import load_detector
-from tests.models.helpers import padded_batch, scramble
+from tests.models.helpers import padded_batch, scramble, small_config, small_model
+from util.checkpoint import FORMAT, read_checkpoint
 from util.config import BackboneConfig, ModelConfig
 from util.errors import UserError
 
@@ -110,6 +113,34 @@ def test_without_args_the_tensors_tell(variant, tmp_path):
     torch.save({"model": as_original(model, variant)}, tmp_path / "bare.pth")
     loaded = load_detector(str(tmp_path / "bare.pth")).model
     assert {k: v.shape for k, v in loaded.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.module."])
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", None])
+def test_wrapped_and_bare_state_dicts_are_read(prefix, wrapper, tmp_path):
+    saved = {"transformer.level_embed": torch.ones(2), "bbox_embed.0.layers.0.bias": torch.zeros(1)}
+    state = {prefix + key: tensor for key, tensor in saved.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "a.pth")
+    raw = read_checkpoint(tmp_path / "a.pth")
+    found = raw.content["model"]
+    assert raw.format == "original" and found.keys() == saved.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in saved.items())
+
+
+def test_the_keys_of_a_run_and_of_a_backbone_may_have_a_prefix_too(tmp_path):
+    model = small_model(2)
+    wrapped = {f"module.{key}": tensor for key, tensor in model.state_dict().items()}
+    config = {"model": asdict(small_config()), "data": {}}
+    classes = [{"label": i, "id": i, "name": str(i)} for i in range(2)]
+    content = {"format": FORMAT, "model": wrapped, "ema": wrapped, "config": config, "categories": classes, "epoch": 1}
+    torch.save(content, tmp_path / "run.pth")
+    for weights in ("model", "ema"):
+        found = load_detector(str(tmp_path / "run.pth"), weights).model.state_dict()
+        assert all(torch.equal(tensor, found[key]) for key, tensor in model.state_dict().items())
+    body = {f"module.{key}": tensor + 1 for key, tensor in model.backbone.body.state_dict().items()}
+    torch.save({"state_dict": body, "arch": "resnet10t"}, tmp_path / "body.pth")
+    load_backbone_weights(model.backbone.body, str(tmp_path / "body.pth"))
+    assert torch.equal(model.backbone.body.conv1[0].weight, body["module.conv1.0.weight"])
 
 
 def test_an_unknown_key_is_named(tmp_path):

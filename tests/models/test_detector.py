@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from models.from_config import build_criterion, build_model
+from models.limits import PARTS, check_freeze
 from models.transformer import encoder_reference_points
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from tests.models.test_from_config import TRAINABLE, preset
 from util.config import LossConfig
+from util.errors import UserError
 
 
 def gradients(model, auxiliary: bool) -> dict[str, torch.Tensor | None]:
@@ -100,3 +102,33 @@ def test_encoder_references_are_pixel_centres_of_the_unpadded_part():
     assert points[0, :4, 0, 0].tolist() == pytest.approx([0.125, 0.375, 0.625, 0.875])  # on its own padded level
     assert points[0, :2, 1, 0].tolist() == pytest.approx([0.25, 0.75])  # as a share of the other, unpadded one
     assert points[0, 4:, 0, 0].tolist() == pytest.approx([0.125, 0.375])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_frozen_part_has_no_gradient_and_is_evaluated_in_training(part):
+    model = small_model(dropout=0.5)
+    model.freeze([part])
+    model.train()
+    names = {name for name, p in model.named_parameters() if not p.requires_grad}
+    prefix = f"transformer.{part}." if part in ("encoder", "decoder") else f"{part}."
+    assert names == {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    asleep = {name for name, module in model.named_modules() if not module.training}
+    assert asleep == {name for name, _ in model.named_modules() if f"{name}.".startswith(prefix)}
+
+
+def test_a_detector_with_nothing_to_train_is_refused():
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        small_model(encoder_layers=0).freeze([part for part in PARTS if part not in ("encoder", "position")])
+
+
+@pytest.mark.parametrize(
+    ("parts", "weight", "said"),
+    [
+        (["backbon"], 0, "did you mean 'backbone'"),
+        (list(PARTS), 0, "nothing to train"),
+        (["backbone"], 0.1, "mimic_weight teaches the backbone"),
+    ],
+)
+def test_parts_that_cannot_be_frozen_are_refused(parts, weight, said):
+    with pytest.raises(UserError, match=said):
+        check_freeze(parts, weight)

@@ -315,3 +315,12 @@ def test_files_that_the_shell_made_of_a_pattern(tmp_path, monkeypatch):
     (tmp_path / "b.jpg").touch()
     with pytest.raises(UserError, match=r"'b\.jpg' is no option.*a pattern of files is quoted"):
         cli.parse(PredictConfig, ["--input", "a.jpg", "b.jpg"], "")
+
+
+@pytest.mark.parametrize("given", [["--train.batch_size", "auto"], ["--train.batch-size=auto"]])
+def test_an_automatic_batch_keeps_the_batch_and_asks_what_fits(given):
+    written = cli.with_auto_batch(["--train.batch_size=8", *given, "--train.lr", "auto"])
+    options = parse(*written[:-2], "--train.epochs", "3").train
+    assert (options.batch_size, options.max_images_per_device, options.epochs) == (8, "auto", 3)
+    assert written[-2:] == ["--train.lr", "auto"]
+    assert cli.with_auto_batch(["--train.batch_size", "8"]) == ["--train.batch_size", "8"]

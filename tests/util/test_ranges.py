@@ -63,6 +63,7 @@ TABLE = {
     "train.epochs": AT_LEAST_1,
     "train.eval_batch_size": AT_LEAST_1,
     "train.eval_every": AT_LEAST_1,
+    "train.early_stop": AT_LEAST_1,
     "train.keep_checkpoints": AT_LEAST_1,
     "train.log_every": AT_LEAST_1,
     "train.lr": AT_LEAST_0,
