@@ -111,16 +111,18 @@ def _remarks_on_categories(results: list[dict], annotations: Annotations, of: st
         return []
     known = [c.id for c in annotations.categories if c.id not in counts]
     if len(unlisted) == len(counts):
+        named = [c.id for c in annotations.categories if c.name == unlisted[0]]
+        hint = f"; '{unlisted[0]}' is a name: give its id, {named[0]}" if named else ""
         raise UserError(
             f"{of}no detection has a category of '{annotations.source}': the first has {typed(unlisted[0])}, "
-            f"the file lists {some_ids(listed)}"
+            f"the file lists {some_ids(listed)}{hint}"
         )
     some = ", ".join(map(repr, unlisted[:10])) + (", ..." if len(unlisted) > 10 else "")
     number = sum(counts[category] for category in unlisted)
     text = f"{of}{number} detections have categories that the file does not list: [{some}]"
     if known:
         names = ", ".join(f"{listed[c]} ({c})" for c in known[:10]) + (", ..." if len(known) > 10 else "")
-        text += f"; not matched, of the file: {names}"
+        text += f"; not matched: {names}"
     first = min((c for c in listed if not isinstance(c, str)), default=None)
     if first is not None and set(unlisted) == {first - 1}:
         text += "; if the detections count classes from 0, add 1 to each"

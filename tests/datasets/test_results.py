@@ -61,7 +61,7 @@ def test_the_remark_on_ids_names_file_key_and_types():
 def test_categories_counted_from_0_are_said():
     (said,) = sound_results(found(kinds=lambda k: k - 1), truth(), "det.json").remarks
     assert "2 detections have categories that the file does not list: [0]" in said
-    assert "not matched, of the file: star (3)" in said and "add 1 to each" in said
+    assert "; not matched: star (3)" in said and "add 1 to each" in said
     assert evaluate_detections(truth(), found(kinds=lambda k: k - 1)).figures["AP"] == 0
 
 
@@ -70,6 +70,8 @@ def test_other_unknown_categories_are_said_without_a_guess():
     assert said == "1 detections have categories that the file does not list: ['9']"
     with pytest.raises(UserError, match=r"the first has 'x' \(text\), the file lists 1 \(number\)"):
         sound_results(found(kinds=lambda k: "x"), truth())
+    with pytest.raises(UserError, match="'circle' is a name: give its id, 1"):
+        sound_results(found(kinds=NAMES.get), truth())
 
 
 def test_an_unknown_image_is_quoted_with_its_type():
