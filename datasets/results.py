@@ -59,9 +59,10 @@ def sound_results(results: object, annotations: Annotations, source: str | None 
             )
     remarks += _remarks_on_categories(read, annotations, of)
     finite = [all(map(isfinite, (*r["bbox"], r["score"]))) for r in read]
-    sound = [f and min(r["bbox"][2:]) > 0 for r, f in zip(read, finite)]
+    # A box of no width is a wrong detection, as pycocotools counts it; what has no meaning at all is left out.
+    sound = [f and min(r["bbox"][2:]) >= 0 for r, f in zip(read, finite)]
     if not all(sound):
-        counts = {"not finite": finite.count(False), "without width or height": finite.count(True) - sound.count(True)}
+        counts = {"not finite": finite.count(False), "of negative size": finite.count(True) - sound.count(True)}
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         remarks.append(f"{of}{sound.count(False)} of {len(read)} detections are left out of the scores ({kinds})")
     return Results([r for r, good in zip(read, sound) if good], remarks)

@@ -53,6 +53,7 @@ PLAN = "--config tiny.yaml --data.root coco --output runs/sweep --repeats 1 --dr
 # Every command that is shown, and what is added to make it small.
 COMMANDS = {
     "scripts/quickstart.sh": "--config tiny.yaml --data.root coco",
+    "scripts/setup.sh --pretrained": "",
     "scripts/test.sh": "",
     "scripts/test.sh --slow": "",
     "scripts/test.sh tests/ops -k gradients": "",
@@ -77,6 +78,11 @@ COMMANDS = {
     "python main.py train --config configs/finetune.yaml --model.init_from r50_deformable_detr.pth"
     " --data.train_images my/train --data.train_annotations my/train.json"
     " --data.val_images my/val --data.val_annotations my/val.json": TRAIN,
+    "python main.py train --config configs/finetune_small.yaml"
+    " --data.train_images my/train --data.train_annotations my/train.json"
+    " --data.val_images my/val --data.val_annotations my/val.json": TRAIN,
+    "python main.py train --config configs/base.yaml --data.root path/to/coco"
+    " --model.backbone.name tf_efficientnet_lite0 --model.backbone.weights package": TRAIN,
     "python main.py train --config configs/bccd.yaml"
     " --data.train_images my/train --data.train_annotations my/train.json"
     " --data.val_images my/val --data.val_annotations my/val.json": TRAIN,
@@ -250,6 +256,11 @@ def test_a_command_that_is_shown_runs(command, folder, monkeypatch):
         (tests,) = (asked for asked in asked_by(command) if asked[:3] == ["python", "-m", "pytest"])
         assert ("not slow" in tests) == ("--slow" not in words)
         assert set(words[1:]) - {"--slow"} <= set(tests)
+    elif words[0] == "scripts/setup.sh":
+        asked, extras = asked_by(command), [word.removeprefix("--") for word in words[1:]]
+        assert ["python", "-", *extras] in asked and any(a[:4] == ["python", "-m", "pip", "install"] for a in asked)
+        project = (ROOT / "pyproject.toml").read_text()
+        assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
     else:
         assert len(asked_by(command)) > 5
 

