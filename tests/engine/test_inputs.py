@@ -174,6 +174,8 @@ def test_numbers_of_numpy_are_numbers():
         ({"device": "gpu"}, "device 'gpu'"),
         ({"device": "cuda:99"}, "device 'cuda:99'"),
         ({"device": torch.device("cuda:99")}, "device 'cuda:99'"),
+        ({"classes": ["cat", "dog"]}, r"classes is \['cat', 'dog'\]; it must be the path of an annotation file"),
+        ({"classes": {0: "cat"}}, "classes is a dict; it must be the path"),
         ({"checkpoint": None}, "checkpoint is None; it must be a path"),
         ({"checkpoint": {"model": {}}}, "checkpoint is a dict; it must be a path"),
         ({"checkpoint": torch.nn.Identity()}, "checkpoint is a Identity; it must be a path"),

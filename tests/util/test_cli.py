@@ -278,7 +278,7 @@ def test_help_lists_every_option_with_its_meaning(command, capsys):
         assert re.search(rf"^ +--{re.escape(option)}\b.*\n? +\S", text, re.MULTILINE), option
     assert f"python main.py {command}" in text
     flat = " ".join(text.split())
-    assert "auto takes a GPU" in flat or "defects of each kind to print" in flat
+    assert "auto takes a GPU" in flat or "defects, and changes, of each kind to print" in flat
     assert "--config FILE" in flat
 
 
