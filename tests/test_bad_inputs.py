@@ -179,6 +179,10 @@ def test_configuration_files(place, capsys, text, mentions):
         ({"model.decoder_layers": "0"}, ["model.decoder_layers"]),
         ({"model.dropout": "1.5"}, ["model.dropout", "1.5"]),
         ({"model.backbone.name": "resnet5000"}, ["model.backbone.name", "'resnet5000'"]),
+        (
+            {"model.backbone.name": "resnet50.tv_in2k", "model.backbone.weights": "timm"},
+            ["model.backbone.name", "'resnet50.tv_in2k'", "tv_in1k"],
+        ),
         ({"model.backbone.name": "resnet10t", "model.backbone.output_stride": "7"}, ["resnet10t"]),
         ({"model.backbone.weights": "gone.pth"}, ["model.backbone.weights", "'gone.pth'"]),
         ({"train.device": "gpu"}, ["'gpu'", "'cpu'"]),
