@@ -163,7 +163,7 @@ def _none_in_common(of_model: Sequence[Category], of_data: Sequence[Category], w
         return text + hints[0]
     other = "names" if by_ids else "ids"
     has_other = not by_ids or any(c.name for c in of_model) or len(of_model) == COCO_HEADS
-    return f"{text}; --match {other} matches them by the other" if whose == "checkpoint" and has_other else text
+    return f"{text}; --match {other} goes by {other} instead" if whose == "checkpoint" and has_other else text
 
 
 def some(items: Sequence[str]) -> str:

@@ -136,6 +136,7 @@ def test_a_gpu_that_is_made_up_is_tried_until_it_is_full(monkeypatch, later, fou
         "memory_reserved": lambda device: 300,
         "max_memory_reserved": lambda device: peak[0],
     }
+    monkeypatch.setattr(engine.fit.gc, "collect", lambda: None)  # seconds, in a process of many tests
     for name, function in gpu.items():
         monkeypatch.setattr(torch.cuda, name, function)
     device = torch.device("cuda")
