@@ -11,6 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from util.checkpoint import RawCheckpoint, code_version, load_weights
+from util.config import TrainConfig
 from util.distributed import World
 from util.errors import UserError
 
@@ -249,3 +250,15 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     if device.type == "cuda" and isinstance(state.get("cuda"), Tensor):
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def ended(state: TrainingState, config: TrainConfig, epochs: int) -> str:
+    """How a run has ended, early or with its last epoch, and how it can go on; empty if it has not."""
+    if state.epoch >= epochs:
+        return f"it has finished its {state.epoch} epochs; to go on, give a larger --train.epochs"
+    if config.early_stop and state.stale >= config.early_stop:
+        return (
+            f"it has ended early, after {state.epoch} of {epochs} epochs: {state.best_metric} has not risen in "
+            f"{state.stale} evaluations; to go on, give a larger --train.early_stop, or null"
+        )
+    return ""

@@ -371,7 +371,7 @@ def damaged_within(path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_picture_that_cannot_be_used_is_named_before_the_first_step(place, capsys, monkeypatch, damage, split):
     damage(place / "coco" / f"{split}2017" / "2.png")
-    monkeypatch.setattr("engine.train.build_model", lambda *_, **__: pytest.fail("it went on"))
+    monkeypatch.setattr("engine.set_up.build_model", lambda *_, **__: pytest.fail("it went on"))
     check(capsys, training(place), f"{split}: 1 image of 3 cannot be used", "2.png", "check-data")
 
 
