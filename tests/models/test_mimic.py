@@ -155,7 +155,7 @@ def test_a_compiled_backbone_never_sees_an_empty_batch():
     """Inductor has no gradient for one."""
     model, branch, _ = detector_and_branch(mimic_size=32)
     seen, forward = [], model.backbone.forward
-    model.backbone.forward = lambda images: seen.append(len(images)) or forward(images)
+    model.backbone.forward = lambda images, mask=None: seen.append(len(images)) or forward(images, mask)
     images, mask = padded_batch([(64, 64)])
     for counts in ([0], [2]):
         WithMimicking(model, branch)(images, mask, random_objects(counts))
