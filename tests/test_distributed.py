@@ -74,7 +74,7 @@ def largest_difference(outcomes: dict[str, tuple], name: str) -> tuple[float, fl
     return of_losses, max(float((weights[k].double() - reference[k].double()).abs().max()) for k in reference)
 
 
-@pytest.mark.parametrize("two_stage", [False, True])
+@pytest.mark.parametrize("two_stage", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_stage):
     """In float64, where Adam does not blow up rounding; 20 steps. Padding, empty images, unequal shares included."""
     more = {"train.precision": "fp64", "model.two_stage": two_stage}

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.processes import Launched
@@ -21,6 +22,7 @@ def children_of(pid: int) -> list[int]:
     return [int(p) for p in found]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_and_the_result_is_the_same(place, tmp_path):  # noqa: F811
     whole, output = tmp_path / "whole", tmp_path / "run"
     launched = Launched(options(place, whole), tmp_path / "whole.log", 2)

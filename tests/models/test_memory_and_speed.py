@@ -14,6 +14,7 @@ def outcome(model: torch.nn.Module, images, mask) -> tuple[torch.Tensor, dict]:
     return predictions.logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_compiling_gives_the_same_results_without_graph_breaks():
     """Encoder and decoder layers are compiled with fullgraph, which makes a break an error."""
     model = small_model(refinement=True, two_stage=True, encoder_layers=2).double()

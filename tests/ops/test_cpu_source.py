@@ -68,7 +68,12 @@ def read(folder, arguments, grad):
     return tensors
 
 
-@pytest.mark.parametrize("capability", ["avx512", "avx2", "default"] if X86 else ["default"])
+@pytest.mark.parametrize(
+    "capability",
+    [pytest.param("avx512", marks=pytest.mark.slow), pytest.param("avx2", marks=pytest.mark.slow), "default"]
+    if X86
+    else ["default"],
+)
 def test_no_sanitizer_objects_and_results_agree(harness, tmp_path, capability):
     cases = [
         {"channels": channels, "queries": queries, "dtype": dtype}

@@ -304,6 +304,7 @@ def compiled(tmp_path_factory):
     return target, architectures, done.stderr
 
 
+@pytest.mark.slow
 def test_no_spills_and_no_stack(compiled):
     _, architectures, report = compiled
     # The same of every function, also of one that is no kernel and names no architecture.
@@ -322,6 +323,7 @@ def test_no_spills_and_no_stack(compiled):
         assert not greedy, f"sm_{architecture}: {greedy}"
 
 
+@pytest.mark.slow
 def test_wide_loads_and_vector_reductions(compiled):
     """In sm_90: 16-byte loads in forward and backward, and four sums to a reduction."""
     cuobjdump = find_tool("cuobjdump")
