@@ -4,18 +4,14 @@ from datasets.dataset import CocoDetection
 from datasets.paths import coco_layout, dataset_paths
 from datasets.shapes import generate
 from datasets.transforms import eval_transform, train_transform
-from datasets.truth import remarks_on_truth
 from util.config import DataConfig, EvalDataConfig
 from util.errors import UserError
-from util.remarks import say_once
 
 SHAPES = "data/shapes"  # generated here when no data set is named
 
 
 def build_dataset(data: DataConfig | EvalDataConfig, split: str, seed: int = 0) -> CocoDetection:
     """The `train` or `val` split with its transform; if no data set is named at all, the generated shapes.
-
-    What in the truth of `val` would change scores unseen is named on stderr.
 
     Raises:
         UserError: the other split is named, but not this one; or files are missing or malformed.
@@ -44,8 +40,4 @@ def build_dataset(data: DataConfig | EvalDataConfig, split: str, seed: int = 0) 
         )
     else:
         transform = eval_transform(data.eval_size, data.max_size)
-    dataset = CocoDetection.from_file(*paths, transform, getattr(data, "category_ids", "contiguous"), seed)
-    if split == "val":
-        for remark in remarks_on_truth(dataset.annotations):
-            say_once(remark)
-    return dataset
+    return CocoDetection.from_file(*paths, transform, getattr(data, "category_ids", "contiguous"), seed)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from datasets.checked import agreed, look_at_files, refuse, settle
 from datasets.dataset import CocoDetection
+from datasets.truth import remarks_on_truth
 from util.config import EvalDataConfig
 from util.distributed import World
+from util.remarks import say_once
 
 
 def check_files(datasets: Mapping[str, CocoDetection], data: EvalDataConfig, world: World) -> dict[str, CocoDetection]:
@@ -39,4 +41,8 @@ def check_files(datasets: Mapping[str, CocoDetection], data: EvalDataConfig, wor
     for checked in settled:
         for remark in checked.remarks:
             print(remark, flush=True)
-    return {split: dataset.checked(checked.looks) for (split, dataset), checked in zip(datasets.items(), settled)}
+    found = {split: dataset.checked(checked.looks) for (split, dataset), checked in zip(datasets.items(), settled)}
+    if "val" in found:  # in the frames that were chosen: what would change scores unseen
+        for remark in remarks_on_truth(found["val"].annotations):
+            say_once(remark)
+    return found

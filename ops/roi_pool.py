@@ -224,7 +224,7 @@ def _check(features, rois, bins, offsets, modulation, groups) -> None:
     need_alike("features", features=features, rois=rois, offsets=offsets, modulation=modulation)
     if _can_ask(rois):
         strays = ~_in_batch(rois, features.shape[0])
-        if strays.numpy().any():
+        if strays.any():
             first = int(strays.nonzero()[0])
             raise ValueError(
                 f"rois[{first}] is {rois[first].tolist()}; it must be finite, and its first number the index of one of "
