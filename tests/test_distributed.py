@@ -87,6 +87,7 @@ def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_s
         assert outcomes[name][2] == outcomes["one"][2], name
 
 
+@pytest.mark.slow
 def test_feature_mimicking_does_not_depend_on_how_a_batch_is_spread(preset, data, tmp_path):
     """Also where a process or a micro-batch has no object to crop."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "three")}

@@ -20,7 +20,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", 
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")]
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,7 @@ def read(folder, arguments, grad):
 
 @pytest.mark.parametrize(
     "capability",
-    [pytest.param("avx512", marks=pytest.mark.slow), pytest.param("avx2", marks=pytest.mark.slow), "default"]
-    if X86
-    else ["default"],
+    ["avx512", "avx2", "default"] if X86 else ["default"],
 )
 def test_no_sanitizer_objects_and_results_agree(harness, tmp_path, capability):
     cases = [

@@ -182,6 +182,7 @@ def assert_same_as_alone(folder: Path, alone: Path) -> None:
     assert of_each[0] == of_each[1] and of_each[1]["AR_100"] > 0
 
 
+@pytest.mark.slow
 def test_two_agents_on_one_machine_train_as_one_process(preset, data, alone, tmp_path):  # noqa: F811
     argv = options(preset, data, tmp_path / "run", **EXACT)
     meeting = {"NNODES": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 21000 + os.getpid() % 9000}

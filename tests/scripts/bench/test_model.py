@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_it_compares_with_transformers():
     command = [sys.executable, ROOT / "scripts" / "bench" / "model.py", "--size", "64", "96", "--repeats", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
