@@ -20,6 +20,7 @@ from datasets.image_folder import Pictures
 from datasets.inspection import Look
 from datasets.picture_file import BrokenImage
 from datasets.readers import read_annotations
+from datasets.truth import sizes_of_objects
 from util.errors import UserError
 from util.objects import Objects
 
@@ -115,9 +116,10 @@ class CocoDetection(Dataset):
         """This data set with what an inspection has found: the images that are used, their files, sizes and frames."""
         dataset = copy(self)
         dataset.annotations = keep(self.annotations, looks)
-        dataset.images = dataset.annotations.images
         dataset.pictures = Pictures(self.image_folder, looks=looks)
-        dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
+        if dataset.annotations.images != self.images:  # other sizes, or fewer images
+            dataset.images = dataset.annotations.images
+            dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
         return dataset
 
     def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
@@ -127,8 +129,7 @@ class CocoDetection(Dataset):
         check_listed(read)
         positions = np.array([position_of[i] for i in read.image_ids], dtype=np.int64)
         labels = np.array([label_of[c] for c in read.category_ids], dtype=np.int64)
-        sizes = np.array([image.size or (np.inf, np.inf) for image in self.images], dtype=np.float64)
-        boxes, possible = clip_boxes(read.boxes, sizes[positions])
+        boxes, possible = clip_boxes(read.boxes, sizes_of_objects(read))
         kept = np.flatnonzero(possible & ~read.crowds)
         kept = kept[np.argsort(positions[kept], kind="stable")]
         ends = np.cumsum(np.bincount(positions[kept], minlength=len(self.images)))[:-1]

@@ -83,8 +83,9 @@ def evaluate_detections(
 ) -> Scores:
     """Score COCO-format detections.
 
-    Every image counts, also those without detections; finding a crowd is neither right nor wrong. Boxes that are not
-    finite, or have no width or height, are left out on both sides, as are objects outside their image.
+    Every image counts, also those without detections; finding a crowd is neither right nor wrong. Objects that are not
+    finite, have no width or height, or lie outside their image are left out, and so are detections that are not finite
+    or of negative size. A detection of no width or height is a wrong one.
 
     Args:
         annotations: the truth.

@@ -2,14 +2,15 @@
 
 import functools
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, features
 
 from datasets.images import read_image
+from datasets.pillow import SETTINGS
 from util.errors import UserError
 from util.files import at_home, matches
 from util.progress import progress
@@ -108,11 +109,11 @@ def has_several_frames(path: Path) -> bool:
         return False
 
 
-def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """Open a picture to look at its header alone; its size is no matter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=formats)
+@contextmanager
+def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """A picture whose header alone is looked at; its size is no matter."""
+    with SETTINGS.shared(), Image.open(path, formats=formats) as image:
+        yield image
 
 
 def _is_picture(path: Path) -> bool:
@@ -126,8 +127,6 @@ def _is_picture(path: Path) -> bool:
     try:
         with _opened(path, BY_CONTENT):
             return True
-    except Image.DecompressionBombError:  # a large one
-        return True
     except Exception:  # by the decoders' many kinds; it is a question, and the answer is no
         return False
 

@@ -138,7 +138,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         wrong += [f"config.{k}" for k in ("model", "data") if not wrong and k not in content["config"]]
         if wrong:
             raise UserError(f"checkpoint '{path}' has no '{wrong[0]}' that can be used; it was not written by training")
-        _say_normalisation(content["config"]["model"])
+        _fill_normalisation(content["config"]["model"])
         states = {k: plain_keys(content[k]) for k in ("model", "ema", "branch") if isinstance(content.get(k), dict)}
         return RawCheckpoint("native", content | states, {}, path)
     tensors = state_dict_in(content)
@@ -150,7 +150,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
     )
 
 
-def _say_normalisation(model: dict[str, Any]) -> None:
+def _fill_normalisation(model: dict[str, Any]) -> None:
     """Older checkpoints do not say what images were normalised by; it was always ImageNet's."""
     if isinstance(model.get("backbone"), dict) and "mean" not in model["backbone"]:
         model["backbone"] |= {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
