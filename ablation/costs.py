@@ -118,7 +118,7 @@ def untrained_cost(config: Config, data: DataSize, device: torch.device, timed: 
     """
     size = typical_size(data.val_sizes, config.data.eval_size, config.data.max_size)
     try:
-        model = build_model(config.model, data.classes, config.loss.auxiliary, "none")
+        model = build_model(config.model, data.classes, config.loss, "none")
         cost = count_cost(model, size, device)
         cost.step = _step_seconds(config, model, data, device) if timed else None
     except UserError as error:

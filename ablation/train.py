@@ -53,7 +53,7 @@ def ablate_training(config: AblateConfig) -> int:
             print(f"stopped; the same command goes on, in {output}", flush=True)
             return STOPPED
     possible = {name: first[name] for name, cost in costs.items() if not cost.failure}
-    models = {n: build_model(c.model, data[n].classes, c.loss.auxiliary, "none") for n, c in possible.items()}
+    models = {n: build_model(c.model, data[n].classes, c.loss, "none") for n, c in possible.items()}
     measure_side_by_side(models, costs, device, config.repeats)
     print(sweep.summary())
     return int(any(record.status == "failed" for record in records.values()))

@@ -161,16 +161,16 @@ class CocoDetection(Dataset):
             corners, labels = corners[kept], labels[kept]
         boxes = tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=size)
         target = {"boxes": boxes, "labels": torch.from_numpy(labels)}
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         if self.transform is not None:
             # The same image in the same epoch is augmented alike, whichever worker does it.
-            state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed would reseed GPUs too
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
                 image, target = self.transform(image, target)
         height, width = image.shape[-2:]
         boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
         boxes = boxes.float() / torch.tensor([width, height, width, height])
-        return Sample(image.as_subclass(torch.Tensor), Objects(boxes, target["labels"], entry.id), size)
+        return Sample(image.as_subclass(torch.Tensor), Objects(boxes, target["labels"], entry.id, seed), size)
 
 
 def _existing(image_folder: str | Path) -> Path:

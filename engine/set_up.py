@@ -180,7 +180,7 @@ def build_detector(
         model = replace(model, backbone=with_normalisation(model.backbone, source.model.backbone))
     brings = resumed or same
     num_classes = 1 + max(c.label for c in dataset.categories)
-    detector = build_model(model, num_classes, config.loss.auxiliary, "none" if brings else None)
+    detector = build_model(model, num_classes, config.loss, "none" if brings else None)
     detector.freeze(config.train.freeze)
     detector.transformer.checkpointing = config.train.checkpoint_activations
     return detector

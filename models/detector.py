@@ -13,7 +13,7 @@ from models.memory import flatten_levels, resize_mask
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.predictions import PredictionGroup, Predictions
-from models.queries import QueryGroup, QuerySource
+from models.queries import QueryGroup, QuerySource, TrainingQueries
 from models.transformer import DeformableTransformer
 from util.errors import UserError
 from util.objects import Objects
@@ -29,6 +29,7 @@ class DeformableDETR(nn.Module):
         transformer: encoder and decoder.
         queries: the source of the decoder's queries, such as learned queries (one stage) or proposals (two stages).
         heads: one for each decoder layer (iterative refinement), or one for all.
+        training_queries: further groups of queries, in training alone.
         auxiliary_losses: whether every layer's predictions are penalised in training. Without them only the last
             layer is, so class heads that nothing uses are frozen, and the gradient runs through the references into
             the earlier box heads, which nothing else would teach.
@@ -42,6 +43,7 @@ class DeformableDETR(nn.Module):
         transformer: DeformableTransformer,
         queries: QuerySource,
         heads: list[PredictionHead],
+        training_queries: Sequence[TrainingQueries] = (),
         auxiliary_losses: bool = True,
     ):
         super().__init__()
@@ -50,6 +52,7 @@ class DeformableDETR(nn.Module):
         self.position = position
         self.transformer = transformer
         self.queries = queries
+        self.training_queries = nn.ModuleList(training_queries)
         self.heads = nn.ModuleList(heads)
         self.auxiliary_losses = auxiliary_losses
         self.frozen: list[nn.Module] = []
@@ -147,6 +150,8 @@ class DeformableDETR(nn.Module):
         position = torch.cat([rearrange(p, "b h w e -> b (h w) e") for p in self.position(masks)], 1)  # [B, S, E]
         memory = self.transformer.encode(memory, position)
         queries = self.queries(memory, objects)
+        for more in self.training_queries if objects is not None else ():
+            queries = queries.and_then(more(self.queries, queries, memory, objects))
         logits, boxes = self.transformer.decode(queries, memory, self.heads, self.auxiliary_losses)
         groups = [self._group(group, logits, boxes) for group in queries.groups]
         return Predictions(groups + queries.predictions)
@@ -154,7 +159,8 @@ class DeformableDETR(nn.Module):
     def _group(self, group: QueryGroup, logits: Tensor, boxes: Tensor) -> PredictionGroup:
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
-        return PredictionGroup(group.name, logits, boxes, group.objects, group.assignment, range(len(logits)))
+        layers = range(len(logits))
+        return PredictionGroup(group.name, logits, boxes, group.objects, group.assignment, layers, group.weights)
 
 
 def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

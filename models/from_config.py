@@ -21,27 +21,28 @@ from models.mimic import FeatureMimic, WithMimicking
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
-from models.queries import LearnedQueries, QuerySource
+from models.queries import LearnedQueries, QuerySource, TrainingQueries
 from models.transformer import DeformableTransformer
 from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.errors import UserError
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, auxiliary_losses: bool = True, backbone_weights: str | None = None
+    config: ModelConfig, num_classes: int, loss: LossConfig | None = None, backbone_weights: str | None = None
 ) -> DeformableDETR:
     """Build the detector that a configuration describes.
 
     Args:
         config: the `model` section.
         num_classes: classes C.
-        auxiliary_losses: see `DeformableDETR`.
+        loss: the `loss` section, by which queries for training are made; None takes its defaults.
         backbone_weights: overrides `config.backbone.weights` (`none` when a checkpoint will fill the model).
 
     Raises:
         UserError: numbers that do not fit each other, or a backbone that cannot be had.
     """
-    check_model(config)
+    loss = loss or LossConfig()
+    check_model(config, loss)
     backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights, config.ignore_padding)
     neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups, config.ignore_padding)
     transformer = DeformableTransformer(
@@ -57,11 +58,13 @@ def build_model(
         ffn_dim=config.ffn_dim,
         dropout=config.dropout,
         cross_level=config.cross_level,
+        look_forward=config.look_forward,
     )
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
-    queries = build_queries(config, heads[0])
+    queries = build_queries(config, loss, heads[0])
+    more = build_training_queries(config, loss, num_classes)
     position = PositionEncoding(config.d_model, config.num_levels)
-    return DeformableDETR(backbone, neck, position, transformer, queries, heads, auxiliary_losses)
+    return DeformableDETR(backbone, neck, position, transformer, queries, heads, more, loss.auxiliary)
 
 
 def build_backbone(
@@ -113,17 +116,24 @@ def backbone_changes(config: BackboneConfig) -> list[Callable[[nn.Module], None]
     return changes
 
 
-def build_queries(config: ModelConfig, head: PredictionHead) -> QuerySource:
+def build_queries(config: ModelConfig, loss: LossConfig, head: PredictionHead) -> QuerySource:
     """Where the decoder starts. A further scheme is a class of its own and a line here.
 
     Args:
         config: the `model` section.
+        loss: the `loss` section.
         head: the decoder's first, `[..., E]` to C classes; a source with a head of its own starts from a copy.
     """
     if config.two_stage:
         head = head.copy(initial_size_bias=0.0)
         return ProposalGenerator(config.num_queries, config.d_model, head, config.ignore_padding)
     return LearnedQueries(config.num_queries, config.d_model)
+
+
+def build_training_queries(config: ModelConfig, loss: LossConfig, num_classes: int) -> list[TrainingQueries]:
+    """Further groups of queries for training. Each is a class of its own and a line here."""
+    more: list[TrainingQueries] = []
+    return more
 
 
 def build_criterion(config: LossConfig) -> Criterion:

@@ -6,7 +6,7 @@ Nothing here imports torch, so that a command can refuse such numbers at once.
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from util.config import Config, ModelConfig, ProfileConfig, VisualizeConfig
+from util.config import Config, LossConfig, ModelConfig, ProfileConfig, VisualizeConfig
 from util.errors import UserError
 
 PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads")  # of a detector, by name
@@ -15,7 +15,7 @@ PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads
 def check_own_model(options: Config | VisualizeConfig | ProfileConfig) -> None:
     """Refuse a command's model that cannot be built, unless a checkpoint brings the model."""
     if not getattr(options, "checkpoint", None):
-        check_model(options.model)
+        check_model(options.model, options.loss if isinstance(options, Config) else LossConfig())
     if isinstance(options, Config):
         check_freeze(options.train.freeze, options.loss.mimic_weight)
 
@@ -37,8 +37,8 @@ def check_freeze(parts: Sequence[str], mimic_weight: float) -> None:
         raise UserError("loss.mimic_weight teaches the backbone, which train.freeze keeps as it is; leave one out")
 
 
-def check_model(config: ModelConfig) -> None:
-    """Refuse numbers that cannot make a model.
+def check_model(config: ModelConfig, loss: LossConfig | None = None) -> None:
+    """Refuse numbers that cannot make a model, and options that do nothing together.
 
     Raises:
         UserError: names the option and what would fit.
@@ -50,7 +50,9 @@ def check_model(config: ModelConfig) -> None:
 
     for option in ("d_model", "num_levels", "num_queries", "decoder_layers", "num_heads", "norm_groups", "ffn_dim"):
         at_least(option, 1)
-    at_least("encoder_layers", 0)
+    at_least("query_groups", 1)
+    for option in ("encoder_layers", "hybrid_queries", "denoising_queries"):
+        at_least(option, 0)
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout is {config.dropout}; it must be in [0, 1)")
     for option in ("num_heads", "encoder_heads", "decoder_heads", "self_attention_heads", "norm_groups"):
@@ -77,6 +79,7 @@ def check_model(config: ModelConfig) -> None:
             )
         if points is not None and (min(points) < 0 or sum(points) < 1 if isinstance(points, list) else points < 1):
             raise UserError(f"model.{option} is {points}; at least one sampling point is needed")
+    _check_recipe(config, loss or LossConfig())
     backbone = config.backbone
     for option in ("mean", "std"):
         numbers = getattr(backbone, option)
@@ -89,6 +92,32 @@ def check_model(config: ModelConfig) -> None:
             f"model.backbone.dcn_stages has {frozen}, but the first {backbone.frozen_stages} are frozen, and offsets "
             "would stay zero there; leave them out, or lower model.backbone.frozen_stages"
         )
+
+
+def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
+    """Refuse options of queries, proposals and denoising that would do nothing, or not what they say."""
+    if config.look_forward not in (1, 2):
+        raise UserError(f"model.look_forward is {config.look_forward}; it must be 1 or 2")
+    if config.look_forward == 2 and not (config.refinement and loss.auxiliary):
+        raise UserError(
+            "model.look_forward 2 lets a layer's box teach the layer before; it needs model.refinement true and "
+            "loss.auxiliary true (without the latter the gradient reaches all layers anyway)"
+        )
+    if config.proposal_nms is not None and not 0 <= config.proposal_nms <= 1:
+        raise UserError(f"model.proposal_nms is {config.proposal_nms}; it must be between 0 and 1, or null")
+    for section, option, off in (
+        (config, "query_selection", "position"),
+        (config, "proposal_head", "objectness"),
+        (config, "proposal_nms", None),
+        (loss, "proposal_assignment", "hungarian"),
+    ):
+        name = f"{'model' if section is config else 'loss'}.{option}"
+        if getattr(section, option) != off and not config.two_stage:
+            raise UserError(f"{name} is about proposals; it needs model.two_stage true")
+    if config.reference == "box" and config.two_stage:
+        raise UserError("model.reference is about learned queries; with model.two_stage they start from proposed boxes")
+    if config.denoising_queries and not config.two_stage and config.reference == "point":
+        raise UserError("model.denoising_queries start from boxes, as all queries must: add --model.reference box")
 
 
 def _divisor_near(number: int, wish: int) -> int:

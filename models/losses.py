@@ -23,6 +23,7 @@ class MatchedGroup:
         matches: P pairs of a query and an object.
         labels: `[P]`, class of each pair's object.
         wanted: `[P, 4]`, box of each pair's object.
+        weights: `[B]`, factor on the losses of each image; None for 1.
     """
 
     logits: Tensor
@@ -30,6 +31,7 @@ class MatchedGroup:
     matches: Matches
     labels: Tensor
     wanted: Tensor
+    weights: Tensor | None = None
 
     @classmethod
     def of(cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches) -> "MatchedGroup":
@@ -37,7 +39,7 @@ class MatchedGroup:
         dtype = torch.promote_types(group.logits.dtype, torch.float32)
         labels = torch.cat([o.labels for o in objects])[matches.object]
         wanted = torch.cat([o.boxes for o in objects])[matches.object].to(dtype)
-        return cls(group.logits.to(dtype), group.boxes.to(dtype), matches, labels, wanted)
+        return cls(group.logits.to(dtype), group.boxes.to(dtype), matches, labels, wanted, group.weights)
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -45,8 +47,27 @@ class MatchedGroup:
         return self.boxes[self.matches.layer, self.matches.image, self.matches.query]
 
     def per_layer(self, values: Tensor) -> Tensor:
-        """Values of the pairs `[P]` added up by layer, `[N]`."""
-        return values.new_zeros(len(self.logits)).index_add(0, self.matches.layer, values)
+        """Values of the pairs `[P]` added up by layer, `[N]`, each with the weight of its image."""
+        matches = self.matches
+        if matches.valid is not None:
+            values = values.where(matches.valid, 0.0)
+        if self.weights is not None:
+            values = values * self.weights[matches.image]
+        return values.new_zeros(len(self.logits)).index_add(0, matches.layer, values)
+
+    def over_queries(self, values: Tensor) -> Tensor:
+        """Values of all queries and classes `[N, B, q, C]` added up, `[N]`, each with the weight of its image."""
+        if self.weights is not None:
+            values = values * self.weights[:, None, None]
+        return values.sum((1, 2, 3))
+
+    def at_labels(self, values: Tensor) -> Tensor:
+        """Values of the pairs `[P]` at the query and the class of each pair, zero elsewhere: `[N, B, q, C]`."""
+        spread, matches = torch.zeros_like(self.logits), self.matches
+        at = (matches.layer, matches.image, matches.query, self.labels)
+        if matches.valid is None:
+            return spread.index_put(at, values)
+        return spread.index_put(at, values.where(matches.valid, 0.0), accumulate=True)  # of one query, one pair counts
 
 
 Loss = Callable[[MatchedGroup], Tensor]  # to the sum over queries or pairs of each layer, `[N]`
@@ -66,9 +87,8 @@ class FocalLoss:
 
     def __call__(self, group: MatchedGroup) -> Tensor:
         """`[N]`."""
-        one_hot, matches = torch.zeros_like(group.logits), group.matches
-        one_hot[matches.layer, matches.image, matches.query, group.labels] = 1.0
-        return sigmoid_focal_loss(group.logits, one_hot, self.alpha, self.gamma).sum((1, 2, 3))
+        one_hot = group.at_labels(torch.ones_like(group.wanted[:, 0]))
+        return group.over_queries(sigmoid_focal_loss(group.logits, one_hot, self.alpha, self.gamma))
 
 
 def l1_loss(group: MatchedGroup) -> Tensor:

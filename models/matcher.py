@@ -21,19 +21,22 @@ class Matches:
     Attributes:
         layer, image, query: index the predictions `[N, B, Q]`.
         object: index the concatenated objects of the batch.
+        valid: which pairs count; None for all.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     object: Tensor
+    valid: Tensor | None = None
 
 
 def every_layer(assignment: Assignment, layers: int) -> Matches:
     """The pairs of an assignment in each of so many layers."""
     pairs = len(assignment.query)
     layer = torch.arange(layers, device=assignment.query.device).repeat_interleave(pairs)
-    return Matches(layer, *(t.repeat(layers) for t in (assignment.image, assignment.query, assignment.object)))
+    image, query, of = (t.repeat(layers) for t in (assignment.image, assignment.query, assignment.object))
+    return Matches(layer, image, query, of, None if assignment.valid is None else assignment.valid.repeat(layers))
 
 
 class HungarianMatcher:

@@ -16,11 +16,14 @@ class Assignment:
         image: `[P]`, index in the batch.
         query: `[P]`, index in the group.
         object: `[P]`, index among the group's objects, those of all images one after the other.
+        valid: `[P]`, which pairs count; None for all. No query is in two pairs that do. (To leave out pairs by
+            what was predicted would wait for the device.)
     """
 
     image: Tensor
     query: Tensor
     object: Tensor
+    valid: Tensor | None = None
 
 
 @dataclass
@@ -34,6 +37,8 @@ class PredictionGroup:
         objects: the objects that the group is compared with, for each image; None for those of the batch.
         assignment: the object that each query stands for; None to match them.
         layers: the number of each layer; None for a group that does not come from layers, where N is 1.
+        weights: `[B]`, factor on the losses of each image; None for 1. It depends on nothing but the image, for a batch
+            may be spread over processes.
     """
 
     name: str
@@ -42,6 +47,7 @@ class PredictionGroup:
     objects: Sequence[Objects] | None = None
     assignment: Assignment | None = None
     layers: Sequence[int] | None = None
+    weights: Tensor | None = None
 
     @property
     def names(self) -> list[str]:

@@ -10,7 +10,7 @@ from models.heads import PredictionHead
 from models.memory import Memory
 from models.position import sine_encoding
 from models.predictions import PredictionGroup
-from models.queries import Queries, QuerySource
+from models.queries import Proposals, Queries, QuerySource
 from util.objects import Objects
 
 NEVER = -1e4  # a logit whose probability, loss and gradient are zero, in half precision too
@@ -44,6 +44,16 @@ class ProposalGenerator(QuerySource):
 
     def forward(self, memory: Memory, objects: Sequence[Objects] | None = None) -> Queries:
         """Score every token, and make queries of the best."""
+        proposals = self.propose(memory)
+        queries = self.pick(proposals, 0, self.num_queries)
+        if objects is not None:
+            logits, boxes = proposals.logits[None], proposals.unactivated.sigmoid()[None]
+            queries.predictions.append(PredictionGroup("proposals", logits, boxes, class_agnostic(objects)))
+            queries.proposals = proposals
+        return queries
+
+    def propose(self, memory: Memory) -> Proposals:
+        """A score and a box for every token."""
         anchors, usable = token_anchors(memory)
         # A token on padding or at the very edge proposes nothing: no features, an anchor at infinity (box 1, 1, 1, 1).
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~usable, 0.0)))
@@ -51,17 +61,22 @@ class ProposalGenerator(QuerySource):
         if self.ignore_padding:  # neither chosen nor penalised, as if it were not there
             logits = logits.masked_fill(memory.padding_mask[..., None], NEVER)
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
+        return Proposals(tokens, logits, unactivated)
 
-        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1).indices
-        chosen = unactivated.detach().gather(1, best[..., None].expand(-1, -1, 4))
+    def pick(self, proposals: Proposals, start: int, count: int) -> Queries:
+        """Queries of `count` proposals, from the one of rank `start` on; fewer where there are not so many."""
+        scores = proposals.logits[..., 0]
+        best = scores.topk(min(start + count, scores.shape[1]), dim=1).indices[:, start:]
+        chosen = proposals.unactivated.detach().gather(1, best[..., None].expand(-1, -1, 4))
         reference = chosen.sigmoid()
-        embedding = sine_encoding(reference, self.d_model // 2).to(memory.tokens.dtype)  # [B, Q, 2E]
+        position, content = self.encode(reference, proposals.tokens.dtype)
+        return Queries(content, position, reference)
+
+    def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`."""
+        embedding = sine_encoding(reference, self.d_model // 2).to(dtype)  # [B, Q, 2E]
         position, content = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
-        queries = Queries(content, position, reference)
-        if objects is not None:
-            proposals = PredictionGroup("proposals", logits[None], unactivated.sigmoid()[None], class_agnostic(objects))
-            queries.predictions.append(proposals)
-        return queries
+        return position, content
 
 
 def class_agnostic(objects: Sequence[Objects]) -> list[Objects]:

@@ -2,11 +2,12 @@
 
 A query source is a module `(memory, objects | None) -> Queries`. It is given the objects of the batch in training and
 None at inference, where its queries form a single group. It also tells the number of queries and whether they are
-ranked, and returns the predictions of its own heads, if it has any.
+ranked, and returns the predictions of its own heads, if it has any. Training queries are further groups beside those of
+the source, which inference never sees.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,39 @@ from util.objects import Objects
 
 @dataclass
 class QueryGroup:
-    """Queries that are compared with one set of objects.
+    """Queries that are compared with one set of objects. In self-attention no group sees another.
 
     Attributes:
         name: name of the group; the losses of decoder layer i are named `KIND/NAME.i`.
         queries: the group's part of the Q queries; None for all.
         objects: the objects that they are compared with, for each image; None for those of the batch.
         assignment: the object that each query stands for, counted within the group; None to match them.
+        attention_mask: `[B, q, q]`, True where the query of the row must not see that of the column, both of the
+            group; None lets all see all.
+        weights: `[B]`, factor on the losses of each image; None for 1.
     """
 
     name: str = "decoder"
     queries: slice | None = None
     objects: Sequence[Objects] | None = None
     assignment: Assignment | None = None
+    attention_mask: Tensor | None = None
+    weights: Tensor | None = None
+
+
+@dataclass
+class Proposals:
+    """What is proposed at each of S tokens.
+
+    Attributes:
+        tokens: `[B, S, E]`, the memory as the head saw it.
+        logits: `[B, S, C]`.
+        unactivated: `[B, S, 4]`, boxes cxcywh before the sigmoid.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    unactivated: Tensor
 
 
 @dataclass
@@ -41,18 +62,49 @@ class Queries:
         content: `[B, Q, E]`, what each query is at first.
         position: `[B, Q, E]`, added to the content wherever attention is computed.
         reference: `[B, Q, 2]` points or `[B, Q, 4]` boxes cxcywh, in [0, 1] of the unpadded image.
-        groups: the first one's predictions are the detector's answer; the others are for training.
-        attention_mask: `[Q, Q]`, True where the query of the row must not see that of the column in self-attention;
-            None lets all see all.
+        groups: one after the other they make up all queries. The first one's predictions are the detector's answer;
+            the others are for training.
         predictions: groups that the source itself predicts, in training.
+        proposals: what a two-stage source chose from, in training.
     """
 
     content: Tensor
     position: Tensor
     reference: Tensor
     groups: list[QueryGroup] = field(default_factory=lambda: [QueryGroup()])
-    attention_mask: Tensor | None = None
     predictions: list[PredictionGroup] = field(default_factory=list)
+    proposals: Proposals | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of queries of each group."""
+        count = self.content.shape[1]
+        return [len(range(count)[group.queries or slice(None)]) for group in self.groups]
+
+    def runs(self) -> list[tuple[int, int, Tensor | None]]:
+        """Groups of one length and without masks that follow each other, as (length, number of groups, mask)."""
+        found: list[tuple[int, int, Tensor | None]] = []
+        for group, length in zip(self.groups, self.lengths):
+            if found and group.attention_mask is None and found[-1][0] == length and found[-1][2] is None:
+                found[-1] = (length, found[-1][1] + 1, None)
+            else:
+                found.append((length, 1, group.attention_mask))
+        return found
+
+    def and_then(self, more: "Queries") -> "Queries":
+        """These queries and groups, and after them those of `more`."""
+        groups, start = [], 0
+        for group, length in zip((*self.groups, *more.groups), (*self.lengths, *more.lengths)):
+            groups.append(replace(group, queries=slice(start, start + length)))
+            start += length
+        return replace(
+            self,
+            content=torch.cat([self.content, more.content.to(self.content.dtype)], 1),
+            position=torch.cat([self.position, more.position.to(self.position.dtype)], 1),
+            reference=torch.cat([self.reference, more.reference.to(self.reference.dtype)], 1),
+            groups=groups,
+            predictions=self.predictions + more.predictions,
+        )
 
 
 class QuerySource(nn.Module):
@@ -76,6 +128,21 @@ class QuerySource(nn.Module):
         Args:
             memory: the encoder's memory.
             objects: the objects of each image, in training; None at inference, where there is a single group.
+        """
+        raise NotImplementedError
+
+
+class TrainingQueries(nn.Module):
+    """What further groups of queries have in common that exist in training alone."""
+
+    def forward(self, source: QuerySource, queries: Queries, memory: Memory, objects: Sequence[Objects]) -> Queries:
+        """More queries for a batch of images, in groups of their own.
+
+        Args:
+            source: the detector's query source.
+            queries: what the source made of this batch.
+            memory: the encoder's memory.
+            objects: the objects of each image.
         """
         raise NotImplementedError
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -107,19 +108,32 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
         nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
 
-    def forward(
-        self, content, position, reference, tokens, spatial_shapes, padding_mask, attention_mask=None
-    ) -> Tensor:
+    def forward(self, content, position, reference, tokens, spatial_shapes, padding_mask, groups=None) -> Tensor:
         """Content and position `[B, Q, E]`, reference `[B, Q, L, 2 or 4]`, tokens `[B, S, E]` -> `[B, Q, E]`.
 
-        `attention_mask` `[Q, Q]` is True where a query must not see another one.
+        `groups`, as `Queries.runs` gives them, do not see each other; None: all queries are one group.
         """
         q = content + position
-        attended = self.self_attn(q, q, content, need_weights=False, attn_mask=attention_mask)[0]
+        if groups is None:
+            attended = self.self_attn(q, q, content, need_weights=False)[0]
+        else:
+            attended = self._attend_within_groups(q, content, groups)
         content = self.norm2(content + self.dropout(attended))
         attended = self.cross_attn(content + position, reference, tokens, spatial_shapes, padding_mask)
         content = self.norm1(content + self.dropout(attended))
         return self.norm3(content + self.dropout(self.ffn(content)))
+
+    def _attend_within_groups(self, q: Tensor, content: Tensor, groups: Sequence[tuple]) -> Tensor:
+        """Self-attention of each group on its own, which costs less than to mask all others."""
+        attended = []
+        lengths = [length * count for length, count, _ in groups]
+        for (_, count, mask), of_q, of_content in zip(groups, q.split(lengths, 1), content.split(lengths, 1)):
+            of_q, of_content = (rearrange(t, "b (n q) e -> (b n) q e", n=count) for t in (of_q, of_content))
+            if mask is not None:
+                mask = mask.repeat_interleave(self.self_attn.num_heads, 0)
+            found = self.self_attn(of_q, of_q, of_content, need_weights=False, attn_mask=mask)[0]
+            attended.append(rearrange(found, "(b n) q e -> b (n q) e", n=count))
+        return torch.cat(attended, 1)
 
 
 class DeformableTransformer(nn.Module):
@@ -135,6 +149,8 @@ class DeformableTransformer(nn.Module):
         ffn_dim: width of the feed-forward layers.
         dropout: probability.
         cross_level: see `EncoderLayer`.
+        look_forward: box heads that learn from a layer's box: its own, or also that of the layer before (look forward
+            twice, arXiv 2203.03605, section 3.5).
 
     Attributes:
         checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
@@ -154,9 +170,11 @@ class DeformableTransformer(nn.Module):
         ffn_dim: int = 1024,
         dropout: float = 0.1,
         cross_level: bool = True,
+        look_forward: int = 1,
     ):
         super().__init__()
         self.checkpointing = False
+        self.look_forward = look_forward
         self.encoder = nn.ModuleList(
             EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level)
             for _ in range(encoder_layers)
@@ -196,6 +214,8 @@ class DeformableTransformer(nn.Module):
             Class logits `[N_dec, B, Q, C]` and boxes `[N_dec, B, Q, 4]` of every layer.
         """
         content, reference = queries.content, queries.reference
+        start = reference  # what boxes move from: the reference, which looking forward twice does not detach
+        groups = queries.runs() if len(queries.groups) > 1 else None
         refinement = len(heads) > 1
         logits, boxes = [], []
         for i, layer in enumerate(self.decoder):
@@ -209,14 +229,16 @@ class DeformableTransformer(nn.Module):
                 memory.tokens,
                 memory.spatial_shapes,
                 memory.padding_mask,
-                queries.attention_mask,
+                groups,
             )
             layer_logits, delta = heads[i if refinement else 0](content)
-            layer_boxes = update_box(delta, reference)
+            layer_boxes = update_box(delta, start)
             logits.append(layer_logits)
             boxes.append(layer_boxes)
             if refinement:
-                reference = layer_boxes.detach() if detach_references else layer_boxes
+                moved = update_box(delta, reference) if self.look_forward > 1 else layer_boxes
+                reference = moved.detach() if detach_references else moved
+                start = moved if self.look_forward > 1 else reference
         return torch.stack(logits), torch.stack(boxes)
 
     def _run(self, layer: nn.Module, *inputs) -> Tensor:

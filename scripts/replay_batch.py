@@ -74,7 +74,7 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     num_classes = 1 + max(c["label"] for c in raw.content["categories"])
     loss_config = from_dict(LossConfig, config["loss"])
     model_config = from_dict(ModelConfig, config["model"])
-    detector = build_model(model_config, num_classes, loss_config.auxiliary, "none")
+    detector = build_model(model_config, num_classes, loss_config, "none")
     load_weights(detector, raw.content["model"], file)
     model, branch = as_trained(loss_config, model_config, detector)
     if branch:

@@ -96,6 +96,23 @@ class ModelConfig:
     """queries start from the encoder's best proposals"""
     init_from: str | None = None
     """checkpoint whose weights to start from; class heads take the rows of classes with the same names"""
+    query_selection: Literal["position", "mixed", "tokens"] = "position"
+    """two_stage, content of the queries: computed from the proposals' boxes as the paper does; learned, whatever was
+    proposed (mixed); or the proposals' own tokens"""
+    proposal_head: Literal["objectness", "class"] = "objectness"
+    """two_stage, proposals are scored as objects of any class, or by class; only the selected ones are then matched"""
+    proposal_nms: float | None = None
+    """two_stage: of proposals that overlap by more than this IoU only the best goes before the others, like 0.7"""
+    look_forward: int = 1
+    """refinement: layers whose box heads learn from a layer's box; 2 looks forward twice"""
+    reference: Literal["point", "box"] = "point"
+    """one stage: queries start from a learned point, or from a learned box"""
+    hybrid_queries: int = 0
+    """in training, further queries that are matched one-to-many, hidden from the others, like 1500; 0 for none"""
+    denoising_queries: int = 0
+    """in training, about so many positive queries that start from noised objects, and as many negatives, like 100"""
+    query_groups: int = 1
+    """groups of num_queries queries in training, each matched on its own, like 13; the first one stays"""
 
 
 @dataclass
@@ -120,6 +137,16 @@ class LossConfig:
     """focusing exponent of the focal loss"""
     auxiliary: bool = True
     """penalise every decoder layer; false penalises the last alone, and its gradient reaches the earlier box heads"""
+    proposal_assignment: Literal["hungarian", "atss"] = "hungarian"
+    """two_stage: each object's one token, or all tokens that lie and overlap well by ATSS, as in dense detectors"""
+    hybrid_repeats: Positive = 6
+    """model.hybrid_queries: how many queries each object is given to"""
+    hybrid_weight: NonNegative = 1.0
+    """model.hybrid_queries: weight of their losses"""
+    denoising_label_noise: Share = 0.5
+    """model.denoising_queries: share of labels that are noised; half of them are replaced by a random one"""
+    denoising_box_noise: NonNegative = 1.0
+    """model.denoising_queries: how far corners move, in half a box's width and height; negatives up to twice as far"""
     mimic_weight: NonNegative = 0.0
     """feature mimicking, for backbones with dcn: weight of its losses in training; 0.1 is the paper's, 0 is none"""
     mimic_regions: Positive = 32

@@ -13,8 +13,10 @@ class Objects:
         boxes: `[T, 4]`, cxcywh in [0, 1] of the unpadded image.
         labels: `[T]`, class indices.
         image_id: id of the image in its annotation file.
+        seed: of what is drawn at random for this image in this epoch, such as denoising queries.
     """
 
     boxes: Tensor
     labels: Tensor
     image_id: int | float | str
+    seed: int = 0

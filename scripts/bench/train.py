@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print tables in Markdown."""
     args, config, device = arguments(argv)
     torch.manual_seed(0)
-    model = build_model(config.model, CLASSES, config.loss.auxiliary, "none")
+    model = build_model(config.model, CLASSES, config.loss, "none")
     about = timing.machine(device)
     batch, data_ms = make_data(config, tuple(args.size), args.batch, args.repeats)
     if args.naive:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from models.from_config import build_model
-from util.config import BackboneConfig, ModelConfig
+from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.objects import Objects
 
 
@@ -25,9 +25,9 @@ def small_config(**options) -> ModelConfig:
     return ModelConfig(**{**settings, **options})
 
 
-def small_model(num_classes: int = 5, auxiliary: bool = True, seed: int = 0, **options):
+def small_model(num_classes: int = 5, auxiliary: bool = True, seed: int = 0, loss: LossConfig | None = None, **options):
     torch.manual_seed(seed)
-    return build_model(small_config(**options), num_classes, auxiliary)
+    return build_model(small_config(**options), num_classes, loss or LossConfig(auxiliary=auxiliary))
 
 
 def padded_batch(sizes: list[tuple[int, int]], seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def test_every_trainable_parameter_of_every_preset_learns(name, auxiliary):
     torch.manual_seed(0)
     config = preset(name)
     config.d_model, config.ffn_dim, config.encoder_layers, config.decoder_layers = 64, 64, 2, 3
-    model = build_model(config, 3, auxiliary).train()
+    model = build_model(config, 3, LossConfig(auxiliary=auxiliary)).train()
     scramble(model)  # past the layers that start at zero
     for parameter, gradient in gradients(model, auxiliary).items():
         assert gradient is not None, f"{parameter} is not used"

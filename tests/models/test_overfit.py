@@ -18,7 +18,7 @@ def overfit(config: ModelConfig, batch: Batch, num_classes: int, auxiliary: bool
     """Losses of training on one batch over and over, until a tenth of the first; norms are trained, from scratch."""
     torch.manual_seed(0)
     config.backbone.norm, config.backbone.frozen_stages, config.dropout = "trainable", 0, 0.0
-    model = build_model(config, num_classes, auxiliary).train()
+    model = build_model(config, num_classes, LossConfig(auxiliary=auxiliary)).train()
     criterion = build_criterion(LossConfig(auxiliary=auxiliary))
     optimizer = adamw(model, 2e-4, 2e-4, 1.0, 1e-4)
     losses = []

@@ -18,13 +18,9 @@ class Twice(LearnedQueries):
         if objects is None:
             return queries
         q = self.num_queries
-        blind = torch.zeros(2 * q, 2 * q, dtype=torch.bool)
-        blind[:q, q:] = blind[q:, :q] = True
         twice = [replace(o, boxes=o.boxes.repeat(2, 1), labels=o.labels.repeat(2)) for o in objects]
         doubled = [torch.cat([t, t], 1) for t in (queries.content, queries.position, queries.reference)]
-        return Queries(
-            *doubled, [QueryGroup("decoder", slice(0, q)), QueryGroup("twice", slice(q, None), twice)], blind
-        )
+        return Queries(*doubled, [QueryGroup("decoder", slice(0, q)), QueryGroup("twice", slice(q, None), twice)])
 
 
 def with_two_groups() -> torch.nn.Module:
@@ -61,5 +57,5 @@ def test_learned_queries_are_those_of_every_image():
     memory = type("M", (), {"tokens": torch.zeros(3, 7, 8)})()
     found = queries(memory)
     assert found.content.shape == (3, 5, 8) and found.reference.shape == (3, 5, 2)
-    assert torch.equal(found.content[0], found.content[2]) and found.attention_mask is None
+    assert torch.equal(found.content[0], found.content[2])
     assert found.groups == [QueryGroup("decoder", None)]
