@@ -98,7 +98,7 @@ def assigned(valid=None, weights=None, pairs=PAIRS, dtype=torch.float64) -> tupl
     for n, shift in enumerate((0.01, 0.04)):
         for k, (i, q, t) in enumerate(zip(PAIRS.image, PAIRS.query, PAIRS.object)):
             boxes[n, i, q] = wanted[t] + (shift * k if k < 5 else 0.7)
-    logits[0, 0, 3, 1], logits[1, 2, 0, 0] = 60.0, -60.0
+    logits[0, 0, 3, 1], logits[1, 2, 0, 0], logits[:, 1, 0, 0] = 60.0, -60.0, 22.0
     objects = [replace(o, boxes=o.boxes.double()) for o in objects]
     group = decoder(logits.to(dtype).requires_grad_(), boxes.to(dtype), weights=weights)
     group.assignment = replace(pairs, valid=valid)
@@ -246,10 +246,12 @@ def test_matching_of_position_is_the_cheapest_with_modulated_probabilities():
 
 
 def test_boxes_that_do_not_touch_have_a_finite_modulated_cost():
-    """(GIoU + 1) / 2 of boxes as far apart as can be is 0, and by rounding a little less."""
+    """However far apart and small they are, and however their areas are rounded, GIoU is at least -1."""
     far = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e-7, 1e-7, 1e-7, 1e-7], [1.0, 1.0, 1e-7, 1e-7]])
-    objects = [Objects(far.flip(0), torch.zeros(3, dtype=torch.long), 1)]
-    group = decoder(torch.zeros(1, 1, 3, 2), far[None, None])
+    boxes = torch.rand(400, 4, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1.0, 1.0, 20.0, 20.0])
+    boxes = torch.cat([far, boxes])
+    objects = [Objects(boxes, torch.zeros(len(boxes), dtype=torch.long), 1)]
+    group = decoder(torch.zeros(1, 1, len(boxes), 2), boxes[None, None])
     assert HungarianMatcher(modulation=0.5).cost(group, objects).isfinite().all()
 
 
