@@ -1,5 +1,6 @@
 """The lines that a run prints before it begins."""
 
+from models.from_config import weighted_class_loss
 from util.distributed import World
 
 
@@ -11,7 +12,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     batch = min(cfg.batch_size, len(dataset))
     per_process = -(-batch // world.size)
     micro = min(cfg.max_images_per_device or per_process, per_process)
-    backbone = config.model.backbone
+    backbone, kind = config.model.backbone, config.loss.classification
     deformed = f" with DCN {backbone.dcn} in stages {backbone.dcn_stages}" if backbone.dcn != "none" else ""
     brought = state.global_step or config.model.init_from
     weights = "" if brought else f" (weights: {backbone.weights})"
@@ -35,6 +36,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (", activations checkpointed" if cfg.checkpoint_activations else "")
         + (", compiled" if cfg.compile else "")
         + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else "")
+        + (f", class loss {kind} {weighted_class_loss(config.loss)[0]:g}" if kind != "focal" else "")
         + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
         **({"kept": f"{', '.join(cfg.freeze)}: without gradient, dropout or new statistics"} if cfg.freeze else {}),
         "output": cfg.output + (f", best.pth by {cfg.best_metric}" if cfg.best_metric != "AP" else ""),

@@ -10,12 +10,13 @@ from models.backbone import Backbone
 from models.backbone_package import package_weights
 from models.backbone_tags import known_name
 from models.backbone_weights import fill_backbone, load_backbone_weights
+from models.class_losses import AlignedLoss, ClassLoss, FocalLoss, MatchabilityLoss, PositionLoss, VarifocalLoss
 from models.criterion import Criterion
 from models.deform_backbone import deform_stages
 from models.detector import DeformableDETR
 from models.heads import PredictionHead, decoder_heads
 from models.limits import check_model
-from models.losses import FocalLoss, Loss, giou_loss, l1_loss
+from models.losses import Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
 from models.mimic import FeatureMimic, WithMimicking
 from models.neck import Neck
@@ -139,13 +140,28 @@ def build_training_queries(config: ModelConfig, loss: LossConfig, num_classes: i
 def build_criterion(config: LossConfig) -> Criterion:
     """Matcher and losses of the `loss` section."""
     alpha, gamma = config.focal_alpha, config.focal_gamma
-    matcher = HungarianMatcher(config.class_cost, config.l1_cost, config.giou_cost, alpha, gamma)
+    modulation = 0.5 if config.classification == "position" else 0.0
+    matcher = HungarianMatcher(config.class_cost, config.l1_cost, config.giou_cost, alpha, gamma, modulation)
     losses: dict[str, tuple[float, Loss]] = {
-        "class": (config.class_weight, FocalLoss(alpha, gamma)),
+        "class": weighted_class_loss(config),
         "l1": (config.l1_weight, l1_loss),
         "giou": (config.giou_weight, giou_loss),
     }
     return Criterion(matcher, losses, config.auxiliary)
+
+
+def weighted_class_loss(config: LossConfig) -> tuple[float, Loss]:
+    """The class loss of the `loss` section, and its weight: the one asked for, else that of its paper."""
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    losses: dict[str, ClassLoss] = {
+        "focal": FocalLoss(alpha, gamma),
+        "varifocal": VarifocalLoss(),
+        "ia_bce": AlignedLoss(),
+        "mal": MatchabilityLoss(),
+        "position": PositionLoss(alpha, gamma),
+    }
+    loss = losses[config.classification]
+    return (loss.weight if config.class_weight is None else config.class_weight), loss
 
 
 def as_trained(loss: LossConfig, model: ModelConfig, detector: DeformableDETR) -> tuple[nn.Module, FeatureMimic | None]:

@@ -116,6 +116,10 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
             raise UserError(f"{name} is about proposals; it needs model.two_stage true")
     if config.reference == "box" and config.two_stage:
         raise UserError("model.reference is about learned queries; with model.two_stage they start from proposed boxes")
+    if loss.classification != "focal" and loss.class_weight == 0:
+        raise UserError(
+            f"loss.classification {loss.classification} does nothing with loss.class_weight 0; leave one of them out"
+        )
     if config.denoising_queries and not config.two_stage and config.reference == "point":
         raise UserError("model.denoising_queries start from boxes, as all queries must: add --model.reference box")
 

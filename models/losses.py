@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from models.matcher import Matches, generalized_iou
+from models.matcher import Matches, generalized_iou, plain_iou
 from models.predictions import PredictionGroup
 from util.objects import Objects
 
@@ -46,6 +45,16 @@ class MatchedGroup:
         """Predicted boxes of the pairs, `[P, 4]`."""
         return self.boxes[self.matches.layer, self.matches.image, self.matches.query]
 
+    @cached_property
+    def scored(self) -> Tensor:
+        """Logits of the pairs, each of its object's class, `[P]`."""
+        return self.logits[self.matches.layer, self.matches.image, self.matches.query, self.labels]
+
+    @cached_property
+    def iou(self) -> Tensor:
+        """IoU of the boxes of pairs, `[P]`, in [0, 1] and without a gradient."""
+        return plain_iou(self.predicted.detach(), self.wanted).clamp(0, 1)
+
     def per_layer(self, values: Tensor) -> Tensor:
         """Values of the pairs `[P]` added up by layer, `[N]`, each with the weight of its image."""
         matches = self.matches
@@ -73,24 +82,6 @@ class MatchedGroup:
 Loss = Callable[[MatchedGroup], Tensor]  # to the sum over queries or pairs of each layer, `[N]`
 
 
-@dataclass(frozen=True)
-class FocalLoss:
-    """Sigmoid focal loss over all queries and classes (arXiv 1708.02002, equation 5).
-
-    Attributes:
-        alpha: share of positives.
-        gamma: focusing exponent.
-    """
-
-    alpha: float = 0.25
-    gamma: float = 2.0
-
-    def __call__(self, group: MatchedGroup) -> Tensor:
-        """`[N]`."""
-        one_hot = group.at_labels(torch.ones_like(group.wanted[:, 0]))
-        return group.over_queries(sigmoid_focal_loss(group.logits, one_hot, self.alpha, self.gamma))
-
-
 def l1_loss(group: MatchedGroup) -> Tensor:
     """Distance of the boxes of pairs, centre and size in [0, 1]: `[N]`."""
     return group.per_layer((group.predicted - group.wanted).abs().sum(-1))
@@ -99,12 +90,3 @@ def l1_loss(group: MatchedGroup) -> Tensor:
 def giou_loss(group: MatchedGroup) -> Tensor:
     """1 - GIoU (arXiv 1902.09630) of the boxes of pairs: `[N]`."""
     return group.per_layer(1 - generalized_iou(group.predicted, group.wanted))
-
-
-def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (arXiv 1708.02002, equation 5), elementwise: `[..., C]` -> `[..., C]`."""
-    probability = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
-    miss = probability + one_hot - 2 * probability * one_hot  # 1 - p of the truth
-    balance = (1 - alpha) + (2 * alpha - 1) * one_hot
-    return balance * cross_entropy * miss**gamma

@@ -48,6 +48,8 @@ class HungarianMatcher:
     Args:
         class_cost, l1_cost, giou_cost: weights.
         alpha, gamma: parameters of the focal term.
+        modulation: exponent of (GIoU + 1) / 2, by which the probability in the focal term is multiplied (arXiv
+            2304.04742, equation 4, where it is 0.5); 0 for none.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class HungarianMatcher:
         giou_cost: float = 2.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
+        modulation: float = 0.0,
     ):
         self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.modulation = alpha, gamma, modulation
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[PredictionGroup], objects: Sequence[Sequence[Objects]]) -> list[Matches]:
@@ -112,14 +115,18 @@ class HungarianMatcher:
             )  # [N, B, Q, T]: of each object's own class, before the sigmoid to compute no other
             predicted = group.boxes.to(dtype)[..., :, None, :]  # [N, B, Q, 1, 4]
             wanted = boxes[None, :, None]  # [1, B, 1, T, 4]
-            cost = self.class_cost * focal_cost(logits, self.alpha, self.gamma)
+            giou, probability = generalized_iou(predicted, wanted), logits.sigmoid()
+            if self.modulation:
+                probability = (
+                    probability * ((giou + 1) / 2) ** self.modulation
+                )  # GIoU is never below -1, not even by rounding
+            cost = self.class_cost * focal_cost(probability, self.alpha, self.gamma)
             cost = cost + self.l1_cost * (predicted - wanted).abs().sum(-1)
-            return cost - self.giou_cost * generalized_iou(predicted, wanted)
+            return cost - self.giou_cost * giou
 
 
-def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
-    """What calling a logit positive costs in focal loss, less what calling it negative costs; elementwise."""
-    probability = logits.sigmoid()
+def focal_cost(probability: Tensor, alpha: float, gamma: float) -> Tensor:
+    """What calling a class present costs in focal loss, less what calling it absent costs; elementwise."""
     positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
     return positive - negative
@@ -132,12 +139,23 @@ def generalized_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
     are exact: a number added to every area would lower the IoU of thin ones.
     """
     a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
-    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection, union = _areas(a, b)
     outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    intersection = inner.clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
     hull = outer.clamp(min=0).prod(-1)
     return intersection / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
+
+
+def plain_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
+    """IoU of boxes as in `generalized_iou`: `[..., 4]` -> `[...]`."""
+    intersection, union = _areas(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy"))
+    return intersection / union.clamp(min=least)
+
+
+def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union of boxes xyxy, `[..., 4]` -> `[...]` each."""
+    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = inner.clamp(min=0).prod(-1)
+    return intersection, (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
 
 
 def shortlist(cost: Tensor, longest: int = 1024) -> tuple[Tensor, Tensor | None]:

@@ -119,8 +119,11 @@ class ModelConfig:
 class LossConfig:
     """Losses and matching costs"""
 
-    class_weight: NonNegative = 2.0
-    """weight of the focal loss"""
+    classification: Literal["focal", "varifocal", "ia_bce", "mal", "position"] = "focal"
+    """loss of the classes: focal as in the paper; the others teach scores how well boxes fit (VarifocalNet, Align-DETR,
+    DEIM, Stable-DINO; position also favours boxes that fit in matching)"""
+    class_weight: NonNegative | None = None
+    """weight of the class loss; null takes that of its paper: 2 for focal, 6 for position, 1 for the others"""
     l1_weight: NonNegative = 5.0
     """weight of the L1 box loss"""
     giou_weight: NonNegative = 2.0
@@ -132,9 +135,9 @@ class LossConfig:
     giou_cost: NonNegative = 2.0
     """weight of the GIoU term in matching"""
     focal_alpha: Share = 0.25
-    """share of positives in the focal loss"""
+    """share of positives in the focal loss, its cost in matching, and position"""
     focal_gamma: NonNegative = 2.0
-    """focusing exponent of the focal loss"""
+    """focusing exponent of the focal loss, its cost in matching, and position"""
     auxiliary: bool = True
     """penalise every decoder layer; false penalises the last alone, and its gradient reaches the earlier box heads"""
     proposal_assignment: Literal["hungarian", "atss"] = "hungarian"

@@ -16,6 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from datasets.loader import Batch
 from engine.state import TrainingState
+from models.class_losses import FocalLoss
 from models.detector import DeformableDETR
 from models.dropout import Dropout
 from models.predictions import Predictions
@@ -78,7 +79,8 @@ def losses_of(
         entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         missed = 1 - (p * truth + (1 - p) * (1 - truth))
         balance = cfg.focal_alpha * truth + (1 - cfg.focal_alpha) * (1 - truth)
-        losses[f"class/{name}"] = cfg.class_weight * (balance * entropy * missed**cfg.focal_gamma).sum() / num_boxes
+        weight = FocalLoss.weight if cfg.class_weight is None else cfg.class_weight
+        losses[f"class/{name}"] = weight * (balance * entropy * missed**cfg.focal_gamma).sum() / num_boxes
 
         wanted = torch.cat([t.boxes[torch.as_tensor(chosen)] for t, (_, chosen) in zip(targets, pairs)])
         found = boxes[image, query]
