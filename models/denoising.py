@@ -144,7 +144,7 @@ def move_corners(boxes: Tensor, moves: Tensor) -> Tensor:
 
     Returns:
         `[..., 4]`, cxcywh in [0, 1]. Where corners have passed each other the box is empty; turned round it could be
-        the object's own again.
+        the object's own again. (A negative of an object that fills the image can be, if all corners move outwards.)
     """
     half = boxes[..., 2:] / 2
     corners = box_convert(boxes, "cxcywh", "xyxy") + moves * torch.cat([half, half], -1)
