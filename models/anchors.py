@@ -32,8 +32,9 @@ class AnchorQueries(QuerySource):
         self.anchors = nn.Parameter(torch.cat([centres, torch.full((num_queries, 2), -2.0)], 1))  # before the sigmoid
         self.content = nn.Parameter(torch.randn(num_queries, d_model))
         self.position_mlp = MLP(2 * d_model, d_model, d_model, num_layers=2)
-        for layer in self.position_mlp.layers:
-            nn.init.xavier_uniform_(layer.weight)
+        for values in self.position_mlp.parameters():
+            if values.dim() > 1:
+                nn.init.xavier_uniform_(values)
 
     def forward(self, memory: Memory, objects: Sequence[Objects] | None = None) -> Queries:
         """The same queries for each image."""

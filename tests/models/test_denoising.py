@@ -259,7 +259,7 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_the_batch(num, options
     parts, of_parts = gradients([slice(i, i + 1) for i in range(3)])
     assert parts == pytest.approx(whole, rel=1e-12)
     for name, gradient in of_whole.items():
-        torch.testing.assert_close(of_parts[name], gradient, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(of_parts[name], gradient, rtol=1e-12, atol=1e-12)
 
 
 def test_more_objects_than_queries_have_one_group():
