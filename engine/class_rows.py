@@ -20,8 +20,9 @@ from models.load import LoadedDetector
 from util.checkpoint import load_matching_weights
 from util.errors import UserError
 
-CLASS_ROWS = r"(heads\.\d+\.classify|classify_region|classify_crop)\.(weight|bias)"  # also of a mimicking branch
-IN_PLACE = r"queries\.(head\.classify\.(weight|bias)|position|content)"  # rows that have no names
+# Also of a mimicking branch, and of what denoising queries are made of.
+CLASS_ROWS = r"(heads\.\d+\.classify|classify_region|classify_crop|training_queries\.\d+\.label_embed)\.(weight|bias)"
+IN_PLACE = r"queries\.(head\.classify\.(weight|bias)|position|content|anchors)"  # rows that have no names
 
 
 def start_from(model: DeformableDETR, source: LoadedDetector, categories: Sequence[Category], path: str) -> list[str]:

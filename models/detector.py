@@ -160,7 +160,8 @@ class DeformableDETR(nn.Module):
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
         layers = range(len(logits))
-        return PredictionGroup(group.name, logits, boxes, group.objects, group.assignment, layers, group.weights)
+        how = group.objects, group.assignment, layers, group.weights, group.penalised
+        return PredictionGroup(group.name, logits, boxes, *how)
 
 
 def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

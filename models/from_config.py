@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from models.anchors import AnchorQueries
 from models.backbone import Backbone
 from models.backbone_package import package_weights
 from models.backbone_tags import known_name
@@ -13,6 +14,7 @@ from models.backbone_weights import fill_backbone, load_backbone_weights
 from models.class_losses import AlignedLoss, ClassLoss, FocalLoss, MatchabilityLoss, PositionLoss, VarifocalLoss
 from models.criterion import Criterion
 from models.deform_backbone import deform_stages
+from models.denoising import DenoisingQueries
 from models.detector import DeformableDETR
 from models.heads import PredictionHead, decoder_heads
 from models.limits import check_model
@@ -61,7 +63,8 @@ def build_model(
         cross_level=config.cross_level,
         look_forward=config.look_forward,
     )
-    heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, config.two_stage)
+    from_boxes = config.two_stage or config.reference == "box"
+    heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
     queries = build_queries(config, loss, heads[0])
     more = build_training_queries(config, loss, num_classes)
     position = PositionEncoding(config.d_model, config.num_levels)
@@ -128,12 +131,17 @@ def build_queries(config: ModelConfig, loss: LossConfig, head: PredictionHead) -
     if config.two_stage:
         head = head.copy(initial_size_bias=0.0)
         return ProposalGenerator(config.num_queries, config.d_model, head, config.ignore_padding)
+    if config.reference == "box":
+        return AnchorQueries(config.num_queries, config.d_model)
     return LearnedQueries(config.num_queries, config.d_model)
 
 
 def build_training_queries(config: ModelConfig, loss: LossConfig, num_classes: int) -> list[TrainingQueries]:
     """Further groups of queries for training. Each is a class of its own and a line here."""
     more: list[TrainingQueries] = []
+    if config.denoising_queries:
+        noise = loss.denoising_label_noise, loss.denoising_box_noise
+        more.append(DenoisingQueries(config.denoising_queries, num_classes, config.d_model, *noise))
     return more
 
 

@@ -83,14 +83,14 @@ class PredictionHead(nn.Module):
 
 
 def decoder_heads(
-    num_layers: int, d_model: int, num_classes: int, refinement: bool, two_stage: bool
+    num_layers: int, d_model: int, num_classes: int, refinement: bool, from_boxes: bool
 ) -> list[PredictionHead]:
     """One head for every decoder layer; without refinement it is the same head every time.
 
-    All start as copies of one. Proposals come with a size of their own, so only a head that starts from points begins
-    at small boxes: the first.
+    All start as copies of one. Proposals and anchors come with a size of their own, so only a head that starts from
+    points begins at small boxes: the first.
     """
-    first = PredictionHead(d_model, num_classes, 0.0 if two_stage else -2.0)
+    first = PredictionHead(d_model, num_classes, 0.0 if from_boxes else -2.0)
     if not refinement:
         return [first]
     return [first, *(first.copy(initial_size_bias=0.0) for _ in range(num_layers - 1))]

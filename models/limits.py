@@ -122,6 +122,11 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
         )
     if config.denoising_queries and not config.two_stage and config.reference == "point":
         raise UserError("model.denoising_queries start from boxes, as all queries must: add --model.reference box")
+    for option in ("denoising_label_noise", "denoising_box_noise"):
+        if not config.denoising_queries and getattr(loss, option) != getattr(LossConfig(), option):
+            raise UserError(f"loss.{option} is about noised objects; it needs model.denoising_queries, like 100")
+    if not loss.denoising_box_noise:
+        raise UserError("loss.denoising_box_noise is 0, by which negatives start where positives do; give it more")
 
 
 def _divisor_near(number: int, wish: int) -> int:

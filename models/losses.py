@@ -23,6 +23,7 @@ class MatchedGroup:
         labels: `[P]`, class of each pair's object.
         wanted: `[P, 4]`, box of each pair's object.
         weights: `[B]`, factor on the losses of each image; None for 1.
+        penalised: `[B, q]`, which queries count; None for all. Those of pairs do.
     """
 
     logits: Tensor
@@ -31,6 +32,7 @@ class MatchedGroup:
     labels: Tensor
     wanted: Tensor
     weights: Tensor | None = None
+    penalised: Tensor | None = None
 
     @classmethod
     def of(cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches) -> "MatchedGroup":
@@ -38,7 +40,8 @@ class MatchedGroup:
         dtype = torch.promote_types(group.logits.dtype, torch.float32)
         labels = torch.cat([o.labels for o in objects])[matches.object]
         wanted = torch.cat([o.boxes for o in objects])[matches.object].to(dtype)
-        return cls(group.logits.to(dtype), group.boxes.to(dtype), matches, labels, wanted, group.weights)
+        logits, boxes = group.logits.to(dtype), group.boxes.to(dtype)
+        return cls(logits, boxes, matches, labels, wanted, group.weights, group.penalised)
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -66,6 +69,8 @@ class MatchedGroup:
 
     def over_queries(self, values: Tensor) -> Tensor:
         """Values of all queries and classes `[N, B, q, C]` added up, `[N]`, each with the weight of its image."""
+        if self.penalised is not None:
+            values = values.where(self.penalised[..., None], 0.0)
         if self.weights is not None:
             values = values * self.weights[:, None, None]
         return values.sum((1, 2, 3))

@@ -78,6 +78,10 @@ class ProposalGenerator(QuerySource):
         position, content = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
         return position, content
 
+    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
+        """Position `[B, Q, E]` of boxes `[B, Q, 4]`."""
+        return self.encode(reference, dtype)[0]
+
 
 def class_agnostic(objects: Sequence[Objects]) -> list[Objects]:
     """The same objects, all of label 0."""

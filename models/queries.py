@@ -29,6 +29,8 @@ class QueryGroup:
         attention_mask: `[B, q, q]`, True where the query of the row must not see that of the column, both of the
             group; None lets all see all.
         weights: `[B]`, factor on the losses of each image; None for 1.
+        penalised: `[B, q]`, which queries count; None for all. What stands for no object and is not background either,
+            such as padding, does not.
     """
 
     name: str = "decoder"
@@ -37,6 +39,7 @@ class QueryGroup:
     assignment: Assignment | None = None
     attention_mask: Tensor | None = None
     weights: Tensor | None = None
+    penalised: Tensor | None = None
 
 
 @dataclass
@@ -129,6 +132,10 @@ class QuerySource(nn.Module):
             memory: the encoder's memory.
             objects: the objects of each image, in training; None at inference, where there is a single group.
         """
+        raise NotImplementedError
+
+    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
+        """Position `[B, Q, E]` of queries that start from boxes `[B, Q, 4]`; sources of points have none."""
         raise NotImplementedError
 
 

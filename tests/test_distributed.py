@@ -99,6 +99,18 @@ def test_feature_mimicking_does_not_depend_on_how_a_batch_is_spread(preset, data
         assert of_losses < 1e-9 and of_weights < 1e-9, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [{"model.reference": "box"}, {"model.two_stage": True}])
+def test_denoising_does_not_depend_on_how_a_batch_is_spread(preset, data, tmp_path, source):
+    """What is drawn follows the image; images with fewer objects are padded."""
+    ways = {name: WAYS[name] for name in ("one", "micro-batches", "three")}
+    more = {"train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2, "model.denoising_queries": 6}
+    outcomes = train_every_way(preset, data, tmp_path, ways, **more, **source)
+    for name in ways:
+        of_losses, of_weights = largest_difference(outcomes, name)
+        assert of_losses < 1e-9 and of_weights < 1e-9, name
+
+
 def test_in_single_precision_only_rounding_differs(preset, data, tmp_path):
     """The first step's loss to rounding; later ones diverge, for Adam divides small gradients by themselves."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}

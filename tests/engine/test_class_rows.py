@@ -124,6 +124,32 @@ def test_rows_are_brought_into_another_order_with_averages_and_moments():
         assert torch.equal(optimizer.state[weight]["exp_avg"], was[order])
 
 
+def with_denoising(classes: int, seed: int = 0, queries: int = 12):
+    return small_model(classes, seed=seed, reference="box", denoising_queries=4, num_queries=queries)
+
+
+def test_embedded_labels_go_with_their_names_and_learned_boxes_keep_their_places():
+    source, model = with_denoising(3, queries=20), with_denoising(3, seed=1)
+    before = model.training_queries[0].label_embed.weight.detach().clone()
+    lines = start_from(model, loaded(source, classes(["a", "b", "c"])), classes(["c", "x", "a"]), "x")
+    given, found = (m.training_queries[0].label_embed.weight for m in (source, model))
+    assert torch.equal(found[[0, 2]], given[[2, 0]]) and torch.equal(found[1], before[1])
+    assert torch.equal(model.queries.anchors, source.queries.anchors[:12])
+    assert "queries.anchors: the first 12 of 20 rows in the file and 12 here" in lines
+
+
+def test_embedded_labels_are_brought_into_another_order_with_their_moments():
+    model = with_denoising(3)
+    weight, optimizer = model.training_queries[0].label_embed.weight, adamw(model, 1e-3, 1e-3, 1.0, 0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    rows, moments = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()
+    reorder_classes(TrainingState(model, optimizer, None, torch.device("cpu"), None, 1), [2, 0, 1])
+    assert torch.equal(weight, rows[[2, 0, 1]])
+    assert torch.equal(optimizer.state[weight]["exp_avg"], moments[[2, 0, 1]])
+
+
 def test_ids_may_change_and_gaps_have_rows_too():
     saved = [asdict(Category(1, 1, "a")), asdict(Category(3, 3, "b"))]
     assert changed_order(saved, [Category(1, 7, "a"), Category(3, 9, "b")], "x") is None

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import models.denoising
 from datasets.shapes import generate
 from main import main
+from models.denoising import draw_noise
 from scripts.replay_batch import main as replay
 from tests.processes import Launched
 from tests.test_main import SMALL
@@ -67,17 +69,26 @@ def test_the_file_computes_the_step_again(place, tmp_path, capsys, processes):
     assert all(str(i) in printed for i in images)
 
 
-def test_weights_that_overflow_are_found_again(place, tmp_path, capsys):
-    """Finite weights whose predictions are not: training and the script see the same."""
-    assert main(options(place, tmp_path / "first", "--train.epochs", "1")) == 0
+def test_weights_that_overflow_are_found_again(place, tmp_path, capsys, monkeypatch):
+    """Finite weights whose predictions are not: training and the script see the same, noised objects included."""
+    drawn = []
+    monkeypatch.setattr(
+        models.denoising, "draw_noise", lambda *inputs: drawn.append(draw_noise(*inputs)[1]) or draw_noise(*inputs)
+    )
+    denoising = ("--model.reference", "box", "--model.denoising_queries", "4")
+    assert main(options(place, tmp_path / "first", "--train.epochs", "1", *denoising)) == 0
     content = torch.load(tmp_path / "first" / "last.pth", weights_only=True)
     content["model"]["transformer.encoder.0.ffn.linear2.weight"] *= 1e38
     torch.save(content, tmp_path / "first" / "last.pth")
     capsys.readouterr()
+    drawn.clear()
     assert main(["train", "--train.resume", str(tmp_path / "first"), "--train.epochs", "2"]) == 2
+    in_training = drawn[-4:]
+    drawn.clear()
     told = capsys.readouterr().err
     file = re.search(r"replay_batch.py (\S+) computes", told)[1]
     assert replay([file, "--device", "cpu"]) == 0
+    assert len(drawn) == 4 and all(torch.equal(a, b) for a, b in zip(drawn, in_training)) and drawn[0].numel()
     printed = capsys.readouterr().out
     assert "not finite again" in printed and "the first output that is not finite: transformer.encoder.0" in printed
     assert replay([file, "--device", "cpu", "--precision", "fp64"]) in (0, 1)
