@@ -62,13 +62,22 @@ class TorchvisionDetector(nn.Module):
         backbone: with `MAPS` feature maps.
         num_classes: classes C, without the background.
         size: shorter side of the images, by which torchvision's anchors are scaled.
+        rois: regions of an image that the second stage is trained on.
+        proposals: regions of an image that it looks at in evaluation.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, size: int):
+    def __init__(self, backbone: Backbone, num_classes: int, size: int, rois: int = 512, proposals: int = 1000):
         super().__init__()
         sizes = tuple((round(a * size / USUAL_SIZE, 1),) for a in USUAL_ANCHORS)
         anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-        self.rcnn = FasterRCNN(Pyramid(backbone), num_classes + 1, rpn_anchor_generator=anchors, box_score_thresh=SCORE)
+        self.rcnn = FasterRCNN(
+            Pyramid(backbone),
+            num_classes + 1,
+            rpn_anchor_generator=anchors,
+            rpn_post_nms_top_n_test=proposals,
+            box_batch_size_per_image=rois,
+            box_score_thresh=SCORE,
+        )
         self.rcnn.transform = AsItIs()
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> list[tuple[dict[str, Tensor], tuple[int, int]]]:
