@@ -1,0 +1,142 @@
+"""torchvision's Faster R-CNN on a backbone of this project, which takes this project's batches."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork, box_convert
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from datasets.loader import Batch
+from models.backbone import Backbone
+from models.postprocess import Detections
+
+MAPS = 4  # strides 4 to 32, as torchvision's own detectors take; a fifth is pooled from the last
+WIDTH = 256
+USUAL_SIZE, USUAL_ANCHORS = 800, (32, 64, 128, 256, 512)  # shorter side that torchvision's anchors are meant for
+SCORE = 0.001  # detections below are left out; torchvision's 0.05 costs AP
+
+
+class Pyramid(nn.Module):
+    """Backbone and feature pyramid network (arXiv 1612.03144).
+
+    Attributes:
+        out_channels: channels of every map, which torchvision asks for.
+    """
+
+    out_channels = WIDTH
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.body = backbone
+        self.fpn = FeaturePyramidNetwork(backbone.channels, WIDTH, extra_blocks=LastLevelMaxPool())
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """`[B, 3, H, W]` -> maps `[B, 256, H/stride, W/stride]` named 0, 1, ..., the last one `pool`."""
+        return self.fpn(OrderedDict((str(i), m) for i, m in enumerate(self.body(images))))
+
+
+class AsItIs(GeneralizedRCNNTransform):
+    """Only pads: images come resized and normalised."""
+
+    def __init__(self) -> None:
+        super().__init__(min_size=1, max_size=1, image_mean=[0.0], image_std=[1.0])
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """The image itself."""
+        return image
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None):
+        """The image and its objects themselves."""
+        return image, target
+
+
+class TorchvisionDetector(nn.Module):
+    """Faster R-CNN (arXiv 1506.01497) that is called as this project's detector is.
+
+    Args:
+        backbone: with `MAPS` feature maps.
+        num_classes: classes C, without the background.
+        size: shorter side of the images, by which torchvision's anchors are scaled.
+        rois: regions of an image that the second stage is trained on.
+        proposals: regions of an image that it looks at in evaluation.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, size: int, rois: int = 512, proposals: int = 1000):
+        super().__init__()
+        sizes = tuple((round(a * size / USUAL_SIZE, 1),) for a in USUAL_ANCHORS)
+        anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+        self.rcnn = FasterRCNN(
+            Pyramid(backbone),
+            num_classes + 1,
+            rpn_anchor_generator=anchors,
+            rpn_post_nms_top_n_test=proposals,
+            box_batch_size_per_image=rois,
+            box_score_thresh=SCORE,
+        )
+        self.rcnn.transform = AsItIs()
+
+    def forward(self, images: Tensor, padding_mask: Tensor) -> list[tuple[dict[str, Tensor], tuple[int, int]]]:
+        """Detect.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised, zero on padding.
+            padding_mask: `[B, H, W]`, True on padding.
+
+        Returns:
+            torchvision's detections of each image, in pixels of it as it is here, and its size there.
+        """
+        sizes = unpadded_sizes(padding_mask)
+        return list(zip(self.rcnn([image[:, :h, :w] for image, (h, w) in zip(images, sizes)]), sizes))
+
+    def losses(self, images: Tensor, loaded: Batch) -> dict[str, Tensor]:
+        """The four losses of a batch.
+
+        Args:
+            images: `[B, 3, H, W]`, normalised, on the device.
+            loaded: the same batch on the host, with its objects.
+        """
+        sizes = unpadded_sizes(loaded.padding_mask)
+        parts = [image[:, :h, :w] for image, (h, w) in zip(images, sizes)]
+        return self.rcnn(parts, targets_of(loaded, sizes, images.device))
+
+
+def unpadded_sizes(padding_mask: Tensor) -> list[tuple[int, int]]:
+    """Height and width of each image without its padding, from `[B, H, W]`."""
+    inside = ~padding_mask
+    rows, columns = inside[:, :, 0].sum(1).tolist(), inside[:, 0].sum(1).tolist()
+    return list(zip(rows, columns))
+
+
+def targets_of(loaded: Batch, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[dict[str, Tensor]]:
+    """Objects as torchvision takes them: xyxy in pixels, none of them empty, and labels from 1 on."""
+    targets = []
+    for objects, (height, width) in zip(loaded.objects, sizes):
+        boxes = box_convert(objects.boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        target = {"boxes": boxes[kept], "labels": objects.labels[kept] + 1}
+        targets.append({k: v.to(device, non_blocking=True) for k, v in target.items()})
+    return targets
+
+
+def pick(
+    found: Sequence[tuple[dict[str, Tensor], tuple[int, int]]], sizes: Sequence[tuple[int, int]], top_k: int = 100
+) -> list[Detections]:
+    """This project's detections of each image: in pixels of its file, labels from 0 on, on the CPU.
+
+    Args:
+        found: what the detector returns.
+        sizes: (height, width) of each file.
+        top_k: detections to keep, at most the 100 that torchvision returns.
+    """
+    detections = []
+    for (of_image, (height, width)), (full_height, full_width) in zip(found, sizes):
+        x, y = full_width / width, full_height / height
+        boxes = of_image["boxes"].float().cpu()[:top_k] * torch.tensor([x, y, x, y])
+        scores, labels = of_image["scores"].float().cpu()[:top_k], of_image["labels"].cpu()[:top_k] - 1
+        detections.append(Detections(boxes, scores, labels))
+    return detections
