@@ -9,7 +9,7 @@ from datasets.copy_paste import copy_paste
 from datasets.jitter import LargeScaleJitter
 from datasets.mixup import mixup
 from datasets.mosaic import mosaic
-from datasets.transforms import DropEmptyBoxes, ShortestSize, View, color_steps, flip_steps
+from datasets.transforms import ShortestSize, View, color_steps, flip_steps
 from util.config import DataConfig
 
 
@@ -45,7 +45,9 @@ class StrongTransform:
         self.ordinary = ordinary
         self.flips, self.colors = flip_steps(horizontal_flip, vertical_flip), color_steps(color_jitter)
         self.resize = ShortestSize(sizes, max_size)
-        self.jittered = v2.Compose([*self.flips, LargeScaleJitter(sizes, max_size), DropEmptyBoxes(), *self.colors])
+        # At a tenth of the size some objects end below a pixel; nobody could learn from those.
+        seen = v2.SanitizeBoundingBoxes(min_size=1.0)
+        self.jittered = v2.Compose([*self.flips, LargeScaleJitter(sizes, max_size), seen, *self.colors])
         self.mosaic, self.mixup = mosaic, mixup
         self.large_scale_jitter, self.copy_paste = large_scale_jitter, copy_paste
 
