@@ -78,6 +78,20 @@ def test_with_none_of_them_nothing_more_is_drawn(build):
     assert not happens(0.0) and torch.equal(torch.get_rng_state(), after)
 
 
+def test_the_images_of_a_mosaic_are_flipped_and_its_colours_changed():
+    def made(boxes: list, **options) -> tuple:
+        view = painted(60, 40, boxes, [0])
+        options = {"horizontal_flip": 0.0, "mosaic": 1.0} | options
+        return StrongTransform(lambda *_: None, [50], 90, **options)(view, lambda: view)
+
+    _, target = made([[0, 0, 30, 40]], horizontal_flip=1.0)  # the left half, which goes to the right
+    rights = target["boxes"][:, 2].tolist()
+    assert rights[0] == pytest.approx(rights[2]) and rights[1] == rights[3] == pytest.approx(75)
+    plain, _ = made([[0, 0, 60, 40]])
+    assert plain[0].eq(255).all() and plain[1:].eq(0).all()
+    assert not torch.equal(made([[0, 0, 60, 40]], color_jitter=0.5)[0], plain)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_are_the_same_whoever_makes_them(build, workers):
     """Of one process in this one, and of two processes, with workers of their own or without."""
