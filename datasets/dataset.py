@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import Annotations
@@ -20,6 +19,8 @@ from datasets.image_folder import Pictures
 from datasets.inspection import Look
 from datasets.picture_file import BrokenImage
 from datasets.readers import read_annotations
+from datasets.strong import StrongTransform
+from datasets.transforms import View, target_on
 from datasets.truth import sizes_of_objects
 from util.errors import UserError
 from util.objects import Objects
@@ -53,6 +54,7 @@ class CocoDetection(Dataset):
         labels: labels of each image, `[T]`, int64.
         dropped: number of degenerate boxes that were left out.
         image_folder: where the pictures are; `pictures` reads them.
+        strong, strong_epochs: the transform of the first epochs, instead of `transform`, and their number.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class CocoDetection(Dataset):
         self.pictures = Pictures(self.image_folder)
         self.annotations, self.images = annotations, annotations.images
         self.transform, self.seed = transform, seed
+        self.strong: StrongTransform | None = None
+        self.strong_epochs = 0
         self.categories = categories_of(annotations.categories, category_ids)
         if not self.images:
             raise UserError(f"'{annotations.source}' lists no images")
@@ -122,6 +126,12 @@ class CocoDetection(Dataset):
             dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
         return dataset
 
+    def strengthened(self, strong: StrongTransform, epochs: int) -> "CocoDetection":
+        """This data set with strong augmentations in the epochs before `epochs`."""
+        dataset = copy(self)
+        dataset.strong, dataset.strong_epochs = strong, epochs
+        return dataset
+
     def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
         read = self.annotations
         position_of = {image.id: i for i, image in enumerate(self.images)}
@@ -142,6 +152,29 @@ class CocoDetection(Dataset):
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         """The sample of `(index, epoch)`; a plain index is epoch 0."""
         index, epoch = key if isinstance(key, tuple) else (key, 0)
+        image, target = self._read(index)
+        size = (image.shape[-2], image.shape[-1])
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+        if self.transform is not None:
+            # The same image in the same epoch is augmented alike, whichever worker does it.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
+                if self.strong is not None and epoch < self.strong_epochs:
+                    image, target = self.strong((image, target), self._partner)
+                else:
+                    image, target = self.transform(image, target)
+        height, width = image.shape[-2:]
+        boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
+        boxes = boxes.float() / torch.tensor([width, height, width, height])
+        objects = Objects(boxes, target["labels"], self.images[index].id, seed)
+        return Sample(image.as_subclass(torch.Tensor), objects, size)
+
+    def _partner(self) -> View:
+        """Any image, drawn from torch's random state, which the sample's key has seeded; perhaps the same again."""
+        return self._read(int(torch.randint(len(self), ())))
+
+    def _read(self, index: int) -> View:
+        """An image as it is, and its objects."""
         entry = self.images[index]
         try:
             picture = self.pictures.read(entry)
@@ -152,25 +185,13 @@ class CocoDetection(Dataset):
                 f"image '{entry.file_name}' is {picture.width}x{picture.height} pixels, but "
                 f"'{self.annotations.source}' says {entry.width}x{entry.height}; check-data lists all such images"
             )
-        size = (picture.height, picture.width)
-        image = TF.to_image(picture)
         corners, labels = self.boxes[index], self.labels[index]
         if entry.size is None:  # only now it is known what lies outside
             corners = np.minimum(corners, np.array(picture.size * 2, dtype=np.float32))
             kept = (corners[:, 2:] > corners[:, :2]).all(1)
             corners, labels = corners[kept], labels[kept]
-        boxes = tv_tensors.BoundingBoxes(torch.from_numpy(corners), format="XYXY", canvas_size=size)
-        target = {"boxes": boxes, "labels": torch.from_numpy(labels)}
-        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
-        if self.transform is not None:
-            # The same image in the same epoch is augmented alike, whichever worker does it.
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs too
-                image, target = self.transform(image, target)
-        height, width = image.shape[-2:]
-        boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
-        boxes = boxes.float() / torch.tensor([width, height, width, height])
-        return Sample(image.as_subclass(torch.Tensor), Objects(boxes, target["labels"], entry.id, seed), size)
+        size = (picture.height, picture.width)
+        return TF.to_image(picture), target_on(size, torch.from_numpy(corners), torch.from_numpy(labels))
 
 
 def _existing(image_folder: str | Path) -> Path:

@@ -11,6 +11,18 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.sizes import resized
 
+View = tuple[tv_tensors.Image, dict]  # a uint8 image [3, H, W]; {"boxes": [T, 4] xyxy in its pixels, "labels": [T]}
+
+
+def draw_int(low: int, high: int) -> int:
+    """A whole number from low to high, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def target_on(size: tuple[int, int], boxes: torch.Tensor, labels: torch.Tensor) -> dict:
+    """Boxes `[T, 4]`, xyxy in pixels of a canvas (height, width), and labels `[T]`, as pipelines take them."""
+    return {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size), "labels": labels}
+
 
 class RandomSizeCrop(v2.Transform):
     """Crop a rectangle whose sides are drawn from [smallest, largest], each no longer than the image's own side."""
@@ -22,13 +34,9 @@ class RandomSizeCrop(v2.Transform):
     def make_params(self, flat_inputs: list) -> dict:
         """Draw height, width, top and left."""
         height, width = v2.query_size(flat_inputs)
-
-        def draw(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, ()))
-
-        h = draw(min(self.smallest, height), min(self.largest, height))
-        w = draw(min(self.smallest, width), min(self.largest, width))
-        return {"height": h, "width": w, "top": draw(0, height - h), "left": draw(0, width - w)}
+        h = draw_int(min(self.smallest, height), min(self.largest, height))
+        w = draw_int(min(self.smallest, width), min(self.largest, width))
+        return {"height": h, "width": w, "top": draw_int(0, height - h), "left": draw_int(0, width - w)}
 
     def transform(self, inpt, params: dict):
         """Crop an image, or shift and clip boxes."""
@@ -67,6 +75,21 @@ class DropEmptyBoxes(nn.Module):
         return image, {"boxes": tv_tensors.wrap(boxes[kept], like=boxes), "labels": target["labels"][kept]}
 
 
+def flip_steps(horizontal: float, vertical: float) -> list[v2.Transform]:
+    """Flips with these probabilities."""
+    steps: list[v2.Transform] = []
+    if horizontal > 0:
+        steps.append(v2.RandomHorizontalFlip(horizontal))
+    if vertical > 0:
+        steps.append(v2.RandomVerticalFlip(vertical))
+    return steps
+
+
+def color_steps(strength: float) -> list[v2.Transform]:
+    """Random brightness, contrast and saturation of this strength."""
+    return [v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength)] if strength > 0 else []
+
+
 def train_transform(
     sizes: Sequence[int],
     max_size: int,
@@ -92,19 +115,13 @@ def train_transform(
         color_jitter: strength of random brightness, contrast and saturation.
     """
     resize = ShortestSize(sizes, max_size)
-    steps: list[v2.Transform] = []
-    if horizontal_flip > 0:
-        steps.append(v2.RandomHorizontalFlip(horizontal_flip))
-    if vertical_flip > 0:
-        steps.append(v2.RandomVerticalFlip(vertical_flip))
+    steps = flip_steps(horizontal_flip, vertical_flip)
     if crop:
         cropped = v2.Compose([ShortestSize(crop_sizes), RandomSizeCrop(*crop_range), DropEmptyBoxes(), resize])
         steps.append(v2.RandomChoice([resize, cropped]))
     else:
         steps.append(resize)
-    if color_jitter > 0:
-        steps.append(v2.ColorJitter(brightness=color_jitter, contrast=color_jitter, saturation=color_jitter))
-    return v2.Compose(steps)
+    return v2.Compose([*steps, *color_steps(color_jitter)])
 
 
 def eval_transform(size: int, max_size: int) -> v2.Transform:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from datasets.dataset import CocoDetection
+from datasets.strong import images_in_one
 from models.criterion import total_loss
 from models.from_config import build_criterion
 from util.checkpoint import RawCheckpoint
@@ -125,9 +126,9 @@ def try_step(
     size: tuple[int, int],
     images: int,
 ) -> None:
-    """Forward and backward of one micro-batch of noise, with as many objects as any image has."""
+    """Forward and backward of one micro-batch of noise, with as many objects as any image can have."""
     weight = next(trained.parameters())
-    count = max(1, max(map(len, dataset.labels)))
+    count = max(1, max(map(len, dataset.labels))) * images_in_one(config.data)
     boxes = torch.full((count, 4), 0.5, device=device)
     labels = torch.full((count,), dataset.categories[0].label, device=device)
     objects = [Objects(boxes, labels, 0) for _ in range(images)]

@@ -141,7 +141,8 @@ def read_data(
     """
     cfg = config.train
     with world.one_a_machine_first():  # which generates shapes
-        dataset, val_dataset = build_dataset(config.data, "train", cfg.seed), build_dataset(config.data, "val")
+        dataset = build_dataset(config.data, "train", cfg.seed, cfg.epochs)
+        val_dataset = build_dataset(config.data, "val")
         check_learnable(dataset.annotations)
         check_scorable(val_dataset.annotations)
     check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))

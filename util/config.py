@@ -220,6 +220,16 @@ class DataConfig(EvalDataConfig, DataPaths):
     """batches of only wide or only high images, which need less padding"""
     color_jitter: NonNegative = 0.0
     """strength of random brightness, contrast and saturation; 0.2 is mild"""
+    mosaic: Share = 0.0
+    """probability of four images side by side in the place of one, each about half as large"""
+    mixup: Share = 0.0
+    """probability of blending an image half and half with another, with the objects of both"""
+    large_scale_jitter: Share = 0.0
+    """probability of resizing an image to 0.1 to 2 times its size, then cropping or padding it (instead of crop)"""
+    copy_paste: Share = 0.0
+    """probability of pasting some objects of another image, as the rectangles that their boxes are"""
+    strong_until: Share = 0.5
+    """share of the epochs that have mosaic, mixup, large_scale_jitter and copy_paste; the rest goes without them"""
 
 
 @dataclass

@@ -44,7 +44,7 @@ def make_data(config: Config, size: tuple[int, int], batch: int, repeats: int) -
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), size, batch)
         config.data.root, taken = folder, []
-        dataset = build_dataset(config.data, "train")
+        dataset = build_dataset(config.data, "train", epochs=config.train.epochs)
         with closing(train_loader(dataset, batch, None, workers=0, seed=0, pin_memory=False)) as loader:
             for epoch in range(repeats + 1):
                 loader.batches.set_epoch(epoch)

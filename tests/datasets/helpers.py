@@ -1,10 +1,13 @@
-"""Small COCO-format data sets on disk."""
+"""Small COCO-format data sets on disk, and painted pictures whose objects can be found again."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
+
+from datasets.transforms import View, target_on, to_image
 
 SHAPES = [{"id": 1, "name": "circle"}, {"id": 2, "name": "square"}]
 
@@ -50,3 +53,27 @@ def write_coco(
         "categories": SHAPES if categories is None else categories,
     }
     return images, write_json(folder / "annotations" / f"instances_{split}2017.json", content)
+
+
+# Told apart at half strength on black and on white.
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
+
+
+def painted(width: int, height: int, boxes: list, labels: list[int]) -> View:
+    """A black picture with filled rectangles in the colours of their labels, and those as its objects."""
+    canvas = Image.new("RGB", (width, height))
+    for (left, top, right, bottom), label in zip(boxes, labels):
+        ImageDraw.Draw(canvas).rectangle([left, top, right - 1, bottom - 1], fill=COLOURS[label])
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return to_image(canvas), target_on((height, width), corners, torch.tensor(labels, dtype=torch.int64))
+
+
+def of_colour(image: torch.Tensor, label: int) -> torch.Tensor:
+    """`[H, W]`, the pixels of a label's colour, with those that are half of it."""
+    return ((image.int() - torch.tensor(COLOURS[label]).view(3, 1, 1)).abs() < 128).all(0)
+
+
+def extent(pixels: torch.Tensor) -> list[float]:
+    """The box, xyxy, around pixels `[H, W]` that are True."""
+    rows, columns = torch.nonzero(pixels, as_tuple=True)
+    return [float(v) for v in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]

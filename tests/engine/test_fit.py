@@ -98,6 +98,15 @@ def test_looking_for_the_number_changes_nothing(monkeypatch):
     assert images_that_fit(config, trained, data_set((64, 64)), CPU, ALONE, 4) == 4
 
 
+def test_it_is_tried_with_the_objects_of_all_images_that_may_be_in_one():
+    config, _, trained = prepared()
+    config.data.mosaic, config.data.mixup, counts = 0.1, 0.1, []
+    handle = trained.register_forward_pre_hook(lambda _, given: counts.extend(len(o.labels) for o in given[2]))
+    try_step(config, trained, data_set((64, 64), counts=(1, 3)), CPU, (64, 64), 2)
+    handle.remove()
+    assert counts == [3 * (4 + 1)] * 2
+
+
 def test_all_processes_take_the_smallest_number_and_none_is_refused(monkeypatch):
     config, _, trained = prepared()
     for others, found in (([5, 2, 4], 2), ([3, 0, 4], 0)):
