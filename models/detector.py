@@ -151,7 +151,8 @@ class DeformableDETR(nn.Module):
         memory = self.transformer.encode(memory, position)
         queries = self.queries(memory, objects)
         for more in self.training_queries if objects is not None else ():
-            queries = queries.and_then(more(self.queries, queries, memory, objects))
+            further = more(self.queries, queries, memory, objects)
+            queries = (queries if more.share == 1 else queries.weighted(more.share)).and_then(further)
         logits, boxes = self.transformer.decode(queries, memory, self.heads, self.auxiliary_losses)
         groups = [self._group(group, logits, boxes) for group in queries.groups]
         return Predictions(groups + queries.predictions)
@@ -160,7 +161,8 @@ class DeformableDETR(nn.Module):
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
         layers = range(len(logits))
-        return PredictionGroup(group.name, logits, boxes, group.objects, group.assignment, layers, group.weights)
+        given = (group.objects, group.assignment, layers, group.weights, group.repeats)
+        return PredictionGroup(group.name, logits, boxes, *given)
 
 
 def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ class PredictionGroup:
         layers: the number of each layer; None for a group that does not come from layers, where N is 1.
         weights: `[B]`, factor on the losses of each image; None for 1. It depends on nothing but the image, for a batch
             may be spread over processes.
+        repeats: how many queries each object is matched to.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PredictionGroup:
     assignment: Assignment | None = None
     layers: Sequence[int] | None = None
     weights: Tensor | None = None
+    repeats: int = 1
 
     @property
     def names(self) -> list[str]:
