@@ -161,8 +161,8 @@ class DeformableDETR(nn.Module):
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
         layers = range(len(logits))
-        given = (group.objects, group.assignment, layers, group.weights, group.repeats)
-        return PredictionGroup(group.name, logits, boxes, *given)
+        how = group.objects, group.assignment, layers, group.weights
+        return PredictionGroup(group.name, logits, boxes, *how, repeats=group.repeats)
 
 
 def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
