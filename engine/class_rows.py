@@ -21,7 +21,9 @@ from util.checkpoint import load_matching_weights
 from util.errors import UserError
 
 # Also of a mimicking branch, and of what denoising queries are made of.
-CLASS_ROWS = r"(heads\.\d+\.classify|classify_region|classify_crop|training_queries\.\d+\.label_embed)\.(weight|bias)"
+CLASS_ROWS = (
+    r"(heads\.\d+\.classify|classify_region|classify_crop|training_queries\.denoising\.label_embed)\.(weight|bias)"
+)
 IN_PLACE = r"queries\.(head\.classify\.(weight|bias)|position|content|anchors)"  # rows that have no names
 
 

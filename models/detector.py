@@ -1,6 +1,6 @@
 """DeformableDETR: the parts put together, images in and boxes out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class DeformableDETR(nn.Module):
         transformer: encoder and decoder.
         queries: the source of the decoder's queries, such as learned queries (one stage) or proposals (two stages).
         heads: one for each decoder layer (iterative refinement), or one for all.
-        training_queries: further groups of queries, in training alone.
+        training_queries: further groups of queries by name, in training alone.
         auxiliary_losses: whether every layer's predictions are penalised in training. Without them only the last
             layer is, so class heads that nothing uses are frozen, and the gradient runs through the references into
             the earlier box heads, which nothing else would teach.
@@ -43,7 +43,7 @@ class DeformableDETR(nn.Module):
         transformer: DeformableTransformer,
         queries: QuerySource,
         heads: list[PredictionHead],
-        training_queries: Sequence[TrainingQueries] = (),
+        training_queries: Mapping[str, TrainingQueries] | None = None,
         auxiliary_losses: bool = True,
     ):
         super().__init__()
@@ -52,7 +52,7 @@ class DeformableDETR(nn.Module):
         self.position = position
         self.transformer = transformer
         self.queries = queries
-        self.training_queries = nn.ModuleList(training_queries)
+        self.training_queries = nn.ModuleDict(training_queries or {})
         self.heads = nn.ModuleList(heads)
         self.auxiliary_losses = auxiliary_losses
         self.frozen: list[nn.Module] = []
@@ -150,8 +150,9 @@ class DeformableDETR(nn.Module):
         position = torch.cat([rearrange(p, "b h w e -> b (h w) e") for p in self.position(masks)], 1)  # [B, S, E]
         memory = self.transformer.encode(memory, position)
         queries = self.queries(memory, objects)
-        for more in self.training_queries if objects is not None else ():
-            queries = queries.and_then(more(self.queries, queries, memory, objects))
+        for more in self.training_queries.values() if objects is not None else ():
+            further = more(self.queries, queries, memory, objects)
+            queries = (queries if more.share == 1 else queries.weighted(more.share)).and_then(further)
         logits, boxes = self.transformer.decode(queries, memory, self.heads, self.auxiliary_losses)
         groups = [self._group(group, logits, boxes) for group in queries.groups]
         return Predictions(groups + queries.predictions)
@@ -160,7 +161,7 @@ class DeformableDETR(nn.Module):
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
         layers = range(len(logits))
-        how = group.objects, group.assignment, layers, group.weights, group.penalised
+        how = group.objects, group.assignment, layers, group.weights, group.penalised, group.repeats
         return PredictionGroup(group.name, logits, boxes, *how)
 
 

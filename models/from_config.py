@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import nn
 
 from models.anchors import AnchorQueries
@@ -17,6 +18,7 @@ from models.deform_backbone import deform_stages
 from models.denoising import DenoisingQueries
 from models.detector import DeformableDETR
 from models.heads import PredictionHead, decoder_heads
+from models.hybrid import HybridQueries
 from models.limits import check_model
 from models.losses import Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
@@ -25,6 +27,7 @@ from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
 from models.queries import LearnedQueries, QuerySource, TrainingQueries
+from models.query_groups import QueryGroups
 from models.transformer import DeformableTransformer
 from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.errors import UserError
@@ -66,7 +69,7 @@ def build_model(
     from_boxes = config.two_stage or config.reference == "box"
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
     queries = build_queries(config, loss, heads[0])
-    more = build_training_queries(config, loss, num_classes)
+    more = build_training_queries(config, loss, num_classes, heads[0])
     position = PositionEncoding(config.d_model, config.num_levels)
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, more, loss.auxiliary)
 
@@ -131,18 +134,41 @@ def build_queries(config: ModelConfig, loss: LossConfig, head: PredictionHead) -
     if config.two_stage:
         head = head.copy(initial_size_bias=0.0)
         return ProposalGenerator(config.num_queries, config.d_model, head, config.ignore_padding)
+    return learned_queries(config, config.num_queries)
+
+
+def learned_queries(config: ModelConfig, count: int) -> QuerySource:
+    """So many queries that do not come from proposals."""
     if config.reference == "box":
-        return AnchorQueries(config.num_queries, config.d_model)
-    return LearnedQueries(config.num_queries, config.d_model)
+        return AnchorQueries(count, config.d_model)
+    return LearnedQueries(count, config.d_model)
 
 
-def build_training_queries(config: ModelConfig, loss: LossConfig, num_classes: int) -> list[TrainingQueries]:
-    """Further groups of queries for training. Each is a class of its own and a line here."""
-    more: list[TrainingQueries] = []
+def build_training_queries(
+    config: ModelConfig, loss: LossConfig, num_classes: int, head: PredictionHead
+) -> dict[str, TrainingQueries]:
+    """Further groups of queries for training. Each is a class of its own and a line here.
+
+    Those of one length come first, next to the detector's own queries, for they attend as one batch.
+    """
+    more: dict[str, TrainingQueries] = {}
+    if config.query_groups > 1:
+        more["groups"] = QueryGroups([build_queries(config, loss, head) for _ in range(config.query_groups - 1)])
+    if config.hybrid_queries:
+        more["hybrid"] = build_hybrid_queries(config, loss)
     if config.denoising_queries:
         noise = loss.denoising_label_noise, loss.denoising_box_noise
-        more.append(DenoisingQueries(config.denoising_queries, num_classes, config.d_model, *noise))
+        more["denoising"] = DenoisingQueries(config.denoising_queries, num_classes, config.d_model, *noise)
     return more
+
+
+def build_hybrid_queries(config: ModelConfig, loss: LossConfig) -> HybridQueries:
+    """Queries matched one-to-many. They start as the detector's own do."""
+    count, content = config.hybrid_queries, None
+    source = None if config.two_stage else learned_queries(config, count)
+    if config.query_selection == "mixed":
+        content = nn.Parameter(torch.randn(count, config.d_model))
+    return HybridQueries(count, loss.hybrid_repeats, loss.hybrid_weight, source, content)
 
 
 def build_criterion(config: LossConfig) -> Criterion:

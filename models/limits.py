@@ -103,6 +103,13 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
             "model.look_forward 2 lets a layer's box teach the layer before; it needs model.refinement true and "
             "loss.auxiliary true (without the latter the gradient reaches all layers anyway)"
         )
+    if config.look_forward == 2 and config.decoder_layers == 1:
+        raise UserError("model.look_forward 2 needs a layer to look at; model.decoder_layers is 1, take 2 or more")
+    if config.hybrid_queries and not loss.hybrid_weight:
+        raise UserError("loss.hybrid_weight 0 leaves model.hybrid_queries without losses; raise it, or leave them out")
+    for option in ("hybrid_repeats", "hybrid_weight"):
+        if getattr(loss, option) != getattr(LossConfig(), option) and not config.hybrid_queries:
+            raise UserError(f"loss.{option} is about hybrid queries; it needs model.hybrid_queries, such as 1500")
     if config.proposal_nms is not None and not 0 <= config.proposal_nms <= 1:
         raise UserError(f"model.proposal_nms is {config.proposal_nms}; it must be between 0 and 1, or null")
     for section, option, off in (

@@ -42,6 +42,8 @@ def every_layer(assignment: Assignment, layers: int) -> Matches:
 class HungarianMatcher:
     """One-to-one assignment of objects to queries with the least total cost (arXiv 2005.12872, section 3.1).
 
+    A group may ask for more queries for each object: then every object takes part so many times.
+
     The cost of a pair is `class_cost * focal + l1_cost * L1 - giou_cost * GIoU`; the focal term is the focal loss of
     the object's class as a positive less that as a negative.
 
@@ -73,7 +75,7 @@ class HungarianMatcher:
             objects: for each group, the objects of each image.
 
         Returns:
-            The matches of each group. Of more objects than queries, the cheapest are matched.
+            The matches of each group. Of more objects than queries, repetitions counted, the cheapest are matched.
 
         Raises:
             NonFinite: a cost is not finite; names the image, the layer and the tensor at fault.
@@ -81,7 +83,7 @@ class HungarianMatcher:
         if not groups:
             return []
         costs = [self.cost(group, truth) for group, truth in zip(groups, objects)]
-        lists = [shortlist(cost) for cost in costs]
+        lists = [shortlist(cost, group.repeats) for cost, group in zip(costs, groups)]
         finite = torch.stack([torch.isfinite(cost).all() for cost in costs]).all()
         parts = [part for pair in lists for part in pair if part is not None]
         host = torch.cat([part.flatten().to(costs[0].dtype) for part in (*parts, finite)]).cpu()  # sync: the only one
@@ -91,9 +93,9 @@ class HungarianMatcher:
             raise NonFinite("a matching cost overflowed although predictions and objects are finite")
         pieces = (h.view(part.shape).numpy() for h, part in zip(host.split([*map(Tensor.numel, parts), 1]), parts))
         matches = []
-        for (short, rows), truth in zip(lists, objects):
+        for group, (short, rows), truth in zip(groups, lists, objects):
             block, queries = next(pieces), None if rows is None else next(pieces).astype(int)
-            matches.append(_assign(block, queries, [len(o.labels) for o in truth], short.device))
+            matches.append(_assign(block, queries, [len(o.labels) for o in truth], short.device, group.repeats))
         return matches
 
     def cost(self, group: PredictionGroup, objects: Sequence[Objects]) -> Tensor:
@@ -158,28 +160,32 @@ def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return intersection, (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
 
 
-def shortlist(cost: Tensor, longest: int = 1024) -> tuple[Tensor, Tensor | None]:
+def shortlist(cost: Tensor, repeats: int = 1, longest: int = 1024) -> tuple[Tensor, Tensor | None]:
     """The queries that the cheapest assignment can use, where there are many more of them than objects.
 
     T objects never need a query that is not among the T cheapest of one of them: one of those T is free for it. Of the
-    ten thousand and more proposals of a two-stage detector, this leaves a few hundred to transfer and to solve.
+    ten thousand and more proposals of a two-stage detector, this leaves a few hundred to transfer and to solve. With
+    each object k times, it is the k T cheapest.
 
     Args:
         cost: `[N, B, Q, T]`.
+        repeats: how many queries k each object is matched to.
         longest: queries that are few enough as they are.
 
     Returns:
-        Costs `[N, B, R, T]`, and the query of each row `[N, B, R]`, some of them several times; the argument itself
-        and None where the queries are few.
+        Costs `[N, B, R, T]`, R = k T T, and the query of each row `[N, B, R]`, some of them several times; the argument
+        itself and None where the queries are few.
     """
     queries, objects = cost.shape[2:]
-    if queries <= max(longest, 2 * objects * objects):
+    if queries <= max(longest, 2 * repeats * objects * objects):
         return cost, None
-    rows = cost.topk(objects, dim=2, largest=False).indices.flatten(2)  # [N, B, T*T]
+    rows = cost.topk(repeats * objects, dim=2, largest=False).indices.flatten(2)  # [N, B, k*T*T]
     return cost.gather(2, rows[..., None].expand(-1, -1, -1, objects)), rows
 
 
-def _assign(costs: np.ndarray, queries: np.ndarray | None, counts: list[int], device: torch.device) -> Matches:
+def _assign(
+    costs: np.ndarray, queries: np.ndarray | None, counts: list[int], device: torch.device, repeats: int = 1
+) -> Matches:
     """Solve every `[R, T]` block of `costs` `[N, B, R, T]`, the first `counts[b]` columns of it.
 
     Args:
@@ -187,19 +193,23 @@ def _assign(costs: np.ndarray, queries: np.ndarray | None, counts: list[int], de
         queries: `[N, B, R]`, which query each row is of; None if row r is of query r.
         counts: objects of each image.
         device: device of the result.
+        repeats: how many queries each object is matched to. Its columns are repeated here, the last moment, for on the
+            way they would take so many times the memory.
     """
     offsets = [sum(counts[:i]) for i in range(len(counts))]
     found = []
     for layer in range(costs.shape[0]):
         for image, count in enumerate(counts):
             block = costs[layer, image, :, :count]
+            if repeats > 1:
+                block = np.tile(block, (1, repeats))
             if queries is None:
                 chosen, objects = linear_sum_assignment(block)
             else:
                 once, first = np.unique(queries[layer, image], return_index=True)
                 chosen, objects = linear_sum_assignment(block[first])
                 chosen = once[chosen]
-            found += [(layer, image, int(q), offsets[image] + int(t)) for q, t in zip(chosen, objects)]
+            found += [(layer, image, int(q), offsets[image] + int(t) % count) for q, t in zip(chosen, objects)]
     indices = torch.tensor(found, dtype=torch.long).reshape(-1, 4).to(device, non_blocking=True)
     return Matches(*indices.unbind(1))
 

@@ -40,6 +40,7 @@ class PredictionGroup:
         weights: `[B]`, factor on the losses of each image; None for 1. It depends on nothing but the image, for a batch
             may be spread over processes.
         penalised: `[B, q]`, which queries count; None for all.
+        repeats: how many queries each object is matched to.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PredictionGroup:
     layers: Sequence[int] | None = None
     weights: Tensor | None = None
     penalised: Tensor | None = None
+    repeats: int = 1
 
     @property
     def names(self) -> list[str]:

@@ -63,14 +63,22 @@ class ProposalGenerator(QuerySource):
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
         return Proposals(tokens, logits, unactivated)
 
-    def pick(self, proposals: Proposals, start: int, count: int) -> Queries:
-        """Queries of `count` proposals, from the one of rank `start` on; fewer where there are not so many."""
+    def pick(self, proposals: Proposals, start: int, count: int, content: Tensor | None = None) -> Queries:
+        """Queries of `count` proposals, from the one of rank `start` on; fewer where there are not so many.
+
+        Args:
+            proposals: what is proposed.
+            start, count: see above.
+            content: `[count, E]`, learned content in the order of ranks; None makes it as for all queries.
+        """
         scores = proposals.logits[..., 0]
         best = scores.topk(min(start + count, scores.shape[1]), dim=1).indices[:, start:]
         chosen = proposals.unactivated.detach().gather(1, best[..., None].expand(-1, -1, 4))
         reference = chosen.sigmoid()
-        position, content = self.encode(reference, proposals.tokens.dtype)
-        return Queries(content, position, reference)
+        position, computed = self.encode(reference, proposals.tokens.dtype)
+        if content is not None:
+            computed = content[: best.shape[1]].expand_as(computed)
+        return Queries(computed, position, reference)
 
     def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`."""

@@ -8,6 +8,7 @@ the source, which inference never sees.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class QueryGroup:
         weights: `[B]`, factor on the losses of each image; None for 1.
         penalised: `[B, q]`, which queries count; None for all. What stands for no object and is not background either,
             such as padding, does not.
+        repeats: how many queries each object is matched to.
     """
 
     name: str = "decoder"
@@ -40,6 +42,10 @@ class QueryGroup:
     attention_mask: Tensor | None = None
     weights: Tensor | None = None
     penalised: Tensor | None = None
+    repeats: int = 1
+
+
+Part = TypeVar("Part", QueryGroup, PredictionGroup)
 
 
 @dataclass
@@ -88,26 +94,37 @@ class Queries:
         """Groups of one length and without masks that follow each other, as (length, number of groups, mask)."""
         found: list[tuple[int, int, Tensor | None]] = []
         for group, length in zip(self.groups, self.lengths):
+            if not length:  # a small memory has no proposals left for it
+                continue
             if found and group.attention_mask is None and found[-1][0] == length and found[-1][2] is None:
                 found[-1] = (length, found[-1][1] + 1, None)
             else:
                 found.append((length, 1, group.attention_mask))
         return found
 
-    def and_then(self, more: "Queries") -> "Queries":
+    def and_then(self, *more: "Queries") -> "Queries":
         """These queries and groups, and after them those of `more`."""
-        groups, start = [], 0
-        for group, length in zip((*self.groups, *more.groups), (*self.lengths, *more.lengths)):
+        groups, start, parts = [], 0, (self, *more)
+        for group, length in ((g, n) for part in parts for g, n in zip(part.groups, part.lengths)):
             groups.append(replace(group, queries=slice(start, start + length)))
             start += length
         return replace(
             self,
-            content=torch.cat([self.content, more.content.to(self.content.dtype)], 1),
-            position=torch.cat([self.position, more.position.to(self.position.dtype)], 1),
-            reference=torch.cat([self.reference, more.reference.to(self.reference.dtype)], 1),
+            content=torch.cat([part.content.to(self.content.dtype) for part in parts], 1),
+            position=torch.cat([part.position.to(self.position.dtype) for part in parts], 1),
+            reference=torch.cat([part.reference.to(self.reference.dtype) for part in parts], 1),
             groups=groups,
-            predictions=self.predictions + more.predictions,
+            predictions=[group for part in parts for group in part.predictions],
         )
+
+    def weighted(self, factor: float) -> "Queries":
+        """The same with so many times the losses, those of the source's own predictions among them."""
+        ones = self.reference.new_ones(len(self.reference))
+
+        def times(part: Part) -> Part:
+            return replace(part, weights=factor * (ones if part.weights is None else part.weights))
+
+        return replace(self, groups=[*map(times, self.groups)], predictions=[*map(times, self.predictions)])
 
 
 class QuerySource(nn.Module):
@@ -140,7 +157,13 @@ class QuerySource(nn.Module):
 
 
 class TrainingQueries(nn.Module):
-    """What further groups of queries have in common that exist in training alone."""
+    """What further groups of queries have in common that exist in training alone.
+
+    Attributes:
+        share: factor on the losses of the source's own queries and predictions beside these.
+    """
+
+    share = 1.0
 
     def forward(self, source: QuerySource, queries: Queries, memory: Memory, objects: Sequence[Objects]) -> Queries:
         """More queries for a batch of images, in groups of their own.

@@ -28,7 +28,7 @@ from main import COMMANDS, main
 from models import from_config
 from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.processes import Forked
-from util.config import Config, ModelConfig
+from util.config import Config, LossConfig, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -91,9 +91,9 @@ def built(monkeypatch) -> list[ModelConfig]:
     """The configuration of every model that a command builds."""
     found, check = [], from_config.check_model
 
-    def noted(config: ModelConfig) -> None:
+    def noted(config: ModelConfig, loss: LossConfig) -> None:
         found.append(config)
-        check(config)
+        check(config, loss)
 
     monkeypatch.setattr(from_config, "check_model", noted)
     return found

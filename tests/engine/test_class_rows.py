@@ -130,9 +130,9 @@ def with_denoising(classes: int, seed: int = 0, queries: int = 12):
 
 def test_embedded_labels_go_with_their_names_and_learned_boxes_keep_their_places():
     source, model = with_denoising(3, queries=20), with_denoising(3, seed=1)
-    before = model.training_queries[0].label_embed.weight.detach().clone()
+    before = model.training_queries["denoising"].label_embed.weight.detach().clone()
     lines = start_from(model, loaded(source, classes(["a", "b", "c"])), classes(["c", "x", "a"]), "x")
-    given, found = (m.training_queries[0].label_embed.weight for m in (source, model))
+    given, found = (m.training_queries["denoising"].label_embed.weight for m in (source, model))
     assert torch.equal(found[[0, 2]], given[[2, 0]]) and torch.equal(found[1], before[1])
     assert torch.equal(model.queries.anchors, source.queries.anchors[:12])
     assert "queries.anchors: the first 12 of 20 rows in the file and 12 here" in lines
@@ -140,7 +140,7 @@ def test_embedded_labels_go_with_their_names_and_learned_boxes_keep_their_places
 
 def test_embedded_labels_are_brought_into_another_order_with_their_moments():
     model = with_denoising(3)
-    weight, optimizer = model.training_queries[0].label_embed.weight, adamw(model, 1e-3, 1e-3, 1.0, 0.0)
+    weight, optimizer = model.training_queries["denoising"].label_embed.weight, adamw(model, 1e-3, 1e-3, 1.0, 0.0)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

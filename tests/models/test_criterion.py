@@ -21,7 +21,7 @@ def test_proposals_are_matched_by_the_shortlist_as_without_it(monkeypatch):
     targets = random_objects([2, 0, 3])
     out = two_stages(targets, 3000)
     short = CRITERION(out, targets)
-    monkeypatch.setattr("models.matcher.shortlist", lambda cost: (cost, None))
+    monkeypatch.setattr("models.matcher.shortlist", lambda cost, repeats: (cost, None))
     for name, loss in CRITERION(out, targets).items():
         assert torch.equal(short[name], loss), name
 

@@ -58,7 +58,7 @@ def test_noise_is_that_of_the_equations():
     _, queries = queries_of(model, *batch(3), objects)
     group = queries.groups[1]
     reference, content = queries.reference[:, group.queries], queries.content[:, group.queries]
-    weight, seen = model.training_queries[0].label_embed.weight, 0
+    weight, seen = model.training_queries["denoising"].label_embed.weight, 0
     for i, of_image in enumerate(objects):
         count = len(of_image.labels)
         groups = 6 // count if count else 6
@@ -158,7 +158,7 @@ def test_groups_see_themselves_alone(options):
     images, mask = batch(2)
     plain, queries = queries_of(model, images, mask, objects)
     start = queries.groups[1].queries.start
-    original = model.training_queries[0].forward
+    original = model.training_queries["denoising"].forward
     for query, group in ((1, range(0, 4)), (6, range(4, 8)), (11, range(8, 12))):  # 2 objects: three groups of four
 
         def changed(*inputs, query=query):
@@ -167,13 +167,13 @@ def test_groups_see_themselves_alone(options):
             content[0, query] += 1
             return replace(found, content=content)
 
-        model.training_queries[0].forward = changed
+        model.training_queries["denoising"].forward = changed
         other = model(images, mask, objects)
         same = (plain.groups[1].logits == other.groups[1].logits).all(-1).all(0)  # [B, q]
         assert (~same[0]).nonzero().flatten().tolist() == list(group)
         assert same[1].all()
         assert torch.equal(plain.logits, other.logits) and torch.equal(plain.boxes, other.boxes)
-    model.training_queries[0].forward = original
+    model.training_queries["denoising"].forward = original
 
     padding = ~queries.groups[1].penalised
     assert padding[1].sum() == 0 and padding[0].sum() == 0
@@ -195,13 +195,13 @@ def test_padding_is_seen_by_none_and_costs_nothing():
     plain, queries = queries_of(model, *batch(3), objects)
     padding = ~queries.groups[1].penalised
     assert padding.sum(1).tolist() == [4, 16, 0]
-    original = model.training_queries[0].forward
+    original = model.training_queries["denoising"].forward
 
     def changed(*inputs):
         found = original(*inputs)
         return replace(found, content=torch.where(padding[..., None], found.content + 1, found.content))
 
-    model.training_queries[0].forward = changed
+    model.training_queries["denoising"].forward = changed
     other = model(*batch(3), objects)
     same = (plain.groups[1].logits == other.groups[1].logits).all(-1).all(0)
     assert torch.equal(same, ~padding)
@@ -283,7 +283,7 @@ def test_every_trainable_parameter_gets_a_gradient(options, auxiliary, counts):
     losses = build_criterion(loss)(model(*batch(2), objects), objects)
     sum(losses.values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    learnt = model.training_queries[0].label_embed.weight.grad
+    learnt = model.training_queries["denoising"].label_embed.weight.grad
     assert bool(learnt.any()) == any(counts)
     if not any(counts):
         assert all(value == 0 for name, value in losses.items() if "denoising" in name)
@@ -329,7 +329,7 @@ def test_under_autocast_and_with_checkpoints(options):
         model.zero_grad()
         loss = sum(CRITERION(model(images, mask, objects), objects).values())
         loss.backward()
-        results.append((loss.detach(), model.training_queries[0].label_embed.weight.grad.clone()))
+        results.append((loss.detach(), model.training_queries["denoising"].label_embed.weight.grad.clone()))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(images, mask, objects)
@@ -396,6 +396,6 @@ def test_what_would_do_nothing_is_refused(options, loss, said):
 def test_options_reach_the_queries():
     loss = LossConfig(denoising_label_noise=0.3, denoising_box_noise=0.4)
     model = build_model(small_config(denoising_queries=9, two_stage=True), 5, loss)
-    (queries,) = model.training_queries
+    (queries,) = model.training_queries.values()
     assert isinstance(queries, DenoisingQueries) and queries.num_queries == 9
     assert (queries.label_noise, queries.box_noise, queries.num_classes) == (0.3, 0.4, 5)

@@ -1,5 +1,6 @@
 """Matching against brute force and the formulas."""
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import pytest
@@ -65,6 +66,34 @@ def test_the_shortlist_holds_the_cheapest_assignment(objects):
     plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
     for name in ("layer", "image", "query", "object"):
         assert torch.equal(getattr(found, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("repeats", [3, 20])
+def test_an_object_is_given_to_so_many_queries(repeats):
+    """As if it were so many objects, also where those are more than the queries; a crowd takes no more to transfer."""
+    out, targets = predictions(layers=2, queries=30), random_objects([3, 0, 2])
+    many = [replace(o, boxes=o.boxes.repeat(repeats, 1), labels=o.labels.repeat(repeats)) for o in targets]
+    (plain,) = HungarianMatcher()(out.groups, [many])
+    (found,) = HungarianMatcher()([replace(out.groups[0], repeats=repeats)], [targets])
+    counts, offset, wanted = [3, 0, 2], 0, []
+    for image, count in enumerate(counts):
+        mine = plain.image == image
+        of = (plain.object[mine] - offset * repeats) % max(1, count) + offset
+        wanted += zip(*(t.tolist() for t in (plain.layer[mine], plain.image[mine], plain.query[mine], of)))
+        offset += count
+    assert sorted(zip(*(t.tolist() for t in (found.layer, found.image, found.query, found.object)))) == sorted(wanted)
+
+
+def test_the_shortlist_holds_the_cheapest_assignment_with_repetitions():
+    cost = torch.randn(1, 2, 1500, 4, generator=torch.Generator().manual_seed(0))
+    cost[0, 0, 7] -= 9  # a query that is the best one for every object
+    short, rows = shortlist(cost, 6)
+    assert short.shape == (1, 2, 6 * 4 * 4, 4)
+    found = _assign(short.numpy(), rows.numpy(), [4, 4], torch.device("cpu"), 6)
+    plain = _assign(cost.repeat(1, 1, 1, 6).numpy(), None, [24, 24], torch.device("cpu"))
+    assert found.query.tolist() == plain.query.tolist() and len(found.query) == 48
+    wanted = plain.object % 24 % 4 + 4 * plain.image
+    assert torch.equal(found.object, wanted) and torch.equal(found.image, plain.image)
 
 
 def test_few_queries_are_not_shortened():
