@@ -103,8 +103,11 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
             "model.look_forward 2 lets a layer's box teach the layer before; it needs model.refinement true and "
             "loss.auxiliary true (without the latter the gradient reaches all layers anyway)"
         )
-    if config.proposal_nms is not None and not 0 <= config.proposal_nms <= 1:
-        raise UserError(f"model.proposal_nms is {config.proposal_nms}; it must be between 0 and 1, or null")
+    if config.proposal_nms is not None and not 0 <= config.proposal_nms < 1:
+        raise UserError(
+            f"model.proposal_nms is {config.proposal_nms}; it must be at least 0 and below 1 (no boxes overlap by more "
+            "than 1), or null"
+        )
     for section, option, off in (
         (config, "query_selection", "position"),
         (config, "proposal_head", "objectness"),
