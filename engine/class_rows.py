@@ -1,7 +1,7 @@
 """Rows of class heads go with the names of classes: taken from another model, or brought into another order.
 
-The head of the two-stage proposals is no class head, though it is built like one: its channel 0 means "an object" of
-any class, so its rows keep their places.
+The head of the two-stage proposals is a class head where it scores classes (model.proposal_head). Otherwise it is only
+built like one: its channel 0 means "an object" of any class, so its rows keep their places.
 """
 
 import re
@@ -24,6 +24,7 @@ from util.errors import UserError
 CLASS_ROWS = (
     r"(heads\.\d+\.classify|classify_region|classify_crop|training_queries\.denoising\.label_embed)\.(weight|bias)"
 )
+OF_PROPOSALS = r"(training_queries\.groups\.sources\.\d+|queries)\.head\.classify\.(weight|bias)"  # class rows or not
 IN_PLACE = r"queries\.(head\.classify\.(weight|bias)|position|content|anchors)"  # rows that have no names
 
 
@@ -48,9 +49,16 @@ def start_from(model: DeformableDETR, source: LoadedDetector, categories: Sequen
     state, own = source.model.state_dict(), model.state_dict()
     rows, of_classes = rows_by_name(source, categories)
     fitting = [key for key in own if key in state and own[key].shape[1:] == state[key].shape[1:]]
-    by_name = [key for key in fitting if re.fullmatch(CLASS_ROWS, key)]
-    in_place = [key for key in fitting if re.fullmatch(IN_PLACE, key) and own[key].shape != state[key].shape]
+    by_class = model.queries.by_class
+    unlike = [key for key in fitting if re.fullmatch(OF_PROPOSALS, key) and by_class != source.model.queries.by_class]
+    by_name = [key for key in fitting if has_class_rows(key, by_class) and key not in unlike]
+    misplaced = [key for key in fitting if re.fullmatch(IN_PLACE, key) and own[key].shape != state[key].shape]
+    in_place = [key for key in misplaced if key not in (*by_name, *unlike)]
     lines = [f"weights from {path}", *(of_classes if by_name else [])]
+    for key in unlike:
+        here, there = ("classes", "objects") if by_class else ("objects", "classes")
+        lines.append(f"{key}: scores {there} in the file, {here} here; starts anew")
+        state[key] = own[key]
     for key in in_place:
         here, there = len(own[key]), len(state[key])
         lines.append(f"{key}: the first {min(here, there)} of {there} rows in the file and {here} here")
@@ -59,6 +67,11 @@ def start_from(model: DeformableDETR, source: LoadedDetector, categories: Sequen
         state[key] = _with_rows(own[key], state[key], rows)
     left_out = load_matching_weights(model, state, path)
     return [*lines, f"not loaded: {len(left_out)}", *left_out]
+
+
+def has_class_rows(key: str, by_class: bool) -> bool:
+    """Whether a tensor has a row for each class; `by_class`: whether the head of the proposals, if any, scores them."""
+    return bool(re.fullmatch(f"{CLASS_ROWS}|{OF_PROPOSALS}" if by_class else CLASS_ROWS, key))
 
 
 def rows_by_name(source: LoadedDetector, categories: Sequence[Category]) -> tuple[dict[int, int], list[str]]:
@@ -140,10 +153,10 @@ def reorder_classes(state: TrainingState, order: Sequence[int]) -> None:
         order: the row that each label takes.
     """
     parts: list[nn.Module | None] = [state.model, state.branch, state.ema.module if state.ema else None]
-    index = torch.tensor(order, device=state.device)
+    index, by_class = torch.tensor(order, device=state.device), state.model.queries.by_class
     for part in parts:
         for name, parameter in part.named_parameters() if part is not None else ():
-            if re.fullmatch(CLASS_ROWS, name):
+            if has_class_rows(name, by_class):
                 parameter.copy_(parameter[index])
                 for value in state.optimizer.state.get(parameter, {}).values():
                     if torch.is_tensor(value) and value.shape == parameter.shape:

@@ -133,7 +133,16 @@ def build_queries(config: ModelConfig, loss: LossConfig, head: PredictionHead) -
     """
     if config.two_stage:
         head = head.copy(initial_size_bias=0.0)
-        return ProposalGenerator(config.num_queries, config.d_model, head, config.ignore_padding)
+        return ProposalGenerator(
+            config.num_queries,
+            config.d_model,
+            head,
+            config.ignore_padding,
+            config.query_selection,
+            config.proposal_head == "class",
+            config.proposal_nms,
+            loss.proposal_assignment,
+        )
     return learned_queries(config, config.num_queries)
 
 

@@ -110,8 +110,11 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
     for option in ("hybrid_repeats", "hybrid_weight"):
         if getattr(loss, option) != getattr(LossConfig(), option) and not config.hybrid_queries:
             raise UserError(f"loss.{option} is about hybrid queries; it needs model.hybrid_queries, such as 1500")
-    if config.proposal_nms is not None and not 0 <= config.proposal_nms <= 1:
-        raise UserError(f"model.proposal_nms is {config.proposal_nms}; it must be between 0 and 1, or null")
+    if config.proposal_nms is not None and not 0 <= config.proposal_nms < 1:
+        raise UserError(
+            f"model.proposal_nms is {config.proposal_nms}; it must be at least 0 and below 1 (no boxes overlap by more "
+            "than 1), or null"
+        )
     for section, option, off in (
         (config, "query_selection", "position"),
         (config, "proposal_head", "objectness"),

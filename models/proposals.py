@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.atss import assign_tokens
 from models.heads import PredictionHead
 from models.memory import Memory
+from models.nms import distinct_first
 from models.position import sine_encoding
 from models.predictions import PredictionGroup
 from models.queries import Proposals, Queries, QuerySource
@@ -19,25 +22,50 @@ NEVER = -1e4  # a logit whose probability, loss and gradient are zero, in half p
 class ProposalGenerator(QuerySource):
     """Proposals from the encoder's memory (arXiv 2010.04159, section 4.2 and appendix A.4).
 
-    In training the proposals of all tokens are a group of predictions of their own.
+    In training the proposals are a group of predictions of their own: those of all tokens, or, matched by class, the
+    selected ones.
 
     Args:
         num_queries: proposals Q handed to the decoder; fewer if the memory has fewer tokens.
         d_model: embedding width E.
-        head: scores tokens and moves their boxes. It is trained on class-agnostic objects: channel 0 means "an object".
+        head: scores tokens and moves their boxes.
         ignore_padding: whether tokens on padding are left out of the proposals and of their losses. Otherwise they
             compete and are penalised as background, as in the paper's code.
+        selection: content of the queries: of the proposals' boxes (`position`, the paper's), learned for each rank
+            (`mixed`, arXiv 2203.03605, section 3.4), or the proposals' tokens (`tokens`, arXiv 2304.08069, whose code
+            detaches them too).
+        by_class: whether the head tells classes and tokens are ranked by the best of them (arXiv 2203.03605). Otherwise
+            it is trained on class-agnostic objects: channel 0 means "an object", the others nothing.
+        nms: IoU above which a better proposal puts off a worse one, among four times Q; None for no suppression.
+        assignment: whether tokens are matched with objects one to one, or many to one by ATSS (`models.atss`).
+
+    Attributes:
+        by_class: see above.
     """
 
     ranked = True
 
-    def __init__(self, num_queries: int, d_model: int, head: PredictionHead, ignore_padding: bool = False):
+    def __init__(
+        self,
+        num_queries: int,
+        d_model: int,
+        head: PredictionHead,
+        ignore_padding: bool = False,
+        selection: Literal["position", "mixed", "tokens"] = "position",
+        by_class: bool = False,
+        nms: float | None = None,
+        assignment: Literal["hungarian", "atss"] = "hungarian",
+    ):
         super().__init__(num_queries)
         self.d_model, self.ignore_padding = d_model, ignore_padding
+        self.selection, self.by_class, self.nms, self.assignment = selection, by_class, nms, assignment
+        self.compared = 4 * num_queries  # fixed: with fewer queries at inference, the best must be the same
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.query_proj = nn.Linear(2 * d_model, 2 * d_model)
-        self.query_norm = nn.LayerNorm(2 * d_model)
+        width = 2 * d_model if selection == "position" else d_model
+        self.query_proj = nn.Linear(2 * d_model, width)
+        self.query_norm = nn.LayerNorm(width)
+        self.content = nn.Parameter(torch.randn(num_queries, d_model)) if selection == "mixed" else None
         self.head = head
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
@@ -45,10 +73,10 @@ class ProposalGenerator(QuerySource):
     def forward(self, memory: Memory, objects: Sequence[Objects] | None = None) -> Queries:
         """Score every token, and make queries of the best."""
         proposals = self.propose(memory)
-        queries = self.pick(proposals, 0, self.num_queries)
+        best = self.rank(proposals, self.num_queries)
+        queries = self.make(proposals, best, self.content)
         if objects is not None:
-            logits, boxes = proposals.logits[None], proposals.unactivated.sigmoid()[None]
-            queries.predictions.append(PredictionGroup("proposals", logits, boxes, class_agnostic(objects)))
+            queries.predictions.append(self.supervise(memory, proposals, best, objects))
             queries.proposals = proposals
         return queries
 
@@ -63,32 +91,69 @@ class ProposalGenerator(QuerySource):
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
         return Proposals(tokens, logits, unactivated)
 
+    def supervise(
+        self, memory: Memory, proposals: Proposals, best: Tensor, objects: Sequence[Objects]
+    ) -> PredictionGroup:
+        """The group of predictions that teaches the head; `best` `[B, Q]` are the selected tokens."""
+        logits, unactivated = proposals.logits, proposals.unactivated
+        truth = None if self.by_class else class_agnostic(objects)
+        if self.assignment == "atss":
+            anchors, usable = token_anchors(memory)
+            pairs, weights = assign_tokens(memory, anchors, usable[..., 0], objects)
+            boxes = unactivated.sigmoid()[None]
+            return PredictionGroup("proposals", logits[None], boxes, truth, pairs, weights=weights)
+        if self.by_class:
+            logits, unactivated = take(logits, best), take(unactivated, best)
+        return PredictionGroup("proposals", logits[None], unactivated.sigmoid()[None], truth)
+
     def pick(self, proposals: Proposals, start: int, count: int, content: Tensor | None = None) -> Queries:
         """Queries of `count` proposals, from the one of rank `start` on; fewer where there are not so many.
 
         Args:
             proposals: what is proposed.
             start, count: see above.
-            content: `[count, E]`, learned content in the order of ranks; None makes it as for all queries.
+            content: `[count, E]`, learned content in the order of ranks, where content is learned.
         """
-        scores = proposals.logits[..., 0]
-        best = scores.topk(min(start + count, scores.shape[1]), dim=1).indices[:, start:]
-        chosen = proposals.unactivated.detach().gather(1, best[..., None].expand(-1, -1, 4))
-        reference = chosen.sigmoid()
-        position, computed = self.encode(reference, proposals.tokens.dtype)
-        if content is not None:
-            computed = content[: best.shape[1]].expand_as(computed)
-        return Queries(computed, position, reference)
+        return self.make(proposals, self.rank(proposals, start + count)[:, start:], content)
 
-    def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`."""
+    def rank(self, proposals: Proposals, count: int) -> Tensor:
+        """The best `count` tokens, the best first; fewer where there are not so many: `[B, <= count]`."""
+        scores = proposals.logits.amax(-1) if self.by_class else proposals.logits[..., 0]
+        if self.nms is None:
+            return scores.topk(min(count, scores.shape[1]), dim=1).indices
+        compared = min(self.compared, scores.shape[1])
+        best = scores.topk(min(max(count, compared), scores.shape[1]), dim=1).indices
+        first, rest = best[:, :compared], best[:, compared:]
+        first = first.gather(1, distinct_first(take(proposals.unactivated.detach(), first).sigmoid(), self.nms))
+        return torch.cat([first, rest], 1)[:, :count]
+
+    def make(self, proposals: Proposals, best: Tensor, learned: Tensor | None) -> Queries:
+        """Queries of the tokens `best` `[B, q]`; `learned` content `[>= q, E]` where it is."""
+        reference = take(proposals.unactivated.detach(), best).sigmoid()
+        position, content = self.encode(reference, proposals.tokens.dtype)
+        if learned is not None:
+            content = learned[: best.shape[1]].expand(len(best), -1, -1)
+        elif content is None:
+            content = take(proposals.tokens.detach(), best)
+        return Queries(content, position, reference)
+
+    def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`; no content where boxes do not make it."""
         embedding = sine_encoding(reference, self.d_model // 2).to(dtype)  # [B, Q, 2E]
-        position, content = self.query_norm(self.query_proj(embedding)).chunk(2, dim=-1)
+        encoded = self.query_norm(self.query_proj(embedding))
+        if self.selection != "position":
+            return encoded, None
+        position, content = encoded.chunk(2, dim=-1)
         return position, content
 
     def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
         """Position `[B, Q, E]` of boxes `[B, Q, 4]`."""
         return self.encode(reference, dtype)[0]
+
+
+def take(values: Tensor, tokens: Tensor) -> Tensor:
+    """Values `[B, S, N]` of some tokens `[B, q]`: `[B, q, N]`."""
+    return values.gather(1, tokens[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def class_agnostic(objects: Sequence[Objects]) -> list[Objects]:

@@ -134,9 +134,11 @@ class QuerySource(nn.Module):
         num_queries: queries Q of the first group, at most.
         ranked: whether the queries of each image come in order, the best first. Then the last ones can be left out,
             and query q of one image has nothing in common with query q of another.
+        by_class: whether the source's own head tells classes.
     """
 
     ranked = False
+    by_class = False
 
     def __init__(self, num_queries: int):
         super().__init__()

@@ -56,6 +56,12 @@ def reduce_model(
             )
         if num_queries < 1:
             raise UserError(f"model.num_queries is {num_queries}; at least 1 is needed")
+        content = getattr(model.queries, "content", None)  # learned by rank; the first ranks keep theirs
+        if content is not None and num_queries > len(content):
+            raise UserError(
+                f"model.num_queries is {num_queries}; the checkpoint has learned content of {len(content)} queries, of "
+                "which the first 1 or more can be kept"
+            )
         model.queries.num_queries = num_queries
     return model
 
