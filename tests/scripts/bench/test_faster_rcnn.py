@@ -103,7 +103,7 @@ def test_detections_are_in_pixels_of_the_file():
 
 
 def test_objects_come_back_as_they_were_given(padded):
-    """What the second stage would find if it found its targets: (left, top, right, bottom) of the file, and its label."""
+    """As if the second stage found its targets: in pixels of the file, with the label of the project."""
     sizes = unpadded_sizes(padded.padding_mask)
     targets = targets_of(padded, sizes, torch.device("cpu"))
     found = [({**t, "scores": torch.ones(len(t["labels"]))}, size) for t, size in zip(targets, sizes)]
