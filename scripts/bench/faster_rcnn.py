@@ -12,8 +12,8 @@ device. Data sets, loader, augmentation and evaluation are the project's own; ne
 normalise again. Of its own it has the feature pyramid, anchors (its usual ones, scaled to data.eval_size), heads,
 losses and learning rates; the schedule is a cosine with warm-up. Detections are kept from a score of 0.001 on.
 
-On a CPU most of a step goes into torchvision's 512 regions of each image; --rois 128 --proposals 300 makes it several
-times as fast (300 is the paper's number, arXiv 1506.01497, section 4.1).
+On a CPU most of a step goes into torchvision's 512 regions of each image; --rois 128 --proposals 300 makes it about
+twice as fast on small images (300 is the paper's number, arXiv 1506.01497, section 4.1).
 
 The file has the form of `learning.py`'s, so that its `plot` and `table` take both.
 """

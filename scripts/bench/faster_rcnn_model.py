@@ -28,10 +28,9 @@ class Pyramid(nn.Module):
         out_channels: channels of every map, which torchvision asks for.
     """
 
-    out_channels = WIDTH
-
     def __init__(self, backbone: Backbone):
         super().__init__()
+        self.out_channels = WIDTH
         self.body = backbone
         self.fpn = FeaturePyramidNetwork(backbone.channels, WIDTH, extra_blocks=LastLevelMaxPool())
 
