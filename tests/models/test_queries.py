@@ -59,3 +59,14 @@ def test_learned_queries_are_those_of_every_image():
     assert found.content.shape == (3, 5, 8) and found.reference.shape == (3, 5, 2)
     assert torch.equal(found.content[0], found.content[2])
     assert found.groups == [QueryGroup("decoder", None)]
+
+
+def test_groups_of_one_length_run_together_and_empty_ones_not_at_all():
+    masked = torch.zeros(1, 3, 3, dtype=torch.bool)
+    sizes, masks, start, groups = (2, 0, 2, 3, 3, 2), (None, None, None, None, masked, None), 0, []
+    for size, mask in zip(sizes, masks):
+        groups.append(QueryGroup("any", slice(start, start + size), attention_mask=mask))
+        start += size
+    queries = Queries(*(torch.zeros(1, start, 4) for _ in range(3)), groups)
+    assert queries.lengths == [*sizes]
+    assert queries.runs() == [(2, 2, None), (3, 1, None), (3, 1, masked), (2, 1, None)]
