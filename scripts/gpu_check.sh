@@ -42,7 +42,7 @@ fi
 step build 120 "$python" -m ops.build --force --verbose
 step check 45 "$python" -m ops.check
 # Measurements first, so that they have the machine for themselves also where the later steps run beside something else.
-step bench 120 "$python" scripts/bench/op.py --device cuda --dtype float32 bfloat16 --seconds 1 \
+step bench 120 "$python" scripts/bench/op.py --device cuda --dtype float32 bfloat16 --seconds 0.5 \
   --json "$folder/bench.json" --plot "$folder/bench.png"
 train=("$python" scripts/bench/train.py --device cuda --batch 8 --size 800 1066)
 step train 120 "${train[@]}" --precision fp32 bf16 fp16 --naive --json "$folder/train.json"
