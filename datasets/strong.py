@@ -18,8 +18,8 @@ class StrongTransform:
 
     More objects an image make more matches for one-to-one matching to learn from (dense one-to-one, DEIM, arXiv
     2412.04234, section 3.2, which has mosaic and mixup in the first half of training). Other images are read for it;
-    which ones follows from torch's random state, as every other draw does. No output is larger than the ordinary
-    transform without its crop would make the image.
+    which ones follows from torch's random state, as every other draw does. No output is larger than what the
+    ordinary transform makes of images.
 
     Args:
         ordinary: the transform of an image that gets neither mosaic nor jitter, and of partners.
