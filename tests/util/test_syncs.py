@@ -152,7 +152,19 @@ def test_cuda_is_asked_and_its_warnings_are_placed(monkeypatch):
     assert list(found.places.values()) == [2] and "test_syncs.py" in next(iter(found.places))
 
 
-@pytest.mark.parametrize("options", [{}, {"refinement": True, "two_stage": True}])
+TWO_STAGE = {"refinement": True, "two_stage": True}
+RECIPE = {"query_selection": "mixed", "proposal_head": "class", "proposal_nms": 0.7}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        TWO_STAGE,
+        TWO_STAGE | RECIPE,
+        TWO_STAGE | {"query_selection": "tokens", "loss": LossConfig(proposal_assignment="atss")},
+    ],
+)
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
 def test_a_training_step_waits_twice(options, clip_norm):
     """Once for the matching costs, once to learn whether losses are finite; for any number of layers."""
