@@ -134,7 +134,7 @@ def test_a_proposal_head_of_classes_has_class_rows():
     assert torch.equal(model.state_dict()[weight][[0, 2]], given[[1, 0]])
     assert not any(torch.equal(model.state_dict()[weight][1], row) for row in given)
     for own, said in (("objectness", "scores classes in the file, objects here"), ("class", "objects in the file")):
-        other = small_model(2, proposal_head="class" if own == "objectness" else "objectness", **options)
+        other = small_model(2, proposal_head="objectness" if own == "class" else "class", **options)
         scramble(other)
         model = small_model(2, seed=1, proposal_head=own, **options)
         before = model.state_dict()[weight].clone()
