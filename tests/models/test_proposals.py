@@ -155,22 +155,22 @@ def test_fewer_queries_keep_the_content_of_their_ranks():
         reduce_model(model, num_queries=13)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["tokens", "mixed class nms", "tokens class nms atss"])
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_every_parameter_has_a_gradient_also_without_objects(name, auxiliary):
     loss = RECIPES[name].get("loss", LossConfig())
     loss = LossConfig(auxiliary=auxiliary, proposal_assignment=loss.proposal_assignment)
-    model, (images, mask), objects = recipe(name, loss=loss), padded_batch([(64, 64), (48, 64)]), random_objects([0, 0])
+    model, (images, mask), objects = recipe(name, loss=loss), padded_batch([(32, 32), (24, 32)]), random_objects([0, 0])
     with torch.autocast("cpu", torch.bfloat16):
         total_loss(build_criterion(loss)(model(images, mask, objects), objects)).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["atss", "mixed class nms", "tokens class nms atss"])
 def test_training_changes_no_prediction_and_losses_add_up_over_micro_batches(name):
     model = recipe(name).double().eval()  # batch norms count the batch in training
-    images, mask = padded_batch([(64, 64), (64, 48), (40, 64)])
+    images, mask = padded_batch([(48, 48), (48, 32), (40, 48)])
     images, objects = images.double(), random_objects([3, 0, 5])
     for o in objects:
         o.boxes = o.boxes.double()
