@@ -56,8 +56,8 @@ def start_from(model: DeformableDETR, source: LoadedDetector, categories: Sequen
     in_place = [key for key in misplaced if key not in (*by_name, *unlike)]
     lines = [f"weights from {path}", *(of_classes if by_name else [])]
     for key in unlike:
-        here, there = ("classes", "objects") if by_class else ("objects", "classes")
-        lines.append(f"{key}: scores {there} in the file, {here} here; starts anew")
+        change = "objects in the file, classes here" if by_class else "classes in the file, objects here"
+        lines.append(f"{key}: scores {change}; starts anew")
         state[key] = own[key]
     for key in in_place:
         here, there = len(own[key]), len(state[key])
@@ -153,6 +153,7 @@ def reorder_classes(state: TrainingState, order: Sequence[int]) -> None:
         order: the row that each label takes.
     """
     parts: list[nn.Module | None] = [state.model, state.branch, state.ema.module if state.ema else None]
+    assert isinstance(state.model, DeformableDETR)
     index, by_class = torch.tensor(order, device=state.device), state.model.queries.by_class
     for part in parts:
         for name, parameter in part.named_parameters() if part is not None else ():

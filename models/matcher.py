@@ -143,7 +143,7 @@ def generalized_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
     a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
     intersection, union = _areas(a, b)
     outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = outer.clamp(min=0).prod(-1)
+    hull = _area(outer.clamp(min=0))
     return intersection / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
 
 
@@ -156,8 +156,13 @@ def plain_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
 def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Intersection and union of boxes xyxy, `[..., 4]` -> `[...]` each."""
     inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    intersection = inner.clamp(min=0).prod(-1)
-    return intersection, (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - intersection
+    intersection = _area(inner.clamp(min=0))
+    return intersection, _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - intersection
+
+
+def _area(size: Tensor) -> Tensor:
+    """Width times height, `[..., 2]` -> `[...]`. The derivative of `prod` would ask the device for zeros, and wait."""
+    return size[..., 0] * size[..., 1]
 
 
 def shortlist(cost: Tensor, repeats: int = 1, longest: int = 1024) -> tuple[Tensor, Tensor | None]:

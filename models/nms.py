@@ -27,7 +27,7 @@ def survivors(iou: Tensor, threshold: float, block: int = 64, rounds: int = 16) 
     equation with one solution, found by iteration: all are kept at first, then in each round those that nothing kept
     so far suppresses. Round r is right for all boxes that hang on a chain of fewer than r suppressions, one of the
     next. Chains are short: in random order as the logarithm of the number of boxes (arXiv 1707.05124). In 1200 boxes
-    drawn around 3 to 30 objects, also with scores that fall smoothly from token to token, blocks of 64 needed 8 rounds
+    drawn around 3 to 20 objects, also with scores that fall smoothly from token to token, blocks of 64 needed 8 rounds
     at a threshold of 0.8 and 12 at 0.9; around one object that falls off over the whole image, up to 20. The number of
     rounds is even, so boxes that are still undecided are kept. As many rounds as a block has boxes are always exact.
 

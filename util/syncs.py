@@ -5,7 +5,10 @@ On CUDA torch itself tells (`torch.cuda.set_sync_debug_mode`): also of blocking 
 
 On a CPU nothing waits, so a stand-in counts what would wait if the CPU's tensors lay on a GPU: reading a tensor from
 Python (`item`, `bool`, `float`, `tolist`, `cpu`, `numpy`, `to("cpu")`, a copy into a tensor of the host) and operators
-whose result has a size that only values tell (`nonzero`, indexing with a mask, `unique`, ...). On the GPU are then:
+whose result has a size that only values tell (`nonzero`, indexing with a mask, `unique`, ...), and those whose
+derivative reads one (`prod`: seen on an H200, where a CPU takes another way).
+
+On the GPU are then:
 
 - every tensor from before the block (unless named in `host`), and whatever is computed from one;
 - what is made with an explicit `device=`, or moved by `.to(DEVICE)` with a `torch.device` and not with the text "cpu".
@@ -39,6 +42,7 @@ CUDA_WARNING = "called a synchronizing CUDA operation"
 # Operators for which the host has to know values, or how many there are of some.
 _NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount", "_unique", "_unique2", "unique_dim")
 WAITING = frozenset(f"aten::{name}" for name in (*_NAMES, "unique_consecutive", "unique_dim_consecutive"))
+WAITING_BACKWARD = frozenset(("prod", "cumprod"))  # whose derivatives ask how many zeros there are
 READING = frozenset(("tolist", "numpy", "__array__", "allclose"))  # of a CPU's tensors no operator above is called
 INDEXING = frozenset(("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"))
 
@@ -147,6 +151,8 @@ class _Functions(TorchFunctionMode):
         from_device = bool(args) and residence.on_device(args[0])
         if name in READING and from_device:
             residence.found.note(name)
+        if name in WAITING_BACKWARD and from_device and args[0].requires_grad and torch.is_grad_enabled():
+            residence.found.note(f"{name}, in the backward pass")
         if name == "copy_" and not from_device and residence.on_device(args[1]):
             residence.found.note(name)
 

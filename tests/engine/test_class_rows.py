@@ -150,6 +150,29 @@ def test_embedded_labels_are_brought_into_another_order_with_their_moments():
     assert torch.equal(optimizer.state[weight]["exp_avg"], moments[[2, 0, 1]])
 
 
+def test_a_proposal_head_of_classes_has_class_rows():
+    options = {"two_stage": True, "refinement": True}
+    source = small_model(2, proposal_head="class", **options)
+    scramble(source)
+    weight, given = "queries.head.classify.weight", source.state_dict()["queries.head.classify.weight"].clone()
+    model = small_model(3, seed=1, proposal_head="class", **options)
+    start_from(model, loaded(source, classes(["a", "b"])), classes(["b", "c", "a"]), "x")
+    assert torch.equal(model.state_dict()[weight][[0, 2]], given[[1, 0]])
+    assert not any(torch.equal(model.state_dict()[weight][1], row) for row in given)
+    for own, said in (("objectness", "scores classes in the file, objects here"), ("class", "objects in the file")):
+        other = small_model(2, proposal_head="objectness" if own == "class" else "class", **options)
+        scramble(other)
+        model = small_model(2, seed=1, proposal_head=own, **options)
+        before = model.state_dict()[weight].clone()
+        lines = start_from(model, loaded(other, classes(["a", "b"])), classes(["b", "a"]), "x")
+        assert torch.equal(model.state_dict()[weight], before) and any(
+            weight in line and said in line for line in lines
+        )
+    optimizer = adamw(source, 1e-3, 1e-3, 1.0, 0.0)
+    reorder_classes(TrainingState(source, optimizer, None, torch.device("cpu"), None, 1), [1, 0])
+    assert torch.equal(source.state_dict()[weight], given[[1, 0]])
+
+
 def test_ids_may_change_and_gaps_have_rows_too():
     saved = [asdict(Category(1, 1, "a")), asdict(Category(3, 3, "b"))]
     assert changed_order(saved, [Category(1, 7, "a"), Category(3, 9, "b")], "x") is None

@@ -139,6 +139,18 @@ def test_errors_leave_no_mode_behind():
     assert found.total == 0
 
 
+def test_a_product_waits_where_its_derivative_does():
+    """Torch reads the number of zeros there, on a GPU at least."""
+    sizes = torch.rand(3, 2)
+    with count_syncs() as found:
+        sizes.prod(-1)
+    assert found.total == 0
+    sizes.requires_grad_()
+    with count_syncs() as found:
+        sizes.prod(-1).sum().backward()
+    assert found.total == 1 and "prod" in str(found)
+
+
 def test_cuda_is_asked_and_its_warnings_are_placed(monkeypatch):
     """Against a stand-in for the card: torch's mode is set and set back, its warnings counted, others let through."""
     modes = []
@@ -152,7 +164,19 @@ def test_cuda_is_asked_and_its_warnings_are_placed(monkeypatch):
     assert list(found.places.values()) == [2] and "test_syncs.py" in next(iter(found.places))
 
 
-@pytest.mark.parametrize("options", [{}, {"refinement": True, "two_stage": True}])
+TWO_STAGE = {"refinement": True, "two_stage": True}
+RECIPE = {"query_selection": "mixed", "proposal_head": "class", "proposal_nms": 0.7}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        TWO_STAGE,
+        TWO_STAGE | RECIPE,
+        TWO_STAGE | {"query_selection": "tokens", "loss": LossConfig(proposal_assignment="atss")},
+    ],
+)
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1])
 def test_a_training_step_waits_twice(options, clip_norm):
     """Once for the matching costs, once to learn whether losses are finite; for any number of layers."""
