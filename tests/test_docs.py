@@ -24,6 +24,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 
 from datasets.shapes import generate
 from main import main
+from models.limits import check_own_model
 from util import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,16 @@ COMMANDS = {
     " --model.backbone.dcn_initial_modulation 0.95": TRAIN,
     "python main.py train --config configs/base.yaml --data.root path/to/coco --model.backbone.dcn v2"
     " --loss.mimic_weight 0.1": f"{TRAIN} --loss.mimic_size 32",
+    # the modern recipe
+    "python main.py train --config configs/two_stage.yaml --data.root coco --model.query_selection mixed"
+    " --model.proposal_head class --model.look_forward 2 --model.denoising_queries 100": TRAIN,
+    "python main.py train --config configs/refinement.yaml --data.root coco --model.reference box"
+    " --model.denoising_queries 100": TRAIN,
+    "python main.py train --config configs/two_stage.yaml --data.root coco --data.mosaic 0.5 --data.mixup 0.5"
+    " --loss.classification mal": TRAIN,
+    "python main.py train --config configs/two_stage.yaml --data.root coco --data.large_scale_jitter 0.5"
+    " --data.copy_paste 0.5 --data.strong_until 1": TRAIN,
+    "python main.py ablate --config configs/quickstart.yaml --config configs/ablations/recipe.yaml --seeds 3": PLAN,
     # eval and predict
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco": EVAL,
     "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco": EVAL,
@@ -143,6 +154,8 @@ COMMANDS = {
     "python -m ops.check": "",
     "python scripts/bench/op.py --help": "",
     "python scripts/bench/model.py --help": "",
+    "python scripts/bench/learning.py --help": "",
+    "python scripts/bench/faster_rcnn.py --help": "",
     "python scripts/bench/train.py --config configs/base.yaml":
         "--size 64 64 --batch 1 --repeats 1 --backend reference -- --config tiny.yaml",
     "python scripts/bench/deform.py": "--repeats 1",
@@ -310,6 +323,12 @@ def asked_by(command: str) -> list[list[str]]:
 
 def test_every_command_that_is_shown_is_run_or_is_not_for_a_reason():
     assert sorted(shown()) == sorted([*COMMANDS, *NOT_RUN])
+
+
+@pytest.mark.parametrize("line", re.findall(r"^`(--.*)`$", (ROOT / "docs" / "recipe.md").read_text(), re.MULTILINE))
+def test_an_option_of_the_recipe_is_taken_with_two_stages(line):
+    argv = ["--config", str(ROOT / "configs" / "two_stage.yaml"), *shlex.split(line)]
+    check_own_model(cli.parse(config.Config, argv, "train"))
 
 
 @pytest.mark.parametrize(
