@@ -42,6 +42,15 @@ OPTIONS = {
     "hybrid": Option(training={"hybrid_queries": 7}, loss={"hybrid_repeats": 3, "hybrid_weight": 0.5}),
     "groups": Option(training={"query_groups": 3}),
     "look_forward": Option(training={"look_forward": 2}, every_layer=True),
+    "box": Option(model={"reference": "box"}, stages=("one",)),
+    "denoising": Option(model={"reference": "box"}, training={"denoising_queries": 6}, stages=("one",)),
+    "denoising_proposals": Option(training={"denoising_queries": 6}, stages=("two",)),
+    "tokens": Option(model={"query_selection": "tokens"}, stages=("two",)),
+    "mixed": Option(model={"query_selection": "mixed"}, stages=("two",)),
+    "class_head": Option(model={"proposal_head": "class"}, stages=("two",)),
+    "nms": Option(model={"proposal_nms": 0.7}, stages=("two",)),
+    "atss": Option(loss={"proposal_assignment": "atss"}, stages=("two",)),
+    **{name: Option(loss={"classification": name}) for name in ("varifocal", "ia_bce", "mal", "position")},
 }
 CASES = [(stage, name) for stage in ("one", "two") for name in (*OPTIONS, "all")]
 CASES = [(stage, name) for stage, name in CASES if name == "all" or stage in OPTIONS[name].stages]
