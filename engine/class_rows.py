@@ -153,6 +153,7 @@ def reorder_classes(state: TrainingState, order: Sequence[int]) -> None:
         order: the row that each label takes.
     """
     parts: list[nn.Module | None] = [state.model, state.branch, state.ema.module if state.ema else None]
+    assert isinstance(state.model, DeformableDETR)
     index, by_class = torch.tensor(order, device=state.device), state.model.queries.by_class
     for part in parts:
         for name, parameter in part.named_parameters() if part is not None else ():

@@ -9,6 +9,7 @@ import torch
 
 from datasets.shapes import generate
 from tests.processes import Launched
+from tests.test_all_options import ALL
 from tests.test_main import SMALL
 
 WAYS = {"one": (1, 8), "micro-batches": (1, 2), "two processes": (2, 4), "two, micro-batches": (2, 2), "three": (3, 2)}
@@ -74,7 +75,8 @@ def largest_difference(outcomes: dict[str, tuple], name: str) -> tuple[float, fl
     return of_losses, max(float((weights[k].double() - reference[k].double()).abs().max()) for k in reference)
 
 
-@pytest.mark.parametrize("two_stage", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("two_stage", [False, True])
 def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_stage):
     """In float64, where Adam does not blow up rounding; 20 steps. Padding, empty images, unequal shares included."""
     more = {"train.precision": "fp64", "model.two_stage": two_stage}
@@ -84,6 +86,18 @@ def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_s
         of_losses, of_weights = largest_difference(outcomes, name)
         assert of_losses < 1e-9, name
         assert of_weights < 1e-9, name
+        assert outcomes[name][2] == outcomes["one"][2], name
+
+
+def test_with_every_option_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path):
+    """An epoch with strong augmentations and one without, of 5 steps each; empty images and unequal shares included."""
+    ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes", "three")}
+    more = {**ALL, "train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2}
+    outcomes = train_every_way(preset, data, tmp_path, ways, **more)
+    assert len(outcomes["one"][0]) == 10
+    for name in ways:
+        of_losses, of_weights = largest_difference(outcomes, name)
+        assert of_losses < 1e-9 and of_weights < 1e-9, name
         assert outcomes[name][2] == outcomes["one"][2], name
 
 
