@@ -176,4 +176,4 @@ def test_presets_of_ablations_are_possible_and_say_what_they_do(file):
         config = cli.parse(AblateConfig, argv, "main.py ablate")
         assert config.grid or config.variants
         for cell in cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), 1):
-            check_model(cell.config.model)
+            check_model(cell.config.model, cell.config.loss)
