@@ -12,8 +12,8 @@ from tests.quick import make_quick
 
 # Seconds that the files with expensive fixtures take. They begin first, so that no worker is left alone with one.
 LONGEST = {
-    "test_cuda_source": 90,
-    "test_distributed": 80,
+    "test_cuda_source": 50,
+    "test_distributed": 60,
     "test_resume": 70,
     "test_launch": 60,
     "test_cpu_source": 50,
