@@ -1,6 +1,7 @@
 """The lines that a run prints before it begins."""
 
 from models.from_config import weighted_class_loss
+from util.config import Config
 from util.distributed import World
 
 
@@ -12,7 +13,7 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     batch = min(cfg.batch_size, len(dataset))
     per_process = -(-batch // world.size)
     micro = min(cfg.max_images_per_device or per_process, per_process)
-    backbone, kind = config.model.backbone, config.loss.classification
+    backbone, recipe = config.model.backbone, recipe_of(config, dataset.strong_epochs)
     deformed = f" with DCN {backbone.dcn} in stages {backbone.dcn_stages}" if backbone.dcn != "none" else ""
     brought = state.global_step or config.model.init_from
     weights = "" if brought else f" (weights: {backbone.weights})"
@@ -36,8 +37,8 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         + (", activations checkpointed" if cfg.checkpoint_activations else "")
         + (", compiled" if cfg.compile else "")
         + (f", EMA {cfg.ema_decay:g}" if cfg.ema_decay else "")
-        + (f", class loss {kind} {weighted_class_loss(config.loss)[0]:g}" if kind != "focal" else "")
         + (f", feature mimicking {config.loss.mimic_weight:g}" if config.loss.mimic_weight else ""),
+        **({"recipe": recipe} if recipe else {}),
         **({"kept": f"{', '.join(cfg.freeze)}: without gradient, dropout or new statistics"} if cfg.freeze else {}),
         "output": cfg.output + (f", best.pth by {cfg.best_metric}" if cfg.best_metric != "AP" else ""),
     }
@@ -47,6 +48,33 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
             "--model.backbone.norm trainable --model.backbone.frozen_stages 0"
         )
     return "\n".join(f"{name:>8}  {text}" for name, text in lines.items()) + "\n"
+
+
+def recipe_of(config: Config, strong_epochs: int) -> str:
+    """What later detectors added and this run has, such as `tokens, class head, denoising 100`; empty if nothing.
+
+    Args:
+        config: of the run.
+        strong_epochs: epochs that have the strong augmentations.
+    """
+    model, loss, data = config.model, config.loss, config.data
+    kind = loss.classification
+    strong = {name: getattr(data, name) for name in ("mosaic", "mixup", "large_scale_jitter", "copy_paste")}
+    augmented = [f"{name.replace('_', ' ')} {share:g}" for name, share in strong.items() if share]
+    on = {
+        "learned boxes": model.reference == "box",
+        model.query_selection: model.query_selection != "position",
+        "class head": model.proposal_head == "class",
+        "ATSS": loss.proposal_assignment == "atss",
+        f"NMS {model.proposal_nms}": model.proposal_nms is not None,
+        f"look forward {model.look_forward}": model.look_forward > 1,
+        f"groups {model.query_groups}": model.query_groups > 1,
+        f"hybrid {model.hybrid_queries}": model.hybrid_queries,
+        f"denoising {model.denoising_queries}": model.denoising_queries,
+        f"class loss {kind} {weighted_class_loss(loss)[0]:g}": kind != "focal",
+        f"{', '.join(augmented)} in the first {strong_epochs} epochs": augmented,
+    }
+    return ", ".join(name for name, is_on in on.items() if is_on)
 
 
 def _numbers(values) -> str:

@@ -8,10 +8,12 @@ with contextlib.suppress(ImportError):
 import pytest
 import torch
 
+from tests.quick import make_quick
+
 # Seconds that the files with expensive fixtures take. They begin first, so that no worker is left alone with one.
 LONGEST = {
-    "test_cuda_source": 90,
-    "test_distributed": 80,
+    "test_cuda_source": 50,
+    "test_distributed": 60,
     "test_resume": 70,
     "test_launch": 60,
     "test_cpu_source": 50,
@@ -24,6 +26,7 @@ LONGEST = {
     "test_main": 30,
 }
 
+make_quick()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -14,6 +14,8 @@ from typing import IO
 
 from torch.distributed import TCPStore
 
+from tests.quick import make_quick
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["main", "engine.train"])
 
@@ -116,6 +118,7 @@ def _run(argv: list[str], environment: dict[str, str], log: str, prepare: Callab
     import torch
 
     torch.set_num_threads(1)
+    make_quick()
     if prepare is not None:
         prepare(rank)
     from main import main

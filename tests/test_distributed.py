@@ -1,6 +1,7 @@
 """One process, micro-batches, several processes: the same losses, the same weights, the same AP."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from datasets.shapes import generate
 from tests.processes import Launched
+from tests.test_all_options import ALL
 from tests.test_main import SMALL
 
 WAYS = {"one": (1, 8), "micro-batches": (1, 2), "two processes": (2, 4), "two, micro-batches": (2, 2), "three": (3, 2)}
@@ -21,6 +23,19 @@ def data(tmp_path_factory) -> Path:
     file = root / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] % 3]
+    file.write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def few(data, tmp_path_factory) -> Path:
+    """The same with the first 16 training images."""
+    root = shutil.copytree(data, tmp_path_factory.mktemp("data") / "few")
+    file = root / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["images"] = content["images"][:16]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     file.write_text(json.dumps(content))
     return root
 
@@ -74,7 +89,8 @@ def largest_difference(outcomes: dict[str, tuple], name: str) -> tuple[float, fl
     return of_losses, max(float((weights[k].double() - reference[k].double()).abs().max()) for k in reference)
 
 
-@pytest.mark.parametrize("two_stage", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("two_stage", [False, True])
 def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_stage):
     """In float64, where Adam does not blow up rounding; 20 steps. Padding, empty images, unequal shares included."""
     more = {"train.precision": "fp64", "model.two_stage": two_stage}
@@ -84,6 +100,18 @@ def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_s
         of_losses, of_weights = largest_difference(outcomes, name)
         assert of_losses < 1e-9, name
         assert of_weights < 1e-9, name
+        assert outcomes[name][2] == outcomes["one"][2], name
+
+
+def test_with_every_option_how_a_batch_is_spread_makes_no_difference(preset, few, tmp_path):
+    """An epoch with strong augmentations and one without, of two steps each; padding and empty images included."""
+    ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}
+    more = {**ALL, "train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2}
+    outcomes = train_every_way(preset, few, tmp_path, ways, **more)
+    assert len(outcomes["one"][0]) == 4
+    for name in ways:
+        of_losses, of_weights = largest_difference(outcomes, name)
+        assert of_losses < 1e-9 and of_weights < 1e-9, name
         assert outcomes[name][2] == outcomes["one"][2], name
 
 
@@ -114,7 +142,7 @@ def test_denoising_does_not_depend_on_how_a_batch_is_spread(preset, data, tmp_pa
 def test_in_single_precision_only_rounding_differs(preset, data, tmp_path):
     """The first step's loss to rounding; later ones diverge, for Adam divides small gradients by themselves."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}
-    outcomes = train_every_way(preset, data, tmp_path, ways)
+    outcomes = train_every_way(preset, data, tmp_path, ways, **{"train.epochs": 2, "train.eval_every": 2})
     for name in ways:
         assert outcomes[name][0][0] == pytest.approx(outcomes["one"][0][0], rel=1e-6)
         assert outcomes[name][0][-1] == pytest.approx(outcomes["one"][0][-1], rel=0.05)
@@ -129,7 +157,7 @@ def test_padding_by_micro_batch_is_not_exact(preset, data, tmp_path):
 
 def test_trained_batch_norms_take_the_statistics_of_all_processes(preset, data, tmp_path):
     ways = {name: WAYS[name] for name in ("one", "two processes")}
-    more = {"model.backbone.norm": "trainable", "train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2}
+    more = {"model.backbone.norm": "trainable", "train.precision": "fp64", "train.epochs": 1, "train.eval_every": 1}
     of_losses, of_weights = largest_difference(train_every_way(preset, data, tmp_path, ways, **more), "two processes")
     assert of_losses < 1e-9 and of_weights < 1e-9
 

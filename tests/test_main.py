@@ -11,7 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
+import engine.run
 from datasets.shapes import generate
+from engine.curves import plot_run
 from main import load_predictor, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +54,9 @@ def run(*argv) -> int:
 @pytest.fixture(scope="module")
 def trained(shapes, preset, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("run") / "full"
-    assert run("train", "--config", preset, "--data.root", shapes, "--train.output", output) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.run, "plot_run", plot_run)  # as outside of tests
+        assert run("train", "--config", preset, "--data.root", shapes, "--train.output", output) == 0
     return output
 
 

@@ -204,8 +204,7 @@ def _parser(kind: type, prog: str, epilog: str) -> _Parser:
 def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     """One group of options for each dataclass, with the help that stands below each field."""
     hints = typing.get_type_hints(kind)
-    ancestors = [k for k in reversed(kind.__mro__) if is_dataclass(k)]  # each documents its own fields
-    help_of = {p.arg_name: p.description for k in ancestors for p in docstring_parser.parse_from_object(k).params}
+    help_of = _help_of(kind)
     plain = [f for f in fields(kind) if not is_dataclass(hints[f.name])]
     target = parser.add_argument_group((kind.__doc__ or "").strip()) if prefix and plain else parser
     for f in plain:
@@ -216,6 +215,13 @@ def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
             _add_options(parser, hints[f.name], f"{prefix}{f.name}.")
+
+
+@functools.cache  # it reads the sources, which takes longer than all else that is parsed
+def _help_of(kind: type) -> dict[str, str | None]:
+    """What stands below each field of a dataclass."""
+    ancestors = [k for k in reversed(kind.__mro__) if is_dataclass(k)]  # each documents its own fields
+    return {p.arg_name: p.description for k in ancestors for p in docstring_parser.parse_from_object(k).params}
 
 
 def _written_out(hint: Any) -> Any:

@@ -7,10 +7,12 @@ from dataclasses import asdict
 
 import pytest
 
+from ablation import processes
 from ablation.grid import cells_of, variants_of
 from datasets.shapes import generate
 from main import main
 from models.limits import check_model
+from tests.processes import Forked
 from tests.test_main import ROOT, SMALL
 from util import cli
 from util.config import AblateConfig, Config, from_dict
@@ -35,7 +37,9 @@ def swept(base):
     folder, options = base
     grid = ("--grid", "model.num_points=1,2", "--grid=model.num_heads=4,3")
     argv = ("ablate", *options, *grid, "--output", folder / "out", "--jobs", 2)
-    return argv, run(*argv), folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes.subprocess, "Popen", Forked)
+        return argv, run(*argv), folder / "out"
 
 
 def test_a_sweep_leaves_table_csv_and_plots_and_names_what_failed(swept):
@@ -176,4 +180,4 @@ def test_presets_of_ablations_are_possible_and_say_what_they_do(file):
         config = cli.parse(AblateConfig, argv, "main.py ablate")
         assert config.grid or config.variants
         for cell in cells_of(from_dict(Config, asdict(config)), variants_of(config.grid, config.variants), 1):
-            check_model(cell.config.model)
+            check_model(cell.config.model, cell.config.loss)

@@ -199,3 +199,37 @@ def test_classes_that_cannot_be_told_apart_are_refused():
     moved = [Category(1, 1, "a"), Category(5, 5, "b"), Category(6, 6, "c")]
     with pytest.raises(UserError, match="labels reach to 2 in the checkpoint, to 6 in the data"):
         changed_order([asdict(c) for c in classes(["a", "b", "c"])], moved, "x.pth")
+
+
+HEADS = ("queries.head.classify.weight", "training_queries.groups.sources.0.head.classify.weight")
+
+
+def with_groups(classes: int, proposal_head: str, seed: int = 0):
+    model = small_model(
+        classes, seed=seed, two_stage=True, refinement=True, query_groups=2, proposal_head=proposal_head
+    )
+    scramble(model, seed)
+    return model
+
+
+def test_the_proposals_of_every_group_go_by_name_where_they_are_scored_by_class():
+    source, names = with_groups(3, "class"), (["a", "b", "c"], ["c", "x", "a"])
+    model = with_groups(3, "class", seed=1)
+    before = {key: model.state_dict()[key].clone() for key in HEADS}
+    start_from(model, loaded(source, classes(names[0])), classes(names[1]), "x")
+    for key in HEADS:
+        given, found = source.state_dict()[key], model.state_dict()[key]
+        assert torch.equal(found[[0, 2]], given[[2, 0]]) and torch.equal(found[1], before[key][1]), key
+    assert not torch.equal(*(model.state_dict()[key] for key in HEADS))  # each group has a head of its own
+    source, model = with_groups(3, "objectness"), with_groups(3, "objectness", seed=1)
+    start_from(model, loaded(source, classes(names[0])), classes(names[1]), "x")
+    assert all(torch.equal(model.state_dict()[key], source.state_dict()[key]) for key in HEADS)
+
+
+@pytest.mark.parametrize(("proposal_head", "order"), [("class", [2, 0, 1]), ("objectness", [0, 1, 2])])
+def test_the_proposals_of_every_group_are_reordered_where_they_are_scored_by_class(proposal_head, order):
+    model = with_groups(3, proposal_head)
+    before = {key: model.state_dict()[key].clone() for key in HEADS}
+    state = TrainingState(model, adamw(model, 1e-3, 1e-3, 1.0, 0.0), None, torch.device("cpu"), None, 1)
+    reorder_classes(state, [2, 0, 1])
+    assert all(torch.equal(model.state_dict()[key], before[key][order]) for key in HEADS)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
+from models.from_config import build_criterion
 from models.matcher import HungarianMatcher, _assign, generalized_iou, shortlist
 from tests.models.helpers import random_objects
 from tests.models.outputs import predictions
+from util.config import LossConfig
 
 
 def cost_by_hand(logits, boxes, target):
@@ -51,6 +53,24 @@ def test_matching_is_the_cheapest_of_all():
             best = min(permutations(range(5), count), key=lambda q, c=cost: sum(c[a, b] for b, a in enumerate(q)))
             assert pairs_of(matches, layer, image) == sorted((q, offset + t) for t, q in enumerate(best))
         offset += count
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_of_more_objects_than_queries_the_cheapest_are_matched(repeats):
+    """As of a mosaic of crowded images: every query gets an object, and the choice costs the least of all."""
+    out, targets = predictions(layers=1, batch=2, queries=3), random_objects([5, 2])
+    (matches,) = HungarianMatcher()([replace(out.groups[0], repeats=repeats)], [targets])
+    for image, (target, start) in enumerate(zip(targets, (0, 5))):
+        cost = cost_by_hand(out.logits[0, image], out.boxes[0, image], target).repeat(1, repeats)
+        columns = len(target.labels)
+        found = pairs_of(matches, 0, image)
+        assert len(found) == min(3, repeats * columns) == len({q for q, _ in found})
+        assert all(sum(t == of for _, of in found) <= repeats for t in range(start, start + columns))
+        wide = cost if cost.shape[0] <= cost.shape[1] else cost.T  # each of the fewer gets one of the more
+        least = min(sum(wide[i, j] for i, j in enumerate(of)) for of in permutations(range(wide.shape[1]), len(wide)))
+        assert float(sum(cost[q, of - start] for q, of in found)) == pytest.approx(float(least), abs=1e-5)
+    losses = build_criterion(LossConfig())(out, targets)
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize("objects", [1, 3, 12])

@@ -101,7 +101,8 @@ def test_gradients_once_and_twice(spatial_shapes, num_points):
         return ops.ms_deform_attn(value, spatial_shapes, locations, weights, num_points)
 
     assert torch.autograd.gradcheck(function, leaves)
-    assert torch.autograd.gradgradcheck(function, leaves)
+    # All numbers of a small case; of the others random sums of them, which are a hundred times fewer.
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=len(num_points) > 1)
 
 
 def test_gradient_of_sampling_equals_grid_sample():
