@@ -79,7 +79,8 @@ def test_a_run_with_every_option_goes_on_to_the_bit(place, tmp_path, capsys):
 @pytest.mark.parametrize("count", [2, 6], ids=["in the strong epoch", "in the ordinary epoch"])
 def test_a_killed_run_with_every_option_goes_on_to_the_bit(place, tmp_path, count):
     """With workers and dropout, in the middle of an epoch of 4 steps."""
-    more = {"data.workers": 2, "model.dropout": 0.1, "train.save_every": 1, "train.log_every": 1, "train.ema_decay": 0.9}
+    more = {"data.workers": 2, "model.dropout": 0.1, "train.ema_decay": 0.9}
+    more |= {"train.save_every": 1, "train.log_every": 1}
     launched = Launched(options(place, tmp_path / "whole", **more), tmp_path / "whole.log")
     assert launched.wait() == [0], launched.printed()
     argv = options(place, tmp_path / "run", **more, **{"train.resume": "auto"})
