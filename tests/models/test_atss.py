@@ -7,9 +7,9 @@ import torch
 from torchvision.ops import box_convert, box_iou
 
 from models.atss import assign_tokens
+from models.class_losses import sigmoid_focal_loss
 from models.criterion import total_loss
 from models.from_config import build_criterion
-from models.losses import sigmoid_focal_loss
 from models.memory import Memory, flatten_levels, resize_mask
 from models.proposals import token_anchors
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
