@@ -267,11 +267,7 @@ def test_several_processes_find_the_same(place, tmp_path):
     assert launched.wait() == [0, 0], launched.printed()
     together = json.loads((output / "results.json").read_text())
     assert together["figures"] == alone["figures"] and together["tta"]["views"] == alone["tta"]["views"]
-    others = json.loads((output / "detections.json").read_text())
-    assert [(d["image_id"], d["category_id"]) for d in others] == [(d["image_id"], d["category_id"]) for d in found]
-    for here, there in zip(found, others):  # what ran before in this process may have changed how sums are rounded
-        assert there["bbox"] == pytest.approx(here["bbox"], abs=1e-4)
-        assert there["score"] == pytest.approx(here["score"], abs=1e-6)
+    assert json.loads((output / "detections.json").read_text()) == found
     assert launched.printed().count("views take") == 1
 
 

@@ -331,8 +331,8 @@ bool forward(const ForwardJob& job, int64_t begin, int64_t end) {
   const Problem& problem = *job.problem;
   const int64_t tokens = problem.tokens, channels = problem.channels, heads = problem.heads;
   const int64_t points = problem.points, queries = problem.queries;
+  if (begin >= end || channels == 0) return true;  // without channels there are no chunks, not even to divide by
   const Chunks chunks(channels, kLanesOf<T>);
-  if (begin >= end || channels == 0) return true;
 
   Block<Real> block(points);
   const int64_t longest = end - begin < queries ? end - begin : queries;
