@@ -102,7 +102,15 @@ def test_a_model_that_a_checkpoint_brings_is_not_judged_by_options(command):
 
 @pytest.mark.parametrize(
     "module",
-    ["main", "util.command", "datasets.readers", "datasets.matching", "datasets.metrics", "datasets.defects"],
+    [
+        "main",
+        "util.command",
+        "models.limits",
+        "datasets.readers",
+        "datasets.matching",
+        "datasets.metrics",
+        "datasets.defects",
+    ],
 )
 def test_modules(module):
     done, packages = started("-c", f"import {module}")
