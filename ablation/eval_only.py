@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +110,8 @@ def ablate_trained(config: AblateConfig) -> int:
             model, categories, _ = load_model(checkpoint)
             for cell in of_checkpoint:
                 less, data = reduced(model, cell.variant.values), cell.config.data
-                dataset, folder = copy(images), make_folder(output / cell.name, "output")
-                dataset.transform = eval_transform(data.eval_size, data.max_size)
+                dataset = images.transformed(eval_transform(data.eval_size, data.max_size))
+                folder = make_folder(output / cell.name, "output")
                 if cell.variant.name not in models:
                     models[cell.variant.name] = less
                     size = typical_size(image_sizes(dataset), data.eval_size, data.max_size)

@@ -126,6 +126,12 @@ class CocoDetection(Dataset):
             dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
         return dataset
 
+    def transformed(self, transform: Callable | None) -> "CocoDetection":
+        """This data set with another transform in all epochs."""
+        dataset = copy(self)
+        dataset.transform, dataset.strong = transform, None
+        return dataset
+
     def strengthened(self, strong: StrongTransform, epochs: int) -> "CocoDetection":
         """This data set with strong augmentations in the epochs before `epochs`."""
         dataset = copy(self)

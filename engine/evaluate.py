@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,8 +144,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         check_scorable(dataset.annotations)
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
     for size in sizes:
-        sized = copy(dataset)
-        sized.transform = eval_transform(*size)
+        sized = dataset.transformed(eval_transform(*size))
         share = (world.rank, world.size)
         pin = device.type == "cuda"
         loaders.append(eval_loader(sized, config.batch_size, workers, pin, share, padding=config.padding))
@@ -231,6 +229,7 @@ def run_evaluation(
     top_k: int = 100,
     precision: str = "fp32",
     stop: StopRequest | None = None,
+    pick: Callable = postprocess,
 ) -> tuple[Scores, list[dict]]:
     """Detect in every batch of every process, and score what was found.
 
@@ -238,7 +237,7 @@ def run_evaluation(
         The scores, and the detections in COCO result format. Rank 0 scores and tells the others; they get no
         detections.
     """
-    found = find(model, loader, category_of, prepare, device, world, top_k, precision, stop)
+    found = find(model, loader, category_of, prepare, device, world, top_k, precision, stop, pick)
     return score_found(found, loader.dataset.annotations, world, top_k), found.results
 
 

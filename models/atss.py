@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from models.matcher import plain_iou
 from models.memory import Memory
 from models.predictions import Assignment
 from util.objects import Objects
@@ -50,7 +50,7 @@ def assign_tokens(
 
     token, distance = candidates(memory, anchors, usable, boxes, image)  # [T, K] each
     around = anchors[image[:, None], token]  # [T, K, 4]
-    iou = box_overlap(around, boxes[:, None])
+    iou = plain_iou(around, boxes[:, None])
     real = distance.isfinite()
     positive = real & (iou >= threshold(iou, real)) & inside(around[..., :2], boxes[:, None])
 
@@ -134,15 +134,6 @@ def image_weights(assignment: Assignment, counts: Sequence[int], levels: int, li
     of_objects = torch.tensor(counts, dtype=like.dtype).to(like.device, non_blocking=True)
     usual = 1 / (USUAL_SHARE * CANDIDATES * levels)
     return (of_objects / positives.clamp(min=1)).where(of_objects > 0, usual)
-
-
-def box_overlap(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of boxes cxcywh that broadcast against each other: `[..., 4]` -> `[...]`."""
-    first, second = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
-    inner = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
-    intersection = inner.clamp(min=0).prod(-1)
-    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - intersection
-    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def inside(points: Tensor, boxes: Tensor) -> Tensor:

@@ -160,9 +160,17 @@ class DeformableDETR(nn.Module):
     def _group(self, group: QueryGroup, logits: Tensor, boxes: Tensor) -> PredictionGroup:
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
-        layers = range(len(logits))
-        how = group.objects, group.assignment, layers, group.weights, group.penalised, group.repeats
-        return PredictionGroup(group.name, logits, boxes, *how)
+        return PredictionGroup(
+            group.name,
+            logits,
+            boxes,
+            objects=group.objects,
+            assignment=group.assignment,
+            layers=range(len(logits)),
+            weights=group.weights,
+            penalised=group.penalised,
+            repeats=group.repeats,
+        )
 
 
 def pad_to_multiple(images: Tensor, padding_mask: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

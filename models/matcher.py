@@ -119,9 +119,8 @@ class HungarianMatcher:
             wanted = boxes[None, :, None]  # [1, B, 1, T, 4]
             giou, probability = generalized_iou(predicted, wanted), logits.sigmoid()
             if self.modulation:
-                probability = (
-                    probability * ((giou + 1) / 2) ** self.modulation
-                )  # GIoU is never below -1, not even by rounding
+                # GIoU is never below -1, not even by rounding.
+                probability = probability * ((giou + 1) / 2) ** self.modulation
             cost = self.class_cost * focal_cost(probability, self.alpha, self.gamma)
             cost = cost + self.l1_cost * (predicted - wanted).abs().sum(-1)
             return cost - self.giou_cost * giou

@@ -89,7 +89,16 @@ class ProposalGenerator(QuerySource):
         if self.ignore_padding:  # neither chosen nor penalised, as if it were not there
             logits = logits.masked_fill(memory.padding_mask[..., None], NEVER)
         unactivated = deltas + torch.log(anchors / (1 - anchors)).masked_fill(~usable, float("inf"))
-        return Proposals(tokens, logits, unactivated)
+        proposals = Proposals(tokens, logits, unactivated, anchors, usable)
+        if self.nms is not None:
+            best = self.scores(proposals).topk(min(self.compared, logits.shape[1]), dim=1).indices
+            order = distinct_first(take(unactivated.detach(), best).sigmoid(), self.nms)
+            proposals.distinct = best.gather(1, order)
+        return proposals
+
+    def scores(self, proposals: Proposals) -> Tensor:
+        """What tokens are ranked by: `[B, S]`."""
+        return proposals.logits.amax(-1) if self.by_class else proposals.logits[..., 0]
 
     def supervise(
         self, memory: Memory, proposals: Proposals, best: Tensor, objects: Sequence[Objects]
@@ -98,8 +107,7 @@ class ProposalGenerator(QuerySource):
         logits, unactivated = proposals.logits, proposals.unactivated
         truth = None if self.by_class else class_agnostic(objects)
         if self.assignment == "atss":
-            anchors, usable = token_anchors(memory)
-            pairs, weights = assign_tokens(memory, anchors, usable[..., 0], objects)
+            pairs, weights = assign_tokens(memory, proposals.anchors, proposals.usable[..., 0], objects)
             boxes = unactivated.sigmoid()[None]
             return PredictionGroup("proposals", logits[None], boxes, truth, pairs, weights=weights)
         if self.by_class:
@@ -118,14 +126,12 @@ class ProposalGenerator(QuerySource):
 
     def rank(self, proposals: Proposals, count: int) -> Tensor:
         """The best `count` tokens, the best first; fewer where there are not so many: `[B, <= count]`."""
-        scores = proposals.logits.amax(-1) if self.by_class else proposals.logits[..., 0]
-        if self.nms is None:
-            return scores.topk(min(count, scores.shape[1]), dim=1).indices
-        compared = min(self.compared, scores.shape[1])
-        best = scores.topk(min(max(count, compared), scores.shape[1]), dim=1).indices
-        first, rest = best[:, :compared], best[:, compared:]
-        first = first.gather(1, distinct_first(take(proposals.unactivated.detach(), first).sigmoid(), self.nms))
-        return torch.cat([first, rest], 1)[:, :count]
+        first = proposals.distinct
+        if first is not None and count <= first.shape[1]:
+            return first[:, :count]
+        scores = self.scores(proposals)
+        best = scores.topk(min(count, scores.shape[1]), dim=1).indices
+        return best if first is None else torch.cat([first, best[:, first.shape[1] :]], 1)
 
     def make(self, proposals: Proposals, best: Tensor, learned: Tensor | None) -> Queries:
         """Queries of the tokens `best` `[B, q]`; `learned` content `[>= q, E]` where it is."""

@@ -56,11 +56,17 @@ class Proposals:
         tokens: `[B, S, E]`, the memory as the head saw it.
         logits: `[B, S, C]`.
         unactivated: `[B, S, 4]`, boxes cxcywh before the sigmoid.
+        anchors: `[B, S, 4]`, the boxes that they were moved from.
+        usable: `[B, S, 1]`, which anchors are usable.
+        distinct: `[B, N]`, the best N tokens, with those first that suppression leaves; None for no suppression.
     """
 
     tokens: Tensor
     logits: Tensor
     unactivated: Tensor
+    anchors: Tensor
+    usable: Tensor
+    distinct: Tensor | None = None
 
 
 @dataclass

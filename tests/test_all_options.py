@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.shapes import generate
 from main import main
 from tests.processes import Launched
-from tests.test_main import SMALL
+from tests.test_main import small_place
 from tests.test_resume import die_while_saving, lines_of
 from util.checkpoint import read_newest
 
@@ -41,10 +40,7 @@ SAID = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("all")
-    generate(folder / "shapes", train=16, val=2, size=64)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return small_place(tmp_path_factory.mktemp("all"), train=16, val=2)
 
 
 def options(place: Path, output: Path, **more: object) -> list[str]:

@@ -35,6 +35,13 @@ train: {batch_size: 4, epochs: 2, lr: 0.001, lr_backbone: 0.001, clip_norm: 1.0,
 """
 
 
+def small_place(folder: Path, train: int, val: int) -> Path:
+    """A folder with `shapes`, so many images to train and to score, and `small.yaml`."""
+    generate(folder / "shapes", train=train, val=val, size=64)
+    (folder / "small.yaml").write_text(SMALL)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory) -> Path:
     return generate(tmp_path_factory.mktemp("data") / "shapes", train=12, val=7, size=64)

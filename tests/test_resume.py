@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets.shapes import generate
 from main import main
 from tests.processes import Launched
-from tests.test_main import SMALL
+from tests.test_main import small_place
 from util.checkpoint import kept_checkpoints, read_newest
 from util.signals import STOPPED
 
@@ -38,10 +37,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    generate(folder / "shapes", train=28, val=5, size=64)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return small_place(tmp_path_factory.mktemp("resume"), train=28, val=5)
 
 
 def options(place: Path, output: Path, **more: object) -> list[object]:

@@ -36,13 +36,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from datasets.device import ToDevice
 from datasets.loader import Batch, TrainLoader
 from datasets.matching import match_categories
+from engine.evaluate import run_evaluation
 from engine.optim import lr_factor, set_lr
 from engine.set_up import make_loaders, read_data
 from main import COMMANDS
 from models.from_config import build_backbone
 from scripts.bench import timing
 from scripts.bench.faster_rcnn_model import MAPS, TorchvisionDetector, pick
-from scripts.bench.learning_looks import errors_of, evaluate, figures_of
+from scripts.bench.learning_looks import errors_of, figures_of
 from scripts.bench.learning_run import StepTimes
 from util.config import Config
 from util.console import exit_quietly
@@ -156,7 +157,7 @@ class Trainer:
     def score(self, model: torch.nn.Module) -> tuple[dict, list[dict]]:
         """AP by the project's evaluation, and the detections."""
         where = self.val_loader, self.category_of, self.prepare, self.device
-        scores, results = evaluate(model, *where, self.cfg.precision, pick)
+        scores, results = run_evaluation(model, *where, precision=self.cfg.precision, pick=pick)
         return figures_of(scores), results
 
 

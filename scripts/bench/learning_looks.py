@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +14,9 @@ from datasets.dataset import CocoDetection
 from datasets.evaluation import Scores
 from datasets.loader import Batch, SampleLoader, collate
 from datasets.transforms import eval_transform
-from engine.evaluate import find, score_found
+from engine.evaluate import run_evaluation
 from models.detector import DeformableDETR
 from models.matcher import HungarianMatcher
-from models.postprocess import postprocess
 from models.queries import Queries
 from util.devices import autocast
 from util.objects import Objects
@@ -39,30 +37,6 @@ class Instability:
 
     between_layers: float | None
     between_looks: float | None
-
-
-def evaluate(
-    model: nn.Module,
-    loader: SampleLoader,
-    category_of: Mapping[int, Id],
-    prepare: Callable[[Batch], Batch],
-    device: torch.device,
-    precision: str = "fp32",
-    pick: Callable = postprocess,
-) -> tuple[Scores, list[dict]]:
-    """The project's evaluation of any detector: scores, and detections in COCO result format.
-
-    Args:
-        model: (images, padding_mask) to predictions.
-        loader: validation images.
-        category_of: label to category id.
-        prepare: batch to a batch on the device.
-        device: where the model is.
-        precision: of the model.
-        pick: (predictions, sizes, top_k) to the detections of each image.
-    """
-    found = find(model, loader, category_of, prepare, device, precision=precision, pick=pick)
-    return score_found(found, loader.dataset.annotations), found.results
 
 
 def figures_of(scores: Scores) -> dict[str, float | None]:
@@ -124,7 +98,7 @@ def look_at_detector(
     device: torch.device,
     precision: str,
 ) -> tuple[dict[str, float | None], list[dict]]:
-    """AP and the recall of the boxes that the decoder starts from, in one pass, and the detections; see `evaluate`."""
+    """AP and the recall of the boxes that the decoder starts from, in one pass, and the detections."""
     objects: list[Objects] = []
 
     def remember(loaded: Batch) -> Batch:
@@ -132,7 +106,7 @@ def look_at_detector(
         return prepare(loaded)
 
     with watched_references(detector) as references:
-        scores, results = evaluate(detector, loader, category_of, remember, device, precision)
+        scores, results = run_evaluation(detector, loader, category_of, remember, device, precision=precision)
     return {**figures_of(scores), "proposal_recall": proposal_recall(references, objects)}, results
 
 
@@ -144,8 +118,7 @@ def subset_batches(dataset: CocoDetection, count: int, size: int, max_size: int)
         count: how many; fewer if there are fewer.
         size, max_size: shorter side and bound of the longer one.
     """
-    plain = copy(dataset)
-    plain.transform = eval_transform(size, max_size)
+    plain = dataset.transformed(eval_transform(size, max_size))
     chosen = torch.randperm(len(plain), generator=torch.Generator().manual_seed(0))[:count].sort().values
     return [collate([plain[i]]) for i in chosen.tolist()]
 

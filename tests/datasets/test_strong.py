@@ -51,6 +51,12 @@ def test_each_is_there_in_the_first_epochs_alone(build, kind):
     assert content(build(**{kind: 1.0}, strong_until=1.0), 3) != content(plain, 3)
 
 
+def test_another_transform_is_that_of_all_epochs(build):
+    """As evaluation of training images needs it: they are then as they are, also in the strong epochs."""
+    ordinary = build().transform
+    assert content(build(mosaic=1.0).transformed(ordinary), 0) == content(build(), 0)
+
+
 @pytest.mark.parametrize(
     ("until", "epochs", "expected"),
     [(0.5, 50, 25), (0.5, 3, 2), (0.5, 1, 1), (0.07, 100, 7), (0.29, 100, 29), (0.0, 9, 0), (1.0, 7, 7), (0.5, 0, 0)],

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from datasets.shapes import generate
 from engine.predict import load_model
 from main import main
 from models.from_config import build_criterion, build_mimic
 from models.mimic import FeatureMimic, WithMimicking, crop_regions, object_regions, still_norms
 from tests.models.helpers import padded_batch, random_objects, small_config, small_model
-from tests.test_main import SMALL
+from tests.test_main import small_place
 from util.config import LossConfig
 from util.errors import UserError
 from util.objects import Objects
@@ -190,10 +189,7 @@ def test_it_needs_a_deformable_backbone():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mimic")
-    generate(folder / "shapes", train=12, val=4, size=64)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return small_place(tmp_path_factory.mktemp("mimic"), train=12, val=4)
 
 
 def train(place: Path, output: str, *more: object) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, nms
 
+from models import proposals as proposals_module
 from models.criterion import total_loss
 from models.from_config import build_criterion
 from models.limits import check_model
@@ -196,3 +197,15 @@ def test_training_changes_no_prediction_and_losses_add_up_over_micro_batches(nam
 def test_what_would_do_nothing_is_refused(options, said):
     with pytest.raises(UserError, match=said):
         check_model(ModelConfig(**{"two_stage": True, **options}))
+
+
+def test_suppression_and_anchors_are_computed_once_for_all_groups(monkeypatch):
+    calls = []
+    for name in ("distinct_first", "token_anchors"):
+        original = getattr(proposals_module, name)
+        monkeypatch.setattr(proposals_module, name, lambda *given, f=original, n=name: calls.append(n) or f(*given))
+    loss = LossConfig(proposal_assignment="atss")
+    model = small_model(two_stage=True, refinement=True, proposal_nms=0.7, hybrid_queries=5, loss=loss)
+    groups = model(*padded_batch([(96, 96), (64, 80)]), random_objects([2, 1])).groups
+    assert {"decoder", "hybrid", "proposals"} == {group.name for group in groups}
+    assert sorted(calls) == ["distinct_first", "token_anchors"]

@@ -8,20 +8,16 @@ import pytest
 import torch
 
 import models.denoising
-from datasets.shapes import generate
 from main import main
 from models.denoising import draw_noise
 from scripts.replay_batch import main as replay
 from tests.processes import Launched
-from tests.test_main import SMALL
+from tests.test_main import small_place
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("replay")
-    generate(folder / "shapes", train=16, val=3, size=64)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return small_place(tmp_path_factory.mktemp("replay"), train=16, val=3)
 
 
 def options(place: Path, output: Path, *more: str) -> list[str]:

@@ -17,13 +17,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from analysis.looks.backbone_pictures import BackboneRow, backbone_picture
 from analysis.looks.canvas import save
 from analysis.looks.conv_sampling import STAGES, ConvLocations, conv_sampling
-from datasets.shapes import generate
 from main import main
 from models.backbone import Backbone
 from models.deform_backbone import stage_convolutions
 from models.from_config import build_backbone
 from ops import DeformConv2d
-from tests.test_main import SMALL
+from tests.test_main import small_place
 from util.config import BackboneConfig
 from util.errors import UserError
 
@@ -356,10 +355,7 @@ def test_a_unit_that_is_silent_has_an_empty_picture():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("visualize")
-    generate(folder / "shapes", train=4, val=2, size=64)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return small_place(tmp_path_factory.mktemp("visualize"), train=4, val=2)
 
 
 def run(place, *argv: object) -> int:
