@@ -5,6 +5,8 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+from models.folded_norms import FoldedBatchNorm2d, FoldedBatchNormAct2d
+
 
 class SumOverProcesses(torch.autograd.Function):
     """The sum of a tensor over all processes; its gradient is the sum of theirs."""
@@ -62,6 +64,22 @@ class SyncedBatchNormAct2d(SyncedBatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+class SyncedFoldedBatchNorm2d(SyncedBatchNorm2d, FoldedBatchNorm2d):
+    """The same for a norm that the convolution before it applies in evaluation."""
+
+
+class SyncedFoldedBatchNormAct2d(SyncedBatchNormAct2d, FoldedBatchNorm2d):
+    """The same, with an activation inside."""
+
+
+SYNCED: dict[type, type] = {
+    nn.BatchNorm2d: SyncedBatchNorm2d,
+    BatchNormAct2d: SyncedBatchNormAct2d,
+    FoldedBatchNorm2d: SyncedFoldedBatchNorm2d,
+    FoldedBatchNormAct2d: SyncedFoldedBatchNormAct2d,
+}
+
+
 def synchronise_batch_norms(model: nn.Module) -> None:
     """Let every batch norm of a model that is trained take the statistics of all processes; in place.
 
@@ -72,7 +90,6 @@ def synchronise_batch_norms(model: nn.Module) -> None:
     """
     if not dist.is_initialized():
         raise RuntimeError("batch norms can only be synchronised between processes of a process group")
-    synchronised: dict[type, type] = {nn.BatchNorm2d: SyncedBatchNorm2d, BatchNormAct2d: SyncedBatchNormAct2d}
     for module in model.modules():
-        if type(module) in synchronised:
-            module.__class__ = synchronised[type(module)]
+        if type(module) in SYNCED:
+            module.__class__ = SYNCED[type(module)]

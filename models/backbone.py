@@ -9,6 +9,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from models.backbone_package import package_of
+from models.folded_norms import fold_norms
 from models.ignore_padding import ZeroPadding
 from util.config import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
@@ -65,6 +66,7 @@ class Backbone(nn.Module):
             change(self.body)
         if norm == "frozen":
             self.body = freeze_batch_norm_2d(self.body)
+        fold_norms(self.body)
         self.body.to(memory_format=torch.channels_last)  # how convolutions are fastest, on CPUs and GPUs alike
 
         info = self.body.feature_info

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.deform_backbone import stage_convolutions
+from models.folded_norms import weight_in_use
 from ops import DeformConv2d
 from util.errors import UserError
 
@@ -143,8 +144,9 @@ def conv_sampling(
 
 
 def _keep_in(read: dict[nn.Module, tuple[Tensor, Tensor]]) -> Callable:
-    def hook(layer: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
+    def hook(layer: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
         read[layer] = (inputs[0].detach(), out)
+        return out.clone()  # an activation that follows in place would change what was kept
 
     return hook
 
@@ -173,10 +175,11 @@ def _locations(layer: nn.Conv2d, x: Tensor, gradient: Tensor, image_size: Sequen
         offsets, modulation = x.new_zeros(1, 1, 9, 2), None
     size = _pair(x.shape[-2:], x)
     per_pixel = size / _pair(image_size, x)  # pixels of the map for each of the image
+    kernel = weight_in_use(layer).flatten(2)
     points, strength = [], []
     for k, step in enumerate(product(range(3), range(3))):  # one by one, to use nine times less memory
         pixels = (first + _pair(step, x) * _pair(layer.dilation, x))[:, None] + offsets[:, :, k]  # [n, G, 2]
-        weights = layer.weight.flatten(2)[..., k].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
+        weights = kernel[..., k].unflatten(0, (layer.groups, -1))  # [groups, O/groups, C/groups]
         by_sample = torch.einsum("ngo,goc->ngc", gradient, weights).flatten(1).unflatten(1, (pixels.shape[1], -1))
         if modulation is not None:
             by_sample = by_sample * modulation[:, :, k, None]

@@ -147,7 +147,9 @@ def differences(backbone: nn.Module, images: Tensor, level: int, unit: tuple[int
             mask = given["modulation"]
             mask = None if mask is None else mask.expand(len(offsets), -1, -1, -1)
             geometry = (layer.stride, layer.padding, layer.dilation)
-            return deform_conv2d(inputs[0], offsets, layer.weight, layer.bias, *geometry, mask)
+            # An ordinary convolution applies the norm after it.
+            weight, bias = layer.scaled() if hasattr(layer, "norm_after") else (layer.weight, layer.bias)
+            return deform_conv2d(inputs[0], offsets, weight, bias, *geometry, mask)
 
         handle = layer.register_forward_hook(replaced)
         features = backbone(images.expand(len(offsets), -1, -1, -1))[level][:, :, unit[0], unit[1]]
