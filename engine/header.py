@@ -62,6 +62,7 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
     strong = {name: getattr(data, name) for name in ("mosaic", "mixup", "large_scale_jitter", "copy_paste")}
     augmented = [f"{name.replace('_', ' ')} {share:g}" for name, share in strong.items() if share]
     on = {
+        "hybrid encoder": model.encoder == "hybrid",
         "learned boxes": model.reference == "box",
         model.query_selection: model.query_selection != "position",
         "class head": model.proposal_head == "class",

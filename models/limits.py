@@ -64,6 +64,12 @@ def check_model(config: ModelConfig, loss: LossConfig | None = None) -> None:
             )
     if config.d_model % 4:
         raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
+    for option, off in (("encoder_points", None), ("cross_level", True)):
+        if config.encoder == "hybrid" and getattr(config, option) != off:
+            raise UserError(
+                f"model.{option} is about sampling in the deformable encoder, and model.encoder hybrid samples nothing; "
+                "leave one of them out"
+            )
     in_encoder = config.encoder_points or config.num_points
     if not config.cross_level and isinstance(in_encoder, list):
         raise UserError(

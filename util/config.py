@@ -65,12 +65,15 @@ class ModelConfig:
     """heads M of every attention, unless an option below sets another number"""
     num_points: int | list[int] = 4
     """sampling points K for each head and level: one number, or one for each level"""
+    encoder: Literal["deformable", "hybrid"] = "deformable"
+    """hybrid (RT-DETR): attention within the deepest level alone, in encoder_layers layers (the paper has 1), then
+    convolutions across levels"""
     encoder_layers: int = 6
     """encoder layers; 0 for none"""
     decoder_layers: int = 6
     """decoder layers"""
     encoder_heads: int | None = None
-    """M of the encoder's deformable attention; null follows num_heads"""
+    """M of the encoder's attention; null follows num_heads"""
     decoder_heads: int | None = None
     """M of the decoder's deformable attention; null follows num_heads"""
     self_attention_heads: int | None = None
