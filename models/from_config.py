@@ -103,6 +103,7 @@ def build_backbone(
         mean=config.mean,
         std=config.std,
         ignore_padding=ignore_padding,
+        pyramid=config.pyramid,
     )
     if weights == "package":
         fill_backbone(backbone.body, package_weights(config.name), "the package")
