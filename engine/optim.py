@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import AdamW
 
+from models.backbone import Backbone
 from models.backbone_depths import parameter_depths
 
 OFFSET_NAMES = ("sampling_offsets", "reference_points")
@@ -39,8 +40,12 @@ def adamw(
     Raises:
         UserError: a layer decay for a backbone whose layers timm does not group.
     """
-    depths = parameter_depths(model.backbone) if layer_decay is not None else {}
-    rates = {}
+    depths: dict[str, int] = {}
+    if layer_decay is not None:
+        backbone = model.get_submodule("backbone")
+        assert isinstance(backbone, Backbone)
+        depths = parameter_depths(backbone)
+    rates: dict[str, float] = {}
     for depth in range(max(depths.values(), default=0) + 1):
         rate, of_depth = lr_backbone * (layer_decay or 1) ** depth, f".{depth}" if depth else ""
         rates |= {f"backbone{of_depth}": rate, f"backbone_offsets{of_depth}": rate * lr_offset_factor}

@@ -1,5 +1,7 @@
 """How far below the top of a backbone each parameter is, by timm's own grouping of its layers."""
 
+from typing import Any
+
 import timm
 import torch
 from timm.models import group_parameters
@@ -19,7 +21,7 @@ def parameter_depths(backbone: Backbone) -> dict[str, int]:
     """
     try:
         with torch.device("meta"):  # a feature extractor lacks the grouping; the whole network costs nothing here
-            whole = timm.create_model(backbone.name)
+            whole: Any = timm.create_model(backbone.name)
         layers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
     except (AttributeError, NotImplementedError, RuntimeError):
         raise UserError(

@@ -83,7 +83,7 @@ def check_model(config: ModelConfig, loss: LossConfig | None = None) -> None:
     for option, off in (("encoder_points", None), ("cross_level", True)):
         if config.encoder == "hybrid" and getattr(config, option) != off:
             raise UserError(
-                f"model.{option} is about sampling in the deformable encoder, and model.encoder hybrid samples nothing; "
+                f"model.{option} is about sampling in the deformable encoder; model.encoder hybrid samples nothing, "
                 "leave one of them out"
             )
     in_encoder = config.encoder_points or config.num_points

@@ -37,8 +37,8 @@ class BackboneConfig:
     output_stride: Positive | None = None
     """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
     pyramid: Literal["auto", "none"] = "auto"
-    """where all maps of a network have one stride, as a plain vision transformer's do: maps of strides 8, 16 and 32 made
-    from its last one (ViTDet); none: its last maps as they are"""
+    """where all maps of a network have one stride, as those of a plain vision transformer: maps of strides 8, 16 and 32
+    are made from its last one (ViTDet); none: its last maps as they are"""
     dcn: Literal["none", "v1", "v2"] = "none"
     """deformable convolutions in place of the 3x3 ones of a ResNet or ResNeXt; v2 modulates them"""
     dcn_stages: list[int] = field(default_factory=lambda: [3, 4, 5])

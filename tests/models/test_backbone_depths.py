@@ -51,5 +51,5 @@ def test_names_that_feature_extractors_flatten_are_found(name):
 def test_a_network_without_groups_is_refused(monkeypatch):
     backbone = Backbone("resnet10t", 3, False)
     monkeypatch.delattr(timm.models.resnet.ResNet, "group_matcher")
-    with pytest.raises(UserError, match="train.layer_decay: timm does not group the layers of 'resnet10t'; leave it"):
+    with pytest.raises(UserError, match="layer_decay: timm does not group the layers of 'resnet10t'; leave it"):
         parameter_depths(backbone)

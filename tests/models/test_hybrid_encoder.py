@@ -218,7 +218,7 @@ def test_what_looks_into_an_encoder_goes_on_without_sampling_points():
     part = next(p for p in parameters_by_part(model) if p.name == "encoder")
     assert part.trainable == sum(p.numel() for p in model.transformer.encoder.parameters())
     assert reduce_model(model, num_points=1, decoder_layers=1)(images, mask).logits.isfinite().all()
-    with pytest.raises(UserError, match="model.encoder_points cannot change: the checkpoint's encoder samples nothing"):
+    with pytest.raises(UserError, match="encoder_points cannot change: the checkpoint's encoder samples nothing"):
         reduce_model(model, encoder_points=1)
 
 
