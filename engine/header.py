@@ -32,7 +32,10 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         "length": f"{epochs} epochs of {state.steps_per_epoch} steps"
         + (f", from step {state.global_step} on" if state.global_step else "")
         + (f", or until {cfg.best_metric} has not risen in {cfg.early_stop} evaluations" if cfg.early_stop else ""),
-        "lr": f"{cfg.lr:g}, backbone {cfg.lr_backbone:g}, offsets {cfg.lr * cfg.lr_offset_factor:g}, {cfg.schedule}",
+        "lr": f"{cfg.lr:g}, backbone {cfg.lr_backbone:g}"
+        + (f" x {cfg.layer_decay:g} for each layer below its last" if cfg.layer_decay is not None else "")
+        + f", offsets {cfg.lr * cfg.lr_offset_factor:g}, {cfg.schedule}"
+        + (f" from {cfg.flat_share:.0%} on" if cfg.schedule == "flat_cosine" else ""),
         "device": f"{state.device}, operator {backend}, {cfg.precision}, seed {cfg.seed}"
         + (", activations checkpointed" if cfg.checkpoint_activations else "")
         + (", compiled" if cfg.compile else "")
@@ -62,6 +65,7 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
     strong = {name: getattr(data, name) for name in ("mosaic", "mixup", "large_scale_jitter", "copy_paste")}
     augmented = [f"{name.replace('_', ' ')} {share:g}" for name, share in strong.items() if share]
     on = {
+        "hybrid encoder": model.encoder == "hybrid",
         "learned boxes": model.reference == "box",
         model.query_selection: model.query_selection != "position",
         "class head": model.proposal_head == "class",

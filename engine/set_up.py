@@ -93,7 +93,8 @@ def set_up(config: Config, world: World) -> Training | None:
     loader, val_loader = make_loaders(config, dataset, val_dataset, device, world)
     epochs, num_steps = (1, min(2, len(loader))) if cfg.fast_dev_run else (cfg.epochs, len(loader))
 
-    optimizer = adamw(model, cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor, cfg.weight_decay, branch)
+    rates = cfg.lr, cfg.lr_backbone, cfg.lr_offset_factor
+    optimizer = adamw(model, *rates, cfg.weight_decay, branch, cfg.layer_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
     if source and config.model.init_from:
         print(*start_from(model, source, dataset.categories, config.model.init_from), sep="\n  ")
@@ -112,13 +113,14 @@ def set_up(config: Config, world: World) -> Training | None:
 
     print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
+    schedule = cfg.schedule, cfg.drop_epochs, cfg.warmup_steps, cfg.flat_share
     run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
     step = TrainStep(
         distribute(config, model, trained, device, world),
         build_criterion(config.loss),
         ToDevice(device, model.backbone.mean, model.backbone.std, dtype),
         state,
-        lambda n: set_lr(optimizer, lr_factor(n, num_steps, epochs, cfg.schedule, cfg.drop_epochs, cfg.warmup_steps)),
+        lambda n: set_lr(optimizer, lr_factor(n, num_steps, epochs, *schedule)),
         world,
         cfg.clip_norm,
         cfg.precision,
@@ -155,15 +157,22 @@ def check_resumable(resumed: RawCheckpoint, config: TrainConfig, dataset: CocoDe
     """The row of the checkpoint's class heads that each label has now, if that has changed.
 
     Raises:
-        UserError: other classes, or other frozen parts.
+        UserError: other classes, other frozen parts, or other groups of the optimizer.
     """
     if resumed.format != "native":  # refused when it is restored
         return None
-    before = resumed.content["config"].get("train", {}).get("freeze", [])
+    train = resumed.content["config"].get("train", {})
+    before, decay = train.get("freeze", []), train.get("layer_decay")
     if sorted(before) != sorted(config.freeze):
         raise UserError(
             f"train.resume: '{resumed.path}' was trained with train.freeze [{','.join(before)}], which decides what "
             "the optimizer holds; resume it so, or take its weights alone, --model.init_from"
+        )
+    if (decay is None) != (config.layer_decay is None):
+        raise UserError(
+            f"train.resume: '{resumed.path}' was trained with train.layer_decay {'null' if decay is None else decay}, "
+            "and with or without one the optimizer has other groups; resume it so, or take its weights alone, "
+            "--model.init_from"
         )
     return changed_order(resumed.content["categories"], dataset.categories, resumed.path)
 

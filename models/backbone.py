@@ -9,6 +9,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from models.backbone_package import package_of
+from models.feature_pyramid import SimpleFeaturePyramid, plain_stride
 from models.folded_norms import fold_norms
 from models.ignore_padding import ZeroPadding
 from util.config import IMAGENET_MEAN, IMAGENET_STD
@@ -16,7 +17,7 @@ from util.errors import UserError
 
 
 class Backbone(nn.Module):
-    """The last feature maps of a timm backbone.
+    """The last feature maps of a timm backbone, or those of a pyramid on top of a plain vision transformer.
 
     Args:
         name: timm model name, e.g. `resnet50`.
@@ -24,14 +25,18 @@ class Backbone(nn.Module):
         pretrained: whether timm downloads weights; otherwise they are random.
         norm: `frozen` fixes the batch norms' statistics and affine parameters; `trainable` trains them.
         frozen_stages: number of feature stages, shallow first, that are not trained: no gradient, and norms keep their
-            statistics (2 for a ResNet: stem and layer1).
+            statistics (2 for a ResNet: stem and layer1; for a plain vision transformer: what makes the tokens, and
+            the first block).
         output_stride: stride of the deepest map; 16 dilates the last stage (DC5). None keeps the network's own.
         changes: functions that change timm's network in place, before norms and stages are frozen.
         mean, std: of each channel, red first, in [0, 1]: what images are normalised by; None takes the numbers that
             timm gives for this network's own weights.
         ignore_padding: whether `forward` zeroes padding before every convolution that would read it.
+        pyramid: `auto` makes a pyramid of the last map, if all maps of the network have one stride and more than one is
+            asked for; `none` takes the maps as they are.
 
     Attributes:
+        name: timm's name of it.
         mean, std: the numbers that images are normalised by before `forward`.
         channels: channels of each returned map.
         strides: stride of each returned map in pixels.
@@ -56,8 +61,10 @@ class Backbone(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         ignore_padding: bool = False,
+        pyramid: str = "auto",
     ):
         super().__init__()
+        self.name = name
         own = timm.get_pretrained_cfg(name, allow_unregistered=True) if timm.is_model(name) else None
         self.mean = tuple(mean or (own.mean if own else IMAGENET_MEAN))
         self.std = tuple(std or (own.std if own else IMAGENET_STD))
@@ -77,8 +84,14 @@ class Backbone(nn.Module):
         self.channels: list[int] = info.channels()[-num_features:]
         self.strides: list[int] = info.reduction()[-num_features:]
         self.channels_last_output = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
-        self.size_multiple = max(self.strides) if ignore_padding or _wants_fixed_size(name) else 1
-        self.zero_padding = ZeroPadding(self.body) if ignore_padding else None
+        patch = max(self.strides) if _wants_fixed_size(name) else 1
+        self.pyramid: SimpleFeaturePyramid | None = None
+        if num_features > 1 and pyramid == "auto" and (stride := plain_stride(info.reduction())):
+            self.pyramid = SimpleFeaturePyramid(self.channels[-1], stride, num_features)
+            self.pyramid.to(memory_format=torch.channels_last)
+            self.channels, self.strides = self.pyramid.channels, self.pyramid.strides
+        self.size_multiple = max(self.strides) if ignore_padding else patch
+        self.zero_padding = ZeroPadding(self) if ignore_padding else None
         self.frozen = stages_of(self.body, frozen_stages)
         for module in self.frozen:
             for parameter in module.parameters(recurse=False):
@@ -101,13 +114,21 @@ class Backbone(nn.Module):
         if self.zero_padding is not None:
             self.zero_padding.mask = padding_mask
         maps = self.body(images.contiguous(memory_format=torch.channels_last))[-self.num_features :]
-        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last_output else maps
+        maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last_output else maps
+        return maps if self.pyramid is None else self.pyramid(maps[-1])
 
 
 def stages_of(body: Any, count: int) -> list[nn.Module]:
-    """Every module of the first `count` stages; modules are registered in the order they are used."""
+    """Every module of the first `count` stages; modules are registered in the order they are used.
+
+    The first stage of a plain vision transformer is all before its blocks, which makes the tokens; each block is one.
+    """
     if count <= 0:
         return []
+    blocks = getattr(getattr(body, "model", None), "blocks", None)
+    if plain_stride(body.feature_info.reduction()) and isinstance(blocks, Sequence | nn.Sequential | nn.ModuleList):
+        trained = {module for block in blocks[count - 1 :] for module in block.modules()}
+        return [module for module in body.modules() if module not in trained]
     stages = [stage.replace(".", "_") for stage in body.feature_info.module_name()]
     last = stages[min(count, len(stages)) - 1]
     names = [name.replace(".", "_").removeprefix("model_") for name, _ in body.named_modules()]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.heads import PredictionHead
+from models.hybrid_encoder import CrossScaleFusion
 from models.memory import flatten_levels, resize_mask
 from models.neck import Neck
 from models.position import PositionEncoding
@@ -59,7 +60,7 @@ class DeformableDETR(nn.Module):
         if not auxiliary_losses:
             for head in self.heads[:-1]:
                 head.classify.requires_grad_(False)
-        if not len(transformer.encoder):  # which alone looks at where tokens lie
+        if all(isinstance(layer, CrossScaleFusion) for layer in transformer.encoder):  # attention alone looks at it
             self.position.level_embed.requires_grad_(False)
 
     @property

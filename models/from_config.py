@@ -1,8 +1,9 @@
 """From the configuration to the model and its criterion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from models.denoising import DenoisingQueries
 from models.detector import DeformableDETR
 from models.heads import PredictionHead, decoder_heads
 from models.hybrid import HybridQueries
+from models.hybrid_encoder import hybrid_encoder
 from models.limits import check_model
 from models.losses import Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
@@ -65,6 +67,7 @@ def build_model(
         dropout=config.dropout,
         cross_level=config.cross_level,
         look_forward=config.look_forward,
+        encoder=build_encoder(config, backbone.strides),
     )
     from_boxes = config.two_stage or config.reference == "box"
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
@@ -100,12 +103,35 @@ def build_backbone(
         mean=config.mean,
         std=config.std,
         ignore_padding=ignore_padding,
+        pyramid=config.pyramid,
     )
     if weights == "package":
         fill_backbone(backbone.body, package_weights(config.name), "the package")
     elif weights not in ("timm", "none"):
         load_backbone_weights(backbone.body, weights)
     return backbone
+
+
+def build_encoder(config: ModelConfig, strides: Sequence[int]) -> list[nn.Module] | None:
+    """The encoder's layers, if they are not the deformable ones that the transformer makes itself.
+
+    Args:
+        config: the `model` section.
+        strides: of the backbone's maps; each further level has twice the stride of the one before.
+    """
+    if config.encoder == "deformable":
+        return None
+    scales = [deeper // shallower for shallower, deeper in pairwise(strides)] + [2] * (config.num_levels - len(strides))
+    return hybrid_encoder(
+        config.d_model,
+        scales,
+        config.encoder_layers,
+        config.encoder_heads or config.num_heads,
+        config.ffn_dim,
+        config.dropout,
+        config.norm_groups,
+        config.ignore_padding,
+    )
 
 
 def with_normalisation(config: BackboneConfig, backbone: Backbone) -> BackboneConfig:

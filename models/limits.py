@@ -6,7 +6,7 @@ Nothing here imports torch, so that a command can refuse such numbers at once.
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from util.config import Config, LossConfig, ModelConfig, ProfileConfig, VisualizeConfig
+from util.config import Config, LossConfig, ModelConfig, ProfileConfig, TrainConfig, VisualizeConfig
 from util.errors import UserError
 
 PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads")  # of a detector, by name
@@ -18,6 +18,7 @@ def check_own_model(options: Config | VisualizeConfig | ProfileConfig) -> None:
         check_model(options.model, options.loss if isinstance(options, Config) else LossConfig())
     if isinstance(options, Config):
         check_freeze(options.train.freeze, options.loss.mimic_weight)
+        check_rates(options.train)
 
 
 def check_freeze(parts: Sequence[str], mimic_weight: float) -> None:
@@ -35,6 +36,21 @@ def check_freeze(parts: Sequence[str], mimic_weight: float) -> None:
         raise UserError("train.freeze has every part, which leaves nothing to train; leave one out")
     if mimic_weight and "backbone" in parts:
         raise UserError("loss.mimic_weight teaches the backbone, which train.freeze keeps as it is; leave one out")
+
+
+def check_rates(config: TrainConfig) -> None:
+    """Refuse options of learning rates that do nothing.
+
+    Raises:
+        UserError: names the option and what it needs.
+    """
+    if config.flat_share != TrainConfig().flat_share and config.schedule != "flat_cosine":
+        raise UserError(
+            f"train.flat_share says when train.schedule flat_cosine begins to fall; with {config.schedule} it does "
+            "nothing, leave it out"
+        )
+    if config.layer_decay is not None and "backbone" in config.freeze:
+        raise UserError("train.layer_decay is about the backbone, which train.freeze keeps as it is; leave one out")
 
 
 def check_model(config: ModelConfig, loss: LossConfig | None = None) -> None:
@@ -64,6 +80,12 @@ def check_model(config: ModelConfig, loss: LossConfig | None = None) -> None:
             )
     if config.d_model % 4:
         raise UserError(f"model.d_model is {config.d_model}; the sine encoding needs a multiple of 4")
+    for option, off in (("encoder_points", None), ("cross_level", True)):
+        if config.encoder == "hybrid" and getattr(config, option) != off:
+            raise UserError(
+                f"model.{option} is about sampling in the deformable encoder; model.encoder hybrid samples nothing, "
+                "leave one of them out"
+            )
     in_encoder = config.encoder_points or config.num_points
     if not config.cross_level and isinstance(in_encoder, list):
         raise UserError(

@@ -67,7 +67,12 @@ def reduce_model(
 
 
 def _keep_points(layers: nn.ModuleList, points: int | Sequence[int], option: str) -> None:
-    for attention in (m for m in layers.modules() if isinstance(m, MSDeformAttn)):
+    sampling = [m for m in layers.modules() if isinstance(m, MSDeformAttn)]
+    if not sampling and option == "encoder":
+        raise UserError(
+            "model.encoder_points cannot change: the checkpoint's encoder samples nothing; leave the option out"
+        )
+    for attention in sampling:
         trained = attention.num_points
         kept = [min(points, k) for k in trained] if isinstance(points, int) else list(points)
         if isinstance(points, int) and not 1 <= points <= max(trained):

@@ -1,6 +1,6 @@
 """The deformable encoder and decoder (arXiv 2010.04159, section 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,10 +16,11 @@ from ops import MSDeformAttn
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout."""
+    """Two linear layers with an activation, ReLU unless another is given, and dropout."""
 
-    def __init__(self, d_model: int, width: int, dropout: float):
+    def __init__(self, d_model: int, width: int, dropout: float, activation: Callable[[Tensor], Tensor] = torch.relu):
         super().__init__()
+        self.activation = activation
         self.linear1 = nn.Linear(d_model, width)
         self.linear2 = nn.Linear(width, d_model)
         self.dropout = Dropout(dropout)
@@ -28,7 +29,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., E]` -> `[..., E]`."""
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -151,6 +152,8 @@ class DeformableTransformer(nn.Module):
         cross_level: see `EncoderLayer`.
         look_forward: box heads that learn from a layer's box: its own, or also that of the layer before (look forward
             twice, arXiv 2203.03605, section 3.5).
+        encoder: layers in the place of the deformable ones, which take and give what those do, such as the
+            `hybrid_encoder`; None makes deformable ones.
 
     Attributes:
         checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
@@ -171,14 +174,15 @@ class DeformableTransformer(nn.Module):
         dropout: float = 0.1,
         cross_level: bool = True,
         look_forward: int = 1,
+        encoder: Sequence[nn.Module] | None = None,
     ):
         super().__init__()
         self.checkpointing = False
         self.look_forward = look_forward
-        self.encoder = nn.ModuleList(
-            EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level)
-            for _ in range(encoder_layers)
-        )
+        if encoder is None:
+            of_layer = d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level
+            encoder = [EncoderLayer(*of_layer) for _ in range(encoder_layers)]
+        self.encoder = nn.ModuleList(encoder)
         self.decoder = nn.ModuleList(
             DecoderLayer(d_model, num_levels, decoder_heads, decoder_points, self_attention_heads, ffn_dim, dropout)
             for _ in range(decoder_layers)

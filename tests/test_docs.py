@@ -100,6 +100,9 @@ COMMANDS = {
     " --loss.classification mal": TRAIN,
     "python main.py train --config configs/two_stage.yaml --data.root coco --data.large_scale_jitter 0.5"
     " --data.copy_paste 0.5 --data.strong_until 1": TRAIN,
+    "python main.py train --config configs/two_stage.yaml --data.root coco"
+    " --model.backbone.name vit_small_patch14_dinov2 --model.backbone.frozen_stages 0"
+    " --train.lr_backbone 1e-4 --train.layer_decay 0.8": f"{TRAIN} --model.backbone.name test_vit",
     "python main.py ablate --config configs/quickstart.yaml --config configs/ablations/recipe.yaml --seeds 3": PLAN,
     # eval and predict
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco": EVAL,

@@ -32,9 +32,13 @@ class BackboneConfig:
     norm: Literal["frozen", "trainable"] = "frozen"
     """batch norms: fixed statistics and affine, or trained"""
     frozen_stages: Natural = 2
-    """feature stages without gradient, shallow first (2 of a ResNet: stem and layer1); use 0 from scratch"""
+    """feature stages without gradient, shallow first (2 of a ResNet: stem and layer1; of a plain vision transformer:
+    what makes the tokens, and the first block); use 0 from scratch"""
     output_stride: Positive | None = None
     """stride of the deepest map: 16 dilates the last stage (DC5); null is the network's own"""
+    pyramid: Literal["auto", "none"] = "auto"
+    """where all maps of a network have one stride, as those of a plain vision transformer: maps of strides 8, 16 and 32
+    are made from its last one (ViTDet); none: its last maps as they are"""
     dcn: Literal["none", "v1", "v2"] = "none"
     """deformable convolutions in place of the 3x3 ones of a ResNet or ResNeXt; v2 modulates them"""
     dcn_stages: list[int] = field(default_factory=lambda: [3, 4, 5])
@@ -65,12 +69,15 @@ class ModelConfig:
     """heads M of every attention, unless an option below sets another number"""
     num_points: int | list[int] = 4
     """sampling points K for each head and level: one number, or one for each level"""
+    encoder: Literal["deformable", "hybrid"] = "deformable"
+    """hybrid (RT-DETR): attention within the deepest level alone, in encoder_layers layers (the paper has 1), then
+    convolutions across levels"""
     encoder_layers: int = 6
     """encoder layers; 0 for none"""
     decoder_layers: int = 6
     """decoder layers"""
     encoder_heads: int | None = None
-    """M of the encoder's deformable attention; null follows num_heads"""
+    """M of the encoder's attention; null follows num_heads"""
     decoder_heads: int | None = None
     """M of the decoder's deformable attention; null follows num_heads"""
     self_attention_heads: int | None = None
@@ -259,8 +266,14 @@ class TrainConfig:
     """decoupled weight decay"""
     clip_norm: NonNegative = 0.1
     """largest gradient norm; 0 does not clip"""
-    schedule: Literal["step", "cosine"] = "step"
-    """step: x0.1 at drop_epochs; cosine: to 1% of lr over the run"""
+    layer_decay: Annotated[float, Range(0.01, 1)] | None = None
+    """factor on lr_backbone for each layer below the backbone's last, by timm's grouping: 0.65 to 0.8 are common for
+    vision transformers; null: all layers learn alike"""
+    schedule: Literal["step", "cosine", "flat_cosine"] = "step"
+    """step: x0.1 at drop_epochs; cosine: to 1% of lr over the run; flat_cosine: lr for flat_share of the run, then to
+    1%"""
+    flat_share: Share = 0.5
+    """flat_cosine: share of the run, warm-up included, before the rate falls"""
     drop_epochs: list[Natural] = field(default_factory=lambda: [40])
     """epochs after which the step schedule multiplies by 0.1"""
     warmup_steps: Natural = 0

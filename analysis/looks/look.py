@@ -108,11 +108,13 @@ class Look:
 
     def _encoder(self) -> Figure | None:
         if not self.record.encoder:
-            self.remarks.append("encoder.png is left out: this model has no encoder layers")
+            self.remarks.append("encoder.png is left out: this model has no encoder layers that sample")
             return None
         return encoder_picture(self.picture, self.record, self.tokens, self.point)
 
     def _locations(self) -> Figure:
+        if not self.record.encoder and len(self.model.transformer.encoder):
+            self.remarks.append("locations.png ends at the encoder's output, for this encoder's layers do not sample")
         traced = [trace(self.record, q.query) for q in self.chosen]
         for entry, query, found in zip(self.summary["queries"], self.chosen, traced):
             entry["attention_on_the_image"] = found.kept

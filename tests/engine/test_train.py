@@ -169,6 +169,22 @@ def test_frozen_parts_stay_to_the_bit_with_their_statistics(options, script, tmp
     assert all(torch.equal(after[k], t) for k, t in before["model"].items() if k.startswith(("backbone", "heads")))
 
 
+def test_a_run_with_rates_by_layer_goes_on_with_them(options, script, tmp_path, capsys):
+    script(AP=[0.1] * 5)
+    rates = ["--train.layer_decay", "0.5", "--train.schedule", "flat_cosine", "--train.flat_share", "0.75"]
+    argv = [*options, *rates, "--train.output", str(tmp_path)]
+    assert main([*argv, "--train.epochs", "1", "--train.lr_backbone", "0.01"]) == 0
+    assert "backbone 0.01 x 0.5 for each layer below its last, offsets" in (out := capsys.readouterr().out)
+    assert "flat_cosine from 75% on\n" in out
+    resumed = ["train", "--train.resume", str(tmp_path), "--train.epochs", "2"]
+    assert main([*resumed, "--train.layer_decay", "null"]) == 2
+    assert "was trained with train.layer_decay 0.5, and with or without one" in capsys.readouterr().err
+    assert main([*resumed, "--train.layer_decay", "0.25"]) == 0
+    groups = torch.load(tmp_path / "last.pth", weights_only=True)["optimizer"]["param_groups"]
+    rate_of = {g["name"]: g["base_lr"] for g in groups}
+    assert [rate_of[f"backbone.{i}"] for i in (1, 2)] == pytest.approx([0.01 * 0.25, 0.01 * 0.25**2])
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -15,9 +15,10 @@ def outcome(model: torch.nn.Module, images, mask) -> tuple[torch.Tensor, dict]:
 
 
 @pytest.mark.slow
-def test_compiling_gives_the_same_results_without_graph_breaks():
+@pytest.mark.parametrize("encoder", ["deformable", "hybrid"])
+def test_compiling_gives_the_same_results_without_graph_breaks(encoder):
     """Encoder and decoder layers are compiled with fullgraph, which makes a break an error."""
-    model = small_model(refinement=True, two_stage=True, encoder_layers=2).double()
+    model = small_model(refinement=True, two_stage=True, encoder=encoder, encoder_layers=2).double()
     batches = [
         [t.double() if t.is_floating_point() else t for t in padded_batch(s)] for s in ([(70, 90)], [(96, 64)] * 2)
     ]

@@ -50,6 +50,7 @@ OPTIONS = {
     "class_head": Option(model={"proposal_head": "class"}, stages=("two",)),
     "nms": Option(model={"proposal_nms": 0.7}, stages=("two",)),
     "atss": Option(loss={"proposal_assignment": "atss"}, stages=("two",)),
+    "hybrid_encoder": Option(model={"encoder": "hybrid"}),
     **{name: Option(loss={"classification": name}) for name in ("varifocal", "ia_bce", "mal", "position")},
 }
 CASES = [(stage, name) for stage in ("one", "two") for name in (*OPTIONS, "all")]
