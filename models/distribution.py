@@ -35,8 +35,8 @@ def decode_edges(logits: Tensor, start: Tensor) -> Tensor:
         start: `[..., 4]`, cxcywh, the box that edges move from.
 
     Returns:
-        `[..., 4]`, cxcywh. Where edges have passed each other it is empty, but the gradient is as if it were not:
-        otherwise nothing would part them again.
+        `[..., 4]`, cxcywh. It may reach beyond the image. Where edges have passed each other it is empty, but the
+        gradient is as if it were not: otherwise nothing would part them again.
     """
     moves = (logits.softmax(-1) * bin_offsets(logits.dtype, logits.device)).sum(-1) / SCALE
     (before, after), (centre, size) = moves.chunk(2, -1), start.chunk(2, -1)
