@@ -72,6 +72,8 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
         "ATSS": loss.proposal_assignment == "atss",
         f"NMS {model.proposal_nms}": model.proposal_nms is not None,
         f"look forward {model.look_forward}": model.look_forward > 1,
+        "distribution boxes": model.distribution_boxes,
+        f"distillation {loss.distillation_weight:g}": loss.distillation_weight,
         f"groups {model.query_groups}": model.query_groups > 1,
         f"hybrid {model.hybrid_queries}": model.hybrid_queries,
         f"denoising {model.denoising_queries}": model.denoising_queries,

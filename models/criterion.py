@@ -53,10 +53,11 @@ class Criterion:
             matches = matched[i] if group.assignment is None else every_layer(group.assignment, len(group.logits))
             with torch.autocast(group.logits.device.type, enabled=False):
                 pairs = MatchedGroup.of(group, truth, matches)
-                by_name = {name: weight * loss(pairs) for name, (weight, loss) in self.losses.items()}
-            for name, by_layer in by_name.items():
-                for layer, loss in zip(group.names, by_layer / num_boxes):
-                    losses[f"{name}/{layer}"] = loss
+                by_name = {name: (weight, loss(pairs)) for name, (weight, loss) in self.losses.items()}
+            for name, (weight, by_layer) in by_name.items():
+                if by_layer is not None:
+                    for layer, loss in zip(group.names, weight * by_layer / num_boxes):
+                        losses[f"{name}/{layer}"] = loss
         # The divisor is that of all losses: the sum must not depend on how a batch is spread over processes.
         for name, total in predictions.extra_losses.items():
             losses[name] = total / num_boxes

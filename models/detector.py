@@ -8,12 +8,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.backbone import Backbone
+from models.distribution import DistributionHead
 from models.heads import PredictionHead
 from models.hybrid_encoder import CrossScaleFusion
 from models.memory import flatten_levels, resize_mask
 from models.neck import Neck
 from models.position import PositionEncoding
-from models.predictions import PredictionGroup, Predictions
+from models.predictions import Distributions, PredictionGroup, Predictions
 from models.queries import QueryGroup, QuerySource, TrainingQueries
 from models.transformer import DeformableTransformer
 from util.errors import UserError
@@ -43,7 +44,7 @@ class DeformableDETR(nn.Module):
         position: PositionEncoding,
         transformer: DeformableTransformer,
         queries: QuerySource,
-        heads: list[PredictionHead],
+        heads: Sequence[PredictionHead | DistributionHead],
         training_queries: Mapping[str, TrainingQueries] | None = None,
         auxiliary_losses: bool = True,
     ):
@@ -67,7 +68,7 @@ class DeformableDETR(nn.Module):
     def num_classes(self) -> int:
         """Classes C of the heads."""
         head = self.heads[0]
-        assert isinstance(head, PredictionHead)
+        assert isinstance(head, PredictionHead | DistributionHead)
         return head.classify.out_features
 
     @property
@@ -154,13 +155,18 @@ class DeformableDETR(nn.Module):
         for more in self.training_queries.values() if objects is not None else ():
             further = more(self.queries, queries, memory, objects)
             queries = (queries if more.share == 1 else queries.weighted(more.share)).and_then(further)
-        logits, boxes = self.transformer.decode(queries, memory, self.heads, self.auxiliary_losses)
-        groups = [self._group(group, logits, boxes) for group in queries.groups]
-        return Predictions(groups + queries.predictions)
+        logits, boxes, edges = self.transformer.decode(queries, memory, self.heads, self.auxiliary_losses)
+        if objects is None:
+            edges = None
+        groups = [self._group(group, logits, boxes, edges) for group in queries.groups]
+        starts = [start for group in groups if self.auxiliary_losses for start in group.starts()]
+        return Predictions(groups + queries.predictions + starts)
 
-    def _group(self, group: QueryGroup, logits: Tensor, boxes: Tensor) -> PredictionGroup:
+    def _group(self, group: QueryGroup, logits: Tensor, boxes: Tensor, edges: Distributions | None) -> PredictionGroup:
         if group.queries is not None:
             logits, boxes = logits[:, :, group.queries], boxes[:, :, group.queries]
+            if edges is not None:
+                edges = Distributions(edges.logits[:, :, group.queries], edges.start[:, group.queries])
         return PredictionGroup(
             group.name,
             logits,
@@ -171,6 +177,7 @@ class DeformableDETR(nn.Module):
             weights=group.weights,
             penalised=group.penalised,
             repeats=group.repeats,
+            distributions=edges,
         )
 
 

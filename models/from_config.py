@@ -18,6 +18,8 @@ from models.criterion import Criterion
 from models.deform_backbone import deform_stages
 from models.denoising import DenoisingQueries
 from models.detector import DeformableDETR
+from models.distribution import distribution_heads
+from models.distribution_losses import DistillationLoss, fine_grained_loss
 from models.heads import PredictionHead, decoder_heads
 from models.hybrid import HybridQueries
 from models.hybrid_encoder import hybrid_encoder
@@ -74,7 +76,8 @@ def build_model(
     queries = build_queries(config, loss, heads[0])
     more = build_training_queries(config, loss, num_classes, heads[0])
     position = PositionEncoding(config.d_model, config.num_levels)
-    return DeformableDETR(backbone, neck, position, transformer, queries, heads, more, loss.auxiliary)
+    of_layers = distribution_heads(heads) if config.distribution_boxes else heads
+    return DeformableDETR(backbone, neck, position, transformer, queries, of_layers, more, loss.auxiliary)
 
 
 def build_backbone(
@@ -215,7 +218,10 @@ def build_criterion(config: LossConfig) -> Criterion:
         "class": weighted_class_loss(config),
         "l1": (config.l1_weight, l1_loss),
         "giou": (config.giou_weight, giou_loss),
+        "fgl": (config.fgl_weight, fine_grained_loss),
     }
+    if config.distillation_weight:
+        losses["distill"] = (config.distillation_weight, DistillationLoss())
     return Criterion(matcher, losses, config.auxiliary)
 
 

@@ -127,6 +127,24 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
         )
     if config.look_forward == 2 and config.decoder_layers == 1:
         raise UserError("model.look_forward 2 needs a layer to look at; model.decoder_layers is 1, take 2 or more")
+    if config.distribution_boxes and (not config.refinement or config.decoder_layers == 1):
+        raise UserError(
+            "model.distribution_boxes refines distributions layer by layer; it needs model.refinement true and "
+            "model.decoder_layers of 2 or more"
+        )
+    if config.distribution_boxes and config.look_forward == 2:
+        raise UserError(
+            "model.look_forward 2 adds nothing to model.distribution_boxes, where a layer's box teaches all layers "
+            "before; leave one of them out"
+        )
+    for option in ("fgl_weight", "distillation_weight"):
+        if getattr(loss, option) != getattr(LossConfig(), option) and not config.distribution_boxes:
+            raise UserError(f"loss.{option} is about distributions; it needs model.distribution_boxes true")
+    if loss.distillation_weight and not loss.auxiliary:
+        raise UserError(
+            "loss.distillation_weight teaches the layers before the last; with loss.auxiliary false they have no "
+            "losses, so leave one of them out"
+        )
     if config.hybrid_queries and not loss.hybrid_weight:
         raise UserError("loss.hybrid_weight 0 leaves model.hybrid_queries without losses; raise it, or leave them out")
     for option in ("hybrid_repeats", "hybrid_weight"):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.matcher import Matches, generalized_iou, plain_iou
-from models.predictions import PredictionGroup
+from models.predictions import Distributions, PredictionGroup
 from util.objects import Objects
 
 
@@ -24,6 +24,7 @@ class MatchedGroup:
         wanted: `[P, 4]`, box of each pair's object.
         weights: `[B]`, factor on the losses of each image; None for 1.
         penalised: `[B, q]`, which queries count; None for all. Those of pairs do.
+        distributions: of what the boxes are the means, where they are.
     """
 
     logits: Tensor
@@ -33,6 +34,7 @@ class MatchedGroup:
     wanted: Tensor
     weights: Tensor | None = None
     penalised: Tensor | None = None
+    distributions: Distributions | None = None
 
     @classmethod
     def of(cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches) -> "MatchedGroup":
@@ -41,7 +43,7 @@ class MatchedGroup:
         labels = torch.cat([o.labels for o in objects])[matches.object]
         wanted = torch.cat([o.boxes for o in objects])[matches.object].to(dtype)
         logits, boxes = group.logits.to(dtype), group.boxes.to(dtype)
-        return cls(logits, boxes, matches, labels, wanted, group.weights, group.penalised)
+        return cls(logits, boxes, matches, labels, wanted, group.weights, group.penalised, group.distributions)
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -84,7 +86,8 @@ class MatchedGroup:
         return spread.index_put(at, values.where(matches.valid, 0.0), accumulate=True)  # of one query, one pair counts
 
 
-Loss = Callable[[MatchedGroup], Tensor]  # to the sum over queries or pairs of each layer, `[N]`
+# To the sum over queries or pairs of each layer, `[N]`; None for a group without what it is about.
+Loss = Callable[[MatchedGroup], Tensor | None]
 
 
 def l1_loss(group: MatchedGroup) -> Tensor:

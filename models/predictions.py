@@ -27,6 +27,19 @@ class Assignment:
 
 
 @dataclass
+class Distributions:
+    """Where the edges of predicted boxes are likely to be (`models.distribution`).
+
+    Attributes:
+        logits: `[N, B, q, 4, 33]` of N layers: left, top, right and bottom, by bins.
+        start: `[B, q, 4]`, the boxes that edges move from, cxcywh in [0, 1].
+    """
+
+    logits: Tensor
+    start: Tensor
+
+
+@dataclass
 class PredictionGroup:
     """Predictions that are compared with one set of objects.
 
@@ -41,6 +54,7 @@ class PredictionGroup:
             may be spread over processes.
         penalised: `[B, q]`, which queries count; None for all.
         repeats: how many queries each object is matched to.
+        distributions: of what the boxes are the means, in training, where they are.
     """
 
     name: str
@@ -52,6 +66,7 @@ class PredictionGroup:
     weights: Tensor | None = None
     penalised: Tensor | None = None
     repeats: int = 1
+    distributions: Distributions | None = None
 
     @property
     def names(self) -> list[str]:
@@ -61,7 +76,16 @@ class PredictionGroup:
     def last_layer(self) -> "PredictionGroup":
         """The group with its last layer alone."""
         layers = None if self.layers is None else self.layers[-1:]
-        return replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:], layers=layers)
+        last = self.distributions and replace(self.distributions, logits=self.distributions.logits[-1:])
+        return replace(self, logits=self.logits[-1:], boxes=self.boxes[-1:], layers=layers, distributions=last)
+
+    def starts(self) -> list["PredictionGroup"]:
+        """The boxes that edges move from, with the scores of the first layer, as a group without layers; else none."""
+        if self.distributions is None:
+            return []
+        boxes = self.distributions.start[None]
+        name = f"{self.name}.start"
+        return [replace(self, name=name, logits=self.logits[:1], boxes=boxes, layers=None, distributions=None)]
 
 
 @dataclass

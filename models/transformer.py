@@ -8,9 +8,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.distribution import DistributionHead, EdgeRefinement
 from models.dropout import Dropout
 from models.heads import PredictionHead, update_box
 from models.memory import Memory
+from models.predictions import Distributions
 from models.queries import Queries
 from ops import MSDeformAttn
 
@@ -202,9 +204,9 @@ class DeformableTransformer(nn.Module):
         self,
         queries: Queries,
         memory: Memory,
-        heads: Sequence[PredictionHead] | nn.ModuleList,
+        heads: Sequence[PredictionHead | DistributionHead] | nn.ModuleList,
         detach_references: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Distributions | None]:
         """Run the decoder and predict after every layer.
 
         Args:
@@ -215,12 +217,14 @@ class DeformableTransformer(nn.Module):
             detach_references: stop the gradient from a layer into the box head of the layer before.
 
         Returns:
-            Class logits `[N_dec, B, Q, C]` and boxes `[N_dec, B, Q, 4]` of every layer.
+            Class logits `[N_dec, B, Q, C]` and boxes `[N_dec, B, Q, 4]` of every layer; and of what the boxes are the
+            means, if the heads predict that.
         """
         content, reference = queries.content, queries.reference
         start = reference  # what boxes move from: the reference, which looking forward twice does not detach
         groups = queries.runs() if len(queries.groups) > 1 else None
         refinement = len(heads) > 1
+        edges = EdgeRefinement(detach_references) if isinstance(heads[0], DistributionHead) else None
         logits, boxes = [], []
         for i, layer in enumerate(self.decoder):
             ratios = torch.cat([memory.valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
@@ -235,15 +239,18 @@ class DeformableTransformer(nn.Module):
                 memory.padding_mask,
                 groups,
             )
-            layer_logits, delta = heads[i if refinement else 0](content)
-            layer_boxes = update_box(delta, start)
+            if edges is not None:
+                layer_logits, layer_boxes = edges(heads[i], content, reference)
+            else:
+                layer_logits, delta = heads[i if refinement else 0](content)
+                layer_boxes = update_box(delta, start)
             logits.append(layer_logits)
             boxes.append(layer_boxes)
             if refinement:
                 moved = update_box(delta, reference) if self.look_forward > 1 else layer_boxes
                 reference = moved.detach() if detach_references else moved
                 start = moved if self.look_forward > 1 else reference
-        return torch.stack(logits), torch.stack(boxes)
+        return torch.stack(logits), torch.stack(boxes), None if edges is None else edges.distributions()
 
     def _run(self, layer: nn.Module, *inputs) -> Tensor:
         if self.checkpointing and self.training:

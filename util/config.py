@@ -112,6 +112,8 @@ class ModelConfig:
     """two_stage: of proposals that overlap by more than this IoU only the best goes before the others, like 0.7"""
     look_forward: int = 1
     """refinement: layers whose box heads learn from a layer's box; 2 looks forward twice"""
+    distribution_boxes: bool = False
+    """refinement: each decoder layer corrects distributions of where the edges are, as D-FINE does, not numbers"""
     reference: Literal["point", "box"] = "point"
     """one stage: queries start from a learned point, or from a learned box"""
     hybrid_queries: int = 0
@@ -135,6 +137,11 @@ class LossConfig:
     """weight of the L1 box loss"""
     giou_weight: NonNegative = 2.0
     """weight of the GIoU loss"""
+    fgl_weight: NonNegative = 0.15
+    """model.distribution_boxes: weight of the fine-grained localisation loss, which teaches the distributions"""
+    distillation_weight: NonNegative = 0.0
+    """model.distribution_boxes: the last layer's distributions also teach the layers before; 1.5 is the paper's, 0 is
+    none"""
     class_cost: NonNegative = 2.0
     """weight of the focal term in matching"""
     l1_cost: NonNegative = 5.0

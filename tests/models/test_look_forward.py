@@ -60,7 +60,7 @@ def test_boxes_and_gradients_are_those_of_the_equations(options, monkeypatch):
 
     monkeypatch.setattr(model.transformer, "decode", watched)
     model(images, mask, objects)
-    queries, memory, (_, found) = seen
+    queries, memory, (_, found, _) = seen
     wanted = by_hand(model, queries, memory)
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
     factors = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -15,6 +15,7 @@ VARIANTS = {
     "one level": {"num_levels": 1},
     "refinement": {"refinement": True},
     "two stages": {"refinement": True, "two_stage": True, "num_levels": 4},
+    "distributions": {"refinement": True, "distribution_boxes": True},
 }
 
 
@@ -33,7 +34,9 @@ def tiny(seed: int = 0, trained: bool = True, **options) -> DeformableDETR:
                 torch.nn.init.normal_(module.sampling_offsets.weight, std=0.1)
                 torch.nn.init.normal_(module.attention_weights.weight, std=0.3)
         for head in [*model.heads, *([model.queries.head] if hasattr(model.queries, "head") else [])]:
-            torch.nn.init.normal_(head.regress.layers[-1].weight, std=0.3)
+            for of_boxes in (head.regress, getattr(head, "edges", None)):
+                if of_boxes is not None:
+                    torch.nn.init.normal_(of_boxes.last.weight, std=0.3)
     return model
 
 
