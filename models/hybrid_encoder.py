@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from models.dropout import Dropout
 from models.ignore_padding import MaskedGroupNorm
+from models.layers import FeedForward
 from models.neck import GroupNorm
-from models.transformer import FeedForward
 
 BLOCKS = 3  # 3x3 convolutions of a fusion block, as in the authors' configuration for ResNet-50
 

@@ -114,6 +114,15 @@ class ModelConfig:
     """refinement: layers whose box heads learn from a layer's box; 2 looks forward twice"""
     distribution_boxes: bool = False
     """refinement: each decoder layer corrects distributions of where the edges are, as D-FINE does, not numbers"""
+    memory_fusion: bool = False
+    """the memory is made of the outputs of all encoder layers and their input, not of the last one's alone"""
+    relation: bool = False
+    """refinement: the decoder's self-attention is told how the boxes of the layers before lie to each other"""
+    decoder_query_position: Literal["learned", "sine"] = "learned"
+    """position of the queries: that which they start with in all decoder layers, or each layer's own, encoded by sines
+    from its reference"""
+    decoder_norm: bool = False
+    """heads predict from normalised decoder states, by one norm for all layers, as DINO's"""
     reference: Literal["point", "box"] = "point"
     """one stage: queries start from a learned point, or from a learned box"""
     hybrid_queries: int = 0
