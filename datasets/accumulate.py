@@ -40,7 +40,9 @@ def accumulate(matched: Matched, limits: Sequence[int], images: np.ndarray | Non
     columns = matched.columns
     num_classes = len(columns.categories)
     counts = np.ones(len(columns.truth), dtype=bool) if images is None else images[columns.truth.images]
-    objects = np.stack([np.bincount(columns.truth.classes[counts & ~i], minlength=num_classes) for i in matched.ignored])
+    objects = np.stack(
+        [np.bincount(columns.truth.classes[counts & ~i], minlength=num_classes) for i in matched.ignored]
+    )
     shape = (len(SIZES), len(limits), len(IOUS), num_classes)
     precision, recall = np.full((*shape, len(RECALLS)), -1.0), np.full(shape, -1.0)
     needed = [_needed(n) for n in objects]
@@ -94,7 +96,10 @@ class _Ranking:
         place, right = self.places[hit], ~self.matched.ignored[a][taken[hit]]
         # A right detection counts whatever its size; one that took an object that does not count never does.
         more = np.append(0, np.cumsum(right.astype(int) - self.inside[place]))
-        place, more = place[right], more[1:][right] - more[np.searchsorted(place, self.starts)][self.classes[place[right]]]
+        place, more = (
+            place[right],
+            more[1:][right] - more[np.searchsorted(place, self.starts)][self.classes[place[right]]],
+        )
         classes = self.classes[place]
         counted = self.counted[place + 1] - self.counted[self.starts[classes]] + more
         # pycocotools adds the smallest step of floats to the number, which changes 1 alone.

@@ -15,7 +15,12 @@ import numpy as np
 from datasets.columns import LARGEST_AREA, Columns
 
 IOUS = np.linspace(0.5, 0.95, 10)  # an overlap that equals a threshold is enough
-SIZES = {"all": (0.0, LARGEST_AREA), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST_AREA)}
+SIZES = {
+    "all": (0.0, LARGEST_AREA),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, LARGEST_AREA),
+}
 PAIRS_AT_ONCE = 2**20  # of a detection and an object; bounds the memory
 
 
@@ -64,7 +69,10 @@ def match(columns: Columns, max_detections: int) -> Matched:
     low, high = np.array(list(SIZES.values())).T[:, :, None]
     ignored = columns.crowds | (truth.areas < low) | (truth.areas > high)
     objects = np.stack(
-        [_take(detection, taken_object, overlap, group[candidates], columns.crowds, ignored[a]) for a in range(len(SIZES))]
+        [
+            _take(detection, taken_object, overlap, group[candidates], columns.crowds, ignored[a])
+            for a in range(len(SIZES))
+        ]
     )
     return Matched(columns, rows, ranks, candidates, objects, ignored, max_detections)
 

@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask
 
 from datasets import greedy
 from datasets.accumulate import accumulate
 from datasets.annotations import CategoryEntry, ImageEntry
+from datasets.coco import from_coco
 from datasets.columns import Boxes, Columns
 from datasets.evaluation import match_detections, summarize
 from datasets.greedy import match, overlaps, place_in_run
 from datasets.libraries import tables_by
 from datasets.metrics import limits_of
+from tests.datasets.test_evaluation import found, thing, truth_of
 
 
 def random_boxes(rng: np.random.Generator, count: int, images: int, classes: int, side: float) -> Boxes:
@@ -129,8 +132,6 @@ def test_the_memory_limit_changes_nothing(monkeypatch):
 
 
 def test_overlaps_are_those_of_pycocotools():
-    from pycocotools import mask
-
     rng = np.random.default_rng(0)
     boxes, others = (random_boxes(rng, 80, 1, 1, 90.0).boxes for _ in range(2))
     boxes[:40], others[:9] = np.round(boxes[:40], -1), np.round(others[:9], -1)
@@ -146,9 +147,6 @@ def test_places_in_runs():
 
 
 def test_of_equal_scores_the_first_and_of_equal_overlaps_the_last_object():
-    from tests.datasets.test_evaluation import found, thing, truth_of
-    from datasets.coco import from_coco
-
     truth = truth_of([thing(1, 1, 10, [0, 0, 50, 50]), thing(2, 1, 10, [0, 0, 50, 50])])
     matched = match_detections(from_coco(truth, "t.json"), [found(1, 10, [0, 0, 50, 50], 0.5)] * 3)
     assert matched.rows.tolist() == [0, 1, 2] and matched.objects[0, :, 0].tolist() == [1, 0, -1]
