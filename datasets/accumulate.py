@@ -37,12 +37,10 @@ def accumulate(matched: Matched, limits: Sequence[int], images: np.ndarray | Non
         limits: numbers of detections of an image that are looked at; none above that of the matching.
         images: `[I]`, booleans, the images that count; None takes all.
     """
-    columns = matched.columns
+    columns, truth = matched.columns, matched.columns.truth
     num_classes = len(columns.categories)
-    counts = np.ones(len(columns.truth), dtype=bool) if images is None else images[columns.truth.images]
-    objects = np.stack(
-        [np.bincount(columns.truth.classes[counts & ~i], minlength=num_classes) for i in matched.ignored]
-    )
+    chosen = np.ones(len(truth), dtype=bool) if images is None else images[truth.images]
+    objects = np.stack([np.bincount(truth.classes[chosen & ~i], minlength=num_classes) for i in matched.ignored])
     shape = (len(SIZES), len(limits), len(IOUS), num_classes)
     precision, recall = np.full((*shape, len(RECALLS)), -1.0), np.full(shape, -1.0)
     needed = [_needed(n) for n in objects]
@@ -96,12 +94,10 @@ class _Ranking:
         place, right = self.places[hit], ~self.matched.ignored[a][taken[hit]]
         # A right detection counts whatever its size; one that took an object that does not count never does.
         more = np.append(0, np.cumsum(right.astype(int) - self.inside[place]))
-        place, more = (
-            place[right],
-            more[1:][right] - more[np.searchsorted(place, self.starts)][self.classes[place[right]]],
-        )
+        more_before = more[np.searchsorted(place, self.starts)]  # each class
+        place, more = place[right], more[1:][right]
         classes = self.classes[place]
-        counted = self.counted[place + 1] - self.counted[self.starts[classes]] + more
+        counted = self.counted[place + 1] + more - (self.counted[self.starts] + more_before)[classes]
         # pycocotools adds the smallest step of floats to the number, which changes 1 alone.
         precision = (place_in_run(classes) + 1.0) / (counted + np.spacing(1))
         # The running maximum from the end of each class: of whole numbers, to which the class adds a larger one.

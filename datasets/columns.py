@@ -79,10 +79,10 @@ def to_columns(annotations: Annotations, results: Results, image_ids: Iterable[I
         return Boxes(at[rows, 0], at[rows, 1], boxes[rows], np.minimum(areas[rows], LARGEST_AREA))
 
     at = places(annotations.image_ids, annotations.category_ids)
-    objects = (at >= 0).all(1) & possible_objects(annotations)
+    objects = possible_objects(annotations) & np.all(at >= 0, axis=1)
     truth = boxes_at(objects, at, annotations.boxes, annotations.areas)
     at = places(results.image_ids, results.category_ids)
-    listed = (at >= 0).all(1)
+    listed: np.ndarray = np.all(at >= 0, axis=1)
     with np.errstate(over="ignore"):
         areas = results.boxes[:, 2] * results.boxes[:, 3]
     found = boxes_at(listed, at, results.boxes, areas)

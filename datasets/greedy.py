@@ -68,13 +68,9 @@ def match(columns: Columns, max_detections: int) -> Matched:
     candidates = np.unique(detection)
     low, high = np.array(list(SIZES.values())).T[:, :, None]
     ignored = columns.crowds | (truth.areas < low) | (truth.areas > high)
-    objects = np.stack(
-        [
-            _take(detection, taken_object, overlap, group[candidates], columns.crowds, ignored[a])
-            for a in range(len(SIZES))
-        ]
-    )
-    return Matched(columns, rows, ranks, candidates, objects, ignored, max_detections)
+    of_candidates = group[candidates]
+    objects = [_take(detection, taken_object, overlap, of_candidates, columns.crowds, i) for i in ignored]
+    return Matched(columns, rows, ranks, candidates, np.stack(objects), ignored, max_detections)
 
 
 def place_in_run(values: np.ndarray) -> np.ndarray:

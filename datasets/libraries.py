@@ -45,9 +45,8 @@ def tables_by(library: str, columns: Columns, limits: Sequence[int]) -> Tables:
 
 
 def _entries(boxes: Boxes, more: list[dict]) -> list[dict]:
-    rows = zip(
-        (boxes.images + 1).tolist(), (boxes.classes + 1).tolist(), boxes.boxes.tolist(), boxes.areas.tolist(), more
-    )
+    images, classes = (boxes.images + 1).tolist(), (boxes.classes + 1).tolist()
+    rows = zip(images, classes, boxes.boxes.tolist(), boxes.areas.tolist(), more)
     return [
         {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": area, **rest}
         for number, (image, category, box, area, rest) in enumerate(rows, 1)

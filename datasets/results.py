@@ -79,9 +79,10 @@ def sound_results(results: object, annotations: Annotations, source: str | None 
         counts = {"not finite": (~finite).sum(), "of negative size": (finite & ~sound).sum()}
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         remarks.append(f"{of}{(~sound).sum()} of {len(read)} detections are left out of the scores ({kinds})")
-        read, *ids = ([v for v, good in zip(c, sound) if good] for c in (read, *(columns[k] for k in KEYS[:2])))
-        return Results(read, *ids, boxes[sound], scores[sound], remarks)
-    return Results(read, columns["image_id"], columns["category_id"], boxes, scores, remarks)
+        kept = np.flatnonzero(sound).tolist()
+        read = [read[i] for i in kept]
+        columns = {key: [column[i] for i in kept] for key, column in columns.items()}
+    return Results(read, columns["image_id"], columns["category_id"], boxes[sound], scores[sound], remarks)
 
 
 def _is_plain(results: list) -> bool:

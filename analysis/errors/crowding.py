@@ -43,7 +43,7 @@ def by_object_count(matched: Matched, scenes: Sequence[Scene], threshold: float)
     bins, objects = [], np.array([len(s.truth_classes) for s in scenes])
     for low, high in BINS:
         within = (objects >= low) & (objects <= (np.inf if high is None else high))
-        chosen = [scenes[i] for i in np.flatnonzero(within)]
+        chosen = [scenes[i] for i in np.flatnonzero(within).tolist()]
         if not chosen:
             continue
         name = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"

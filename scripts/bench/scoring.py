@@ -1,14 +1,14 @@
-"""Times the scoring of detections: ours, pycocotools and faster-coco-eval side by side, on made-up objects and boxes.
+"""Times the scoring of detections: ours, faster-coco-eval and pycocotools side by side, on made-up objects and boxes.
 
-    python scripts/bench/scoring.py                                   # COCO val: 5,000 images, 500,000 boxes, 80 classes
-    python scripts/bench/scoring.py --images 500 --found 300 --classes 1203 --objects 12             # like LVIS
-    python scripts/bench/scoring.py --images 1000 --analyse          # also with the analysis of errors
+    python scripts/bench/scoring.py                        # as large as COCO val: 5,000 images, 500,000 boxes
+    python scripts/bench/scoring.py --images 500 --found 300 --classes 1203 --objects 12      # like LVIS
+    python scripts/bench/scoring.py --images 1000 --analyse                # also with the analysis of errors
 
-Each contender has a process of its own. Ours starts from the annotations as they are read and the list of detections,
-as `eval` does: it checks them, scores them and sums up. The libraries start from the same lists, with `COCO`, `loadRes`,
-`evaluate`, `accumulate` and `summarize`. Seconds are those of the clock and, in brackets, of the processor, which a busy
-machine changes less. The peak of memory is that of the whole process; `the lists alone` is a process that only makes
-them. If an AP differs by more than 1e-12, the exit code is 1.
+Each contender has a process of its own. Ours starts from annotations as they are read and a list of detections, as
+`eval` does: it checks them, scores them and sums up. The libraries start from the same lists, with `COCO`, `loadRes`,
+`evaluate`, `accumulate` and `summarize`. Seconds are those of the clock and, in brackets, of the processor, which a
+busy machine changes less. The peak of memory is that of the whole process; `the lists alone` is a process that only
+makes them. If an AP differs by more than 1e-12, the exit code is 1.
 """
 
 import argparse
@@ -25,8 +25,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from util.console import exit_quietly
 
