@@ -1,24 +1,19 @@
-"""Detections to COCO average precision, computed by pycocotools."""
+"""Detections to COCO average precision."""
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import numpy as np
 from torchvision.ops import box_convert
 
-from datasets.annotations import Annotations, CategoryEntry, Id
+from datasets.accumulate import Tables, accumulate
+from datasets.annotations import Annotations, Id
 from datasets.categories import distinct_names
-from datasets.coco import to_coco
-from datasets.ids import id_order
+from datasets.columns import Columns, to_columns
+from datasets.greedy import Matched, match
 from datasets.metrics import figures_of, figures_of_class, limits_of, tables_of
 from datasets.results import sound_results
-from datasets.truth import possible_objects
 from util.tables import table
-
-LARGEST_AREA = 1e10  # of an object in square pixels: pycocotools ignores larger ones
 
 
 @dataclass
@@ -79,7 +74,11 @@ def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[in
 
 
 def evaluate_detections(
-    annotations: Annotations, results: list[dict], max_detections: int = 100, image_ids: Iterable[Id] | None = None
+    annotations: Annotations,
+    results: list[dict],
+    max_detections: int = 100,
+    image_ids: Iterable[Id] | None = None,
+    scorer: str = "own",
 ) -> Scores:
     """Score COCO-format detections.
 
@@ -92,92 +91,33 @@ def evaluate_detections(
         results: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]`.
         max_detections: detections of an image that are looked at, best first.
         image_ids: score only these images; None scores all.
+        scorer: `own`, or the library that computes precision and recall instead: `pycocotools`, `faster-coco-eval`.
 
     Raises:
         UserError: a result lacks a key or names an unknown image, or none has a known category.
     """
     sound = sound_results(results, annotations)
-    scores = summarize(_cocoeval(annotations, sound.entries, max_detections, image_ids))
-    scores.remarks = sound.remarks
-    return scores
+    columns = to_columns(annotations, sound, image_ids)
+    if scorer == "own":
+        tables = accumulate(match(columns, max_detections), limits_of(max_detections))
+    else:
+        from datasets.libraries import tables_by  # which few ask for
+
+        tables = tables_by(scorer, columns, limits_of(max_detections))
+    return summarize(columns, tables, sound.remarks)
 
 
-def run_cocoeval(annotations: Annotations, results: list[dict], max_detections: int = 100) -> COCOeval:
-    """pycocotools' evaluation of boxes, matched and accumulated; arguments and errors as `evaluate_detections`.
-
-    Images, classes and annotations in it are numbered from 1; images and classes say their `original_id`.
-    """
-    return _cocoeval(annotations, sound_results(results, annotations).entries, max_detections)
+def match_detections(annotations: Annotations, results: list[dict], max_detections: int = 100) -> Matched:
+    """Which detection of all images found which object; arguments and errors as `evaluate_detections`."""
+    return match(to_columns(annotations, sound_results(results, annotations)), max_detections)
 
 
-def _cocoeval(
-    annotations: Annotations, results: list[dict], max_detections: int, image_ids: Iterable[Id] | None = None
-) -> COCOeval:
-    images = _numbers(image.id for image in annotations.images)
-    categories = _numbers(category.id for category in annotations.categories)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO()
-        truth.dataset = _truth(annotations, images, categories)
-        truth.createIndex()
-        found = COCO()
-        found.dataset = {k: truth.dataset[k] for k in ("images", "categories")}
-        found.dataset["annotations"] = [
-            {
-                "id": i,
-                "image_id": images[r["image_id"]],
-                "category_id": categories.get(r["category_id"], 0),
-                "bbox": r["bbox"],
-                "score": r["score"],
-                "area": min(r["bbox"][2] * r["bbox"][3], LARGEST_AREA),
-                "iscrowd": 0,
-            }
-            for i, r in enumerate(results, 1)
-        ]
-        found.createIndex()
-        run = COCOeval(truth, found, "bbox")
-        run.params.imgIds = sorted(truth.imgs if image_ids is None else (images[i] for i in image_ids))
-        run.params.maxDets = limits_of(max_detections)
-        run.evaluate()
-        run.accumulate()
-    return run
-
-
-def _numbers(ids: Iterable[Id]) -> dict[Id, int]:
-    """1, 2, ... in the order of ids, for pycocotools, which cannot have text beside numbers, or very large numbers."""
-    return {value: number for number, value in enumerate(sorted(ids, key=id_order), 1)}
-
-
-def _truth(annotations: Annotations, images: Mapping[Id, int], categories: Mapping[Id, int]) -> dict:
-    """What pycocotools takes, with all ids numbered anew from 1, and without what is no object.
-
-    pycocotools takes an annotation id of 0 for "not matched", and loses annotations that share an id.
-    """
-    content = to_coco(annotations)
-    objects = [a for a, kept in zip(content.get("annotations", []), possible_objects(annotations)) if kept]
-    listed = [a for a in objects if a["image_id"] in images and a["category_id"] in categories]
-    return {
-        "info": {},
-        "images": [{"id": images[i["id"]], "original_id": i["id"]} for i in content["images"]],
-        "categories": [
-            {"id": categories[c["id"]], "original_id": c["id"], "name": c["name"]} for c in content["categories"]
-        ],
-        "annotations": [
-            a
-            | {"id": number, "image_id": images[a["image_id"]], "category_id": categories[a["category_id"]]}
-            | {"area": min(a["area"], LARGEST_AREA)}
-            for number, a in enumerate(listed, 1)
-        ],
+def summarize(columns: Columns, tables: Tables, remarks: Iterable[str] = ()) -> Scores:
+    """Means over the tables of precision and recall, and the number of objects of each class."""
+    objects = np.bincount(columns.truth.classes[~columns.crowds], minlength=len(columns.categories))
+    names = distinct_names(columns.categories)
+    per_class = {
+        name: {**figures_of_class(tables, k), "objects": count}
+        for k, (name, count) in enumerate(zip(names, objects.tolist()))
     }
-
-
-def summarize(run: COCOeval) -> Scores:
-    """Means over pycocotools' accumulated tables; its own summary has no AP for a limit other than 100."""
-    truth, scored = run.cocoGt, set(run.params.imgIds)
-    of_run = (truth.cats[k] for k in run.params.catIds)
-    names = distinct_names(CategoryEntry(c["original_id"], c["name"]) for c in of_run)
-    per_class = {}
-    for k, (name, category) in enumerate(zip(names, run.params.catIds)):
-        objects = [truth.anns[a] for a in truth.getAnnIds(catIds=[category])]
-        counted = sum(not o["iscrowd"] and o["image_id"] in scored for o in objects)
-        per_class[name] = {**figures_of_class(run, k), "objects": counted}
-    return Scores(figures_of(run), per_class, tables_of(run.params.maxDets))
+    return Scores(figures_of(tables), per_class, tables_of(tables.limits), list(remarks))

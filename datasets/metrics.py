@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from datasets.accumulate import Tables
+from datasets.greedy import IOUS, SIZES
 from util.errors import UserError
 
-if TYPE_CHECKING:
-    from pycocotools.cocoeval import COCOeval
-
-# An accumulated evaluation and the classes that count, as a slice of them -> a figure in [0, 1]; -1 where there is
-# nothing to score.
-Value: TypeAlias = Callable[["COCOeval", slice], float]
+# Accumulated precision and recall, and the classes that count, as a slice of them -> a figure in [0, 1]; -1 where there
+# is nothing to score.
+Value: TypeAlias = Callable[[Tables, slice], float]
 EVERY_CLASS = slice(None)
 
 
@@ -48,9 +47,9 @@ def average_precision(iou: float | None = None, size: str = "all") -> Value:
         size: size of the objects that count: `all`, `small`, `medium` or `large`.
     """
 
-    def value(run: "COCOeval", classes: slice) -> float:
-        precision = run.eval["precision"]  # [IoU, recall, class, size, limit]
-        return _mean(precision[_ious(run, iou), :, classes, run.params.areaRngLbl.index(size), -1])
+    def value(tables: Tables, classes: slice) -> float:
+        precision = tables.precision  # [IoU, recall, class, size, limit]
+        return _mean(precision[_ious(iou), :, classes, list(SIZES).index(size), -1])
 
     return value
 
@@ -63,22 +62,22 @@ def average_recall(limit: int = -1, size: str = "all") -> Value:
         size: size of the objects that count, as in `average_precision`.
     """
 
-    def value(run: "COCOeval", classes: slice) -> float:
-        recall = run.eval["recall"]  # [IoU, class, size, limit]
-        return _mean(recall[:, classes, run.params.areaRngLbl.index(size), limit])
+    def value(tables: Tables, classes: slice) -> float:
+        recall = tables.recall  # [IoU, class, size, limit]
+        return _mean(recall[:, classes, list(SIZES).index(size), limit])
 
     return value
 
 
-def _ious(run: "COCOeval", iou: float | None) -> slice:
+def _ious(iou: float | None) -> slice:
     if iou is None:
         return slice(None)
-    at = int(np.argmin(np.abs(run.params.iouThrs - iou)))
+    at = int(np.argmin(np.abs(IOUS - iou)))
     return slice(at, at + 1)
 
 
 def _mean(values: np.ndarray) -> float:
-    values = values[values > -1]  # pycocotools writes -1 for what is not there
+    values = values[values > -1]  # -1 is what is not there
     return float(values.mean()) if values.size else -1.0
 
 
@@ -103,15 +102,15 @@ def limits_of(max_detections: int) -> list[int]:
     return [min(limit, max_detections) for limit in (1, 10, max_detections)]
 
 
-def figures_of(run: "COCOeval") -> dict[str, float]:
-    """Every figure of an accumulated evaluation, by name."""
-    return {metric.name_at(run.params.maxDets): metric.value(run, EVERY_CLASS) for metric in METRICS}
+def figures_of(tables: Tables) -> dict[str, float]:
+    """Every figure of the tables, by name."""
+    return {metric.name_at(tables.limits): metric.value(tables, EVERY_CLASS) for metric in METRICS}
 
 
-def figures_of_class(run: "COCOeval", k: int) -> dict[str, float]:
+def figures_of_class(tables: Tables, k: int) -> dict[str, float]:
     """The figures of one class alone, the k-th of the evaluation, by name."""
-    limits, alone = run.params.maxDets, slice(k, k + 1)
-    return {metric.name_at(limits): metric.value(run, alone) for metric in METRICS if metric.of_class}
+    limits, alone = tables.limits, slice(k, k + 1)
+    return {metric.name_at(limits): metric.value(tables, alone) for metric in METRICS if metric.of_class}
 
 
 def tables_of(limits: Sequence[int]) -> list[list[str]]:

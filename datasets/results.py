@@ -1,11 +1,14 @@
 """Detections in COCO result format, read by their types and matched with the truth that they are scored against."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from itertools import chain
+
+import numpy as np
 
 from datasets.annotations import Annotations, Id
-from datasets.ids import counterparts, remark_on, some_ids
+from datasets.ids import counterparts, remark_on, renamed, some_ids
 from datasets.values import as_box, as_float, is_id, typed
 from util.errors import UserError
 
@@ -14,15 +17,22 @@ KEYS = ("image_id", "category_id", "bbox", "score")
 
 @dataclass
 class Results:
-    """Detections that can be scored.
+    """Detections that can be scored, as entries and in columns.
 
     Attributes:
         entries: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]`, with ids as the truth has them;
             those of classes that the truth does not list are still there.
+        image_ids, category_ids: image and class of each.
+        boxes: `[N, 4]`, float64, [x, y, width, height] in pixels.
+        scores: `[N]`, float64.
         remarks: a sentence on each kind of detection that was left out or read as something else than it says.
     """
 
     entries: list[dict]
+    image_ids: list[Id]
+    category_ids: list[Id]
+    boxes: np.ndarray
+    scores: np.ndarray
     remarks: list[str] = field(default_factory=list)
 
 
@@ -41,31 +51,52 @@ def sound_results(results: object, annotations: Annotations, source: str | None 
     of = f"'{source}': " if source else ""
     if not isinstance(results, list):
         raise UserError(f"{of}detections must be a list of COCO results, [{{{', '.join(KEYS)}}}, ...]{_shape(results)}")
-    read, remarks = [_read(result, f"{of}detection {i}") for i, result in enumerate(results)], []
+    remarks: list[str] = []
+    read = results if _is_plain(results) else [_read(result, f"{of}detection {i}") for i, result in enumerate(results)]
+    columns = {key: [r[key] for r in read] for key in KEYS}
     for key, listed in (("image_id", annotations.images), ("category_id", annotations.categories)):
-        found = counterparts((r[key] for r in read), (entry.id for entry in listed))
+        found = counterparts(columns[key], (entry.id for entry in listed))
         if found:
             remarks.append(remark_on(found, f"{of}{key}", f"'{annotations.source}'"))
-            for result in read:
-                result[key] = found.get(result[key], result[key])
+            columns[key] = renamed(columns[key], found)
+            read = [r | {key: value} for r, value in zip(read, columns[key])]
     if source and not read:
         remarks.append(f"{of}there are no detections in it")
     images = {image.id: None for image in annotations.images}
-    for i, result in enumerate(read):
-        if result["image_id"] not in images:
-            raise UserError(
-                f"{of}detection {i} is of image {typed(result['image_id'])}, which '{annotations.source}' "
-                f"does not list; the ids of its images are {some_ids(images)}"
-            )
-    remarks += _remarks_on_categories(read, annotations, of)
-    finite = [all(map(isfinite, (*r["bbox"], r["score"]))) for r in read]
+    if not images.keys() >= set(columns["image_id"]):
+        i, image = next((i, image) for i, image in enumerate(columns["image_id"]) if image not in images)
+        raise UserError(
+            f"{of}detection {i} is of image {typed(image)}, which '{annotations.source}' "
+            f"does not list; the ids of its images are {some_ids(images)}"
+        )
+    remarks += _remarks_on_categories(columns["category_id"], annotations, of)
+    boxes = np.fromiter(chain.from_iterable(columns["bbox"]), np.float64, 4 * len(read)).reshape(-1, 4)
+    scores = np.array(columns["score"], dtype=np.float64)
+    finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
     # A box of no width is a wrong detection, as pycocotools counts it; what has no meaning at all is left out.
-    sound = [f and min(r["bbox"][2:]) >= 0 for r, f in zip(read, finite)]
-    if not all(sound):
-        counts = {"not finite": finite.count(False), "of negative size": finite.count(True) - sound.count(True)}
+    sound = finite & (boxes[:, 2:] >= 0).all(1)
+    if not sound.all():
+        counts = {"not finite": (~finite).sum(), "of negative size": (finite & ~sound).sum()}
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-        remarks.append(f"{of}{sound.count(False)} of {len(read)} detections are left out of the scores ({kinds})")
-    return Results([r for r, good in zip(read, sound) if good], remarks)
+        remarks.append(f"{of}{(~sound).sum()} of {len(read)} detections are left out of the scores ({kinds})")
+        kept = np.flatnonzero(sound).tolist()
+        read = [read[i] for i in kept]
+        columns = {key: [column[i] for i in kept] for key, column in columns.items()}
+    return Results(read, columns["image_id"], columns["category_id"], boxes[sound], scores[sound], remarks)
+
+
+def _is_plain(results: list) -> bool:
+    """Whether every value has the type that it mostly has, so that none needs to be read by itself."""
+    try:
+        image_ids, category_ids, boxes, scores = ([r[key] for r in results] for key in KEYS)
+        numbers = {*map(type, chain.from_iterable(boxes)), *map(type, scores)}
+        ids = {*map(type, image_ids), *map(type, category_ids)}
+        whole = {*map(type, results)} <= {dict} and {*map(type, boxes)} <= {list} and {*map(len, boxes)} <= {4}
+        # A whole number too large for a float is read as infinite elsewhere.
+        huge = int in numbers and any(abs(v) > 2**1000 for v in chain(scores, *boxes) if type(v) is int)
+        return whole and numbers <= {int, float} and ids <= {int, str} and not huge
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def _shape(content: object) -> str:
@@ -99,13 +130,13 @@ def _read(result: object, where: str) -> dict:
     return {"image_id": result["image_id"], "category_id": result["category_id"], "bbox": bbox, "score": score}
 
 
-def _remarks_on_categories(results: list[dict], annotations: Annotations, of: str) -> list[str]:
-    """What to say of detections whose class the truth does not list.
+def _remarks_on_categories(category_ids: Sequence[Id], annotations: Annotations, of: str) -> list[str]:
+    """What to say of detections whose class, one of `category_ids`, the truth does not list.
 
     Raises:
         UserError: no class of any detection is listed.
     """
-    counts: Counter[Id] = Counter(r["category_id"] for r in results)
+    counts: Counter[Id] = Counter(category_ids)
     listed = {category.id: category.name for category in annotations.categories}
     unlisted = [category for category in counts if category not in listed]
     if not unlisted:

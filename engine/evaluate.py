@@ -110,7 +110,7 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     results = sound_results(read_json(detections, "file of detections"), annotations, detections)
     for remark in remarks_on_truth(annotations) + results.remarks:
         say_once(remark)
-    scores = evaluate_detections(annotations, results.entries, config.top_k)
+    scores = evaluate_detections(annotations, results.entries, config.top_k, scorer=config.scorer)
     subject = {"saved detections": detections, "data": str(truth)}
     pictures = Pictures(Path(folder), data.exif) if folder else None
     return Evaluation(scores, results.entries, annotations, pictures, subject)
@@ -174,7 +174,9 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         print(f"{multi_view.describe()}\n")
         subject["views"] = multi_view.describe()
     found = find(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
-    scores = score_found(found, dataset.annotations, world, config.top_k) if unscored is None else None
+    scores = None
+    if unscored is None:
+        scores = score_found(found, dataset.annotations, world, config.top_k, config.scorer)
     return Evaluation(scores, found.results, dataset.annotations, dataset.pictures, subject, multi_view)
 
 
@@ -211,9 +213,13 @@ def find(
     return Found(results, [i for i, _ in found])
 
 
-def score_found(found: Found, annotations: Annotations, world: World = ALONE, top_k: int = 100) -> Scores:
+def score_found(
+    found: Found, annotations: Annotations, world: World = ALONE, top_k: int = 100, scorer: str = "own"
+) -> Scores:
     """Score what was found. Rank 0 scores and tells the others."""
-    scores = evaluate_detections(annotations, found.results, top_k, found.image_ids) if world.is_main else None
+    scores = None
+    if world.is_main:
+        scores = evaluate_detections(annotations, found.results, top_k, found.image_ids, scorer)
     for remark in scores.remarks if scores else []:
         say_once(remark)
     return world.broadcast(scores)

@@ -13,7 +13,7 @@ from tests.datasets.helpers import annotation, write_coco
 from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = {"torch", "torchvision", "timm", "scipy", "pycocotools", "matplotlib", "tensorboard"}
+HEAVY = {"torch", "torchvision", "timm", "scipy", "pycocotools", "faster_coco_eval", "matplotlib", "tensorboard"}
 
 
 def started(*argv: object) -> tuple[subprocess.CompletedProcess, set[str]]:

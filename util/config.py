@@ -405,6 +405,8 @@ class EvalConfig:
     to the largest of them, as the original's published figures were computed, in pairs (--batch_size 2)"""
     top_k: Positive = 100
     """detections kept for each image; 300 is the other common choice"""
+    scorer: Literal["own", "pycocotools", "faster-coco-eval"] = "own"
+    """what matches and counts: ours, or a library to compare with; pycocotools gives the same figures more slowly"""
     match: Literal["auto", "names", "ids"] = "auto"
     """which class of the checkpoint is which of the data: by name or by id; auto: by name, but where the checkpoint
     keeps none by id, unless the data are COCO's"""

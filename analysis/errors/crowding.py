@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from analysis.errors.scenes import Scene
-from datasets.annotations import Annotations
-from datasets.evaluation import evaluate_detections
+from datasets.accumulate import accumulate
+from datasets.greedy import Matched
+from datasets.metrics import figures_of, limits_of
 
 BINS: tuple[tuple[int, int | None], ...] = ((0, 0), (1, 1), (2, 3), (4, 7), (8, 15), (16, None))
 
@@ -29,26 +32,23 @@ class Bin:
     spurious: float
 
 
-def by_object_count(
-    annotations: Annotations, results: list[dict], scenes: Sequence[Scene], max_detections: int, threshold: float
-) -> list[Bin]:
+def by_object_count(matched: Matched, scenes: Sequence[Scene], threshold: float) -> list[Bin]:
     """Score the images of each bin by themselves. Bins without images are left out. Crowds do not count as objects.
 
     Args:
-        annotations: the annotations, which are the ground truth.
-        results: detections in COCO result format.
-        scenes: the scenes of the same evaluation.
-        max_detections: largest number of detections in an image, as in that evaluation.
+        matched: the detections of all images.
+        scenes: the scenes of the same matching.
         threshold: the smallest score of a spurious detection.
     """
-    bins = []
+    bins, objects = [], np.array([len(s.truth_classes) for s in scenes])
     for low, high in BINS:
-        chosen = [s for s in scenes if low <= len(s.truth_classes) and (high is None or len(s.truth_classes) <= high)]
+        within = (objects >= low) & (objects <= (np.inf if high is None else high))
+        chosen = [scenes[i] for i in np.flatnonzero(within).tolist()]
         if not chosen:
             continue
         name = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-        figures = evaluate_detections(annotations, results, max_detections, [s.image.id for s in chosen]).figures
+        figures = figures_of(accumulate(matched, limits_of(matched.max_detections), within))
         spurious = sum(int(s.wrong(threshold).sum()) for s in chosen) / len(chosen)
-        objects = sum(len(s.truth_classes) for s in chosen)
-        bins.append(Bin(name, len(chosen), objects, {k: figures[k] for k in ("AP", "AP50", "AP75")}, spurious))
+        count = int(objects[within].sum())
+        bins.append(Bin(name, len(chosen), count, {k: figures[k] for k in ("AP", "AP50", "AP75")}, spurious))
     return bins

@@ -1,18 +1,25 @@
 """Everything that is found out about the errors of one evaluation, and its JSON."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from analysis.errors.confusion import confusion_matrix
 from analysis.errors.crowding import Bin, by_object_count
-from analysis.errors.precision_recall import GRID, ThresholdCurve, precision_recall, threshold_curve
+from analysis.errors.precision_recall import (
+    GRID,
+    ThresholdCurve,
+    precision_recall,
+    threshold_curve,
+    threshold_curves,
+)
 from analysis.errors.scenes import Scene, scenes_of
 from analysis.errors.tide import Losses, Verdict, judge, losses
 from analysis.errors.worst import Rank, worst_images
+from datasets.accumulate import accumulate
 from datasets.annotations import Annotations
-from datasets.evaluation import Scores, run_cocoeval, summarize
+from datasets.evaluation import Scores, match_detections, summarize
+from datasets.metrics import limits_of
 
 
 @dataclass
@@ -48,14 +55,18 @@ class Diagnosis:
     worst: list[Rank]
 
     def to_dict(self) -> dict:
-        """All figures for JSON: AP is -1 (as in results.json) and all else null where there is nothing to score."""
+        """All figures for JSON: AP is -1 (as in results.json) and all else null where there is nothing to score.
+
+        The confusion matrix is mostly empty: its `counts` are `[object, taken for, number]`, with indices of `classes`,
+        row by row, where the number is not 0.
+        """
         kinds = {name: {"count": n, "ap50_lost": gain} for name, n, gain in self.losses.rows()}
         return {
             "figures": self.scores.figures,
             "errors": {"ap50": self.losses.ap50, "types": kinds},
             "by_objects_in_image": [asdict(b) for b in self.bins],
             "score_threshold": self.threshold,
-            "confusion": {"classes": [*self.names, "background"], "matrix": self.confusion.tolist()},
+            "confusion": {"classes": [*self.names, "background"], "counts": _counts(self.confusion)},
             "best_f1": _point(self.overall),
             "classes": [
                 {
@@ -98,8 +109,9 @@ def diagnose(
     Raises:
         UserError: as `datasets.evaluation.evaluate_detections`.
     """
-    run = run_cocoeval(annotations, results, max_detections)
-    scores, scenes = summarize(run), scenes_of(run, annotations)
+    matched = match_detections(annotations, results, max_detections)
+    tables = accumulate(matched, limits_of(max_detections))
+    scores, scenes = summarize(matched.columns, tables), scenes_of(matched)
     verdicts, names = [judge(s) for s in scenes], list(scores.per_class)
     return Diagnosis(
         names,
@@ -109,10 +121,10 @@ def diagnose(
         losses(scenes, verdicts, len(names)),
         threshold,
         confusion_matrix(scenes, len(names), threshold),
-        precision_recall(run),
-        [threshold_curve(scenes, k) for k in range(len(names))],
+        precision_recall(tables),
+        threshold_curves(scenes, len(names)),
         threshold_curve(scenes),
-        by_object_count(annotations, results, scenes, max_detections, threshold),
+        by_object_count(matched, scenes, threshold),
         worst_images(scenes, threshold, worst),
     )
 
@@ -127,5 +139,10 @@ def _curve(curve: ThresholdCurve | None) -> dict | None:
     return {name: _numbers(getattr(curve, name)) for name in ("precision", "recall", "f1")}
 
 
-def _numbers(values: Sequence[float]) -> list[float | None]:
-    return [None if np.isnan(v) else round(float(v), 6) for v in values]
+def _counts(matrix: np.ndarray) -> list[list[int]]:
+    rows, columns = np.nonzero(matrix)
+    return np.stack([rows, columns, matrix[rows, columns]], 1).tolist()
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [None if v != v else round(v, 6) for v in values.tolist()]

@@ -4,25 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
 from analysis.errors.scenes import Scene
+from datasets.accumulate import Tables
 
 GRID = np.linspace(0, 1, 101)  # thresholds at which curves are drawn
 
 
-def precision_recall(run: COCOeval) -> dict[str, np.ndarray]:
-    """pycocotools' precision at 101 recalls from 0 to 1.
+def precision_recall(tables: Tables) -> dict[str, np.ndarray]:
+    """Precision at 101 recalls from 0 to 1.
 
     Args:
-        run: the accumulated evaluation, from `datasets.evaluation.run_cocoeval`.
+        tables: precision and recall, from `datasets.accumulate.accumulate`.
 
     Returns:
         `AP50`, `AP75` and `AP` (the mean over its IoU thresholds), each `[C, 101]`. The mean of a row is the class's
         AP50, AP75 or AP. Rows of classes without objects are NaN.
     """
-    precision = run.eval["precision"][:, :, :, 0, -1].transpose(0, 2, 1)  # [IoU, class, recall] of all sizes
-    # pycocotools writes -1 for all entries of a class without objects.
+    precision = tables.precision[:, :, :, 0, -1].transpose(0, 2, 1)  # [IoU, class, recall] of all sizes
+    # -1 stands for all entries of a class without objects.
     precision = np.where(precision > -1, precision, np.nan)
     return {"AP50": precision[0], "AP75": precision[5], "AP": precision.mean(0)}
 
@@ -62,19 +62,41 @@ class ThresholdCurve:
     best: OperatingPoint | None
 
 
-def threshold_curve(scenes: Sequence[Scene], label: int | None = None) -> ThresholdCurve | None:
-    """The curve of a class, or of all classes together; None without objects.
+def threshold_curves(scenes: Sequence[Scene], num_classes: int) -> list[ThresholdCurve | None]:
+    """The curve of each class alone; None for a class without objects.
 
     Args:
         scenes: the images.
-        label: class index; None takes all classes, and every detection counts alike.
+        num_classes: number of classes C.
     """
-    of = [slice(None) if label is None else s.classes == label for s in scenes]
-    objects = sum(len(s.truth_classes) if label is None else int((s.truth_classes == label).sum()) for s in scenes)
+    objects = np.bincount(_joined([s.truth_classes for s in scenes], int), minlength=num_classes)
+    classes, scores, right = _counted(scenes)
+    order = np.argsort(classes, kind="stable")
+    parts = np.split(order, np.searchsorted(classes[order], np.arange(1, num_classes)))
+    return [_curve_of(scores[part], right[part], int(n)) for part, n in zip(parts, objects)]
+
+
+def threshold_curve(scenes: Sequence[Scene]) -> ThresholdCurve | None:
+    """The curve of all classes together, in which every detection counts alike; None without objects."""
+    _, scores, right = _counted(scenes)
+    return _curve_of(scores, right, sum(len(s.truth_classes) for s in scenes))
+
+
+def _counted(scenes: Sequence[Scene]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes and scores of all detections but those on crowds, and whether each is right."""
+    counts = ~_joined([s.ignored for s in scenes], bool)
+    classes, matches = _joined([s.classes for s in scenes], int), _joined([s.matches for s in scenes], int)
+    return classes[counts], _joined([s.scores for s in scenes], float)[counts], matches[counts] >= 0
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts]).astype(dtype)
+
+
+def _curve_of(scores: np.ndarray, right: np.ndarray, objects: int) -> ThresholdCurve | None:
+    """The curve of `[N]` detections, given whether each is right, and of the number of objects; None without any."""
     if not objects:
         return None
-    scores = np.concatenate([s.scores[o][~s.ignored[o]] for s, o in zip(scenes, of)])
-    right = np.concatenate([s.matches[o][~s.ignored[o]] >= 0 for s, o in zip(scenes, of)])
     order = np.argsort(-scores, kind="stable")
     scores, hits = scores[order], np.append(0, np.cumsum(right[order]))
 

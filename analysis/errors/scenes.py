@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask
-from pycocotools.cocoeval import COCOeval
 
-from datasets.annotations import Annotations, ImageEntry
+from datasets.annotations import ImageEntry
+from datasets.greedy import IOUS, Matched, overlaps
 
-MATCH_IOU = 0.5
+MATCH_IOU = IOUS[0]
 
 
 @dataclass
@@ -53,60 +52,57 @@ class Scene:
         return (self.matches < 0) & ~self.ignored & (self.scores >= threshold)
 
 
-def scenes_of(run: COCOeval, annotations: Annotations) -> list[Scene]:
-    """The images of an evaluation in its order.
+def scenes_of(matched: Matched) -> list[Scene]:
+    """The images of a matching in its order.
 
     Args:
-        run: accumulated, see `datasets.evaluation.run_cocoeval`.
-        annotations: what it was made of.
+        matched: see `datasets.evaluation.match_detections`.
     """
-    entry_of = {image.id: image for image in annotations.images}
-    images, index = run.params.imgIds, {category: k for k, category in enumerate(run.params.catIds)}
-    at = int(np.argmin(np.abs(run.params.iouThrs - MATCH_IOU)))
-    # pycocotools lists class by class, in it area by area (all sizes come first), in it image by image.
-    of_class = len(run.params.areaRng) * len(images)
+    columns = matched.columns
+    truth, found, crowds = columns.truth, columns.found, columns.crowds
+    took = np.full(len(matched.rows), -1)
+    took[matched.candidates] = matched.objects[0, :, 0]  # all sizes, the smallest IoU
+    rows = matched.rows
+    # At equal scores class by class, as pycocotools has them.
+    best_first = np.lexsort((-columns.scores[rows], found.images[rows]))
+    rows, took = rows[best_first], took[best_first]
+    ignored = (took >= 0) & np.append(crowds, False)[took]
+
+    by_image = np.argsort(truth.images, kind="stable")
+    objects, crowded = by_image[~crowds[by_image]], by_image[crowds[by_image]]
+    every = np.arange(len(columns.images) + 1)
+    of_objects, of_crowds, of_found = (
+        np.searchsorted(images, every) for images in (truth.images[objects], truth.images[crowded], found.images[rows])
+    )
+    place = np.full(len(truth) + 1, -1)  # of an object in its image; the last entry is that of no object
+    place[objects] = np.arange(len(objects)) - of_objects[truth.images[objects]]
+    matches = place[took]
     scenes = []
-    for i, image in enumerate(images):
-        objects = [a for a in run.cocoGt.imgToAnns[image] if a["category_id"] in index]
-        truth, crowds = ([a for a in objects if bool(a["iscrowd"]) is crowd] for crowd in (False, True))
-        position = {a["id"]: j for j, a in enumerate(truth)}
-        ids, matches, ignored = [], [], []
-        for k in range(len(index)):
-            entry = run.evalImgs[k * of_class + i]
-            if entry is not None:
-                ids += entry["dtIds"]
-                matches += [position.get(int(m), -1) for m in entry["dtMatches"][at]]
-                ignored += [bool(v) for v in entry["dtIgnore"][at]]
-        detections = [run.cocoDt.anns[n] for n in ids]
-        scores = np.array([d["score"] for d in detections], dtype=float)
-        order = np.argsort(-scores, kind="stable")  # at equal scores as pycocotools has them
+    for i, image in enumerate(columns.images):
+        of_truth, of_crowd = (
+            part[starts[i] : starts[i + 1]] for part, starts in ((objects, of_objects), (crowded, of_crowds))
+        )
+        of_image = slice(of_found[i], of_found[i + 1])
+        row = rows[of_image]
         scenes.append(
             Scene(
-                entry_of[run.cocoGt.imgs[image]["original_id"]],
-                _boxes(truth),
-                _classes(truth, index),
-                _boxes(crowds),
-                _classes(crowds, index),
-                _boxes(detections)[order],
-                _classes(detections, index)[order],
-                scores[order],
-                np.array(matches, dtype=int)[order],
-                np.array(ignored, dtype=bool)[order],
+                image,
+                truth.boxes[of_truth],
+                truth.classes[of_truth],
+                truth.boxes[of_crowd],
+                truth.classes[of_crowd],
+                found.boxes[row],
+                found.classes[row],
+                columns.scores[row],
+                matches[of_image],
+                ignored[of_image],
             )
         )
     return scenes
 
 
 def iou(boxes: np.ndarray, others: np.ndarray, crowd: bool = False) -> np.ndarray:
-    """`[N, M]` overlaps of xywh boxes, by pycocotools; with crowds, the share of each of `boxes` that is covered."""
-    if not len(boxes) or not len(others):
-        return np.zeros((len(boxes), len(others)))
-    return np.asarray(mask.iou(boxes, others, [int(crowd)] * len(others)))
-
-
-def _boxes(entries: list[dict]) -> np.ndarray:
-    return np.array([e["bbox"] for e in entries], dtype=float).reshape(-1, 4)
-
-
-def _classes(entries: list[dict], index: dict) -> np.ndarray:
-    return np.array([index[e["category_id"]] for e in entries], dtype=int)
+    """`[N, M]` overlaps of xywh boxes; with crowds, the share of each of `boxes` that is covered."""
+    shape = len(boxes), len(others)
+    pairs = np.repeat(boxes, shape[1], axis=0), np.tile(others, (shape[0], 1))
+    return overlaps(*pairs, np.full(shape[0] * shape[1], crowd)).reshape(shape)

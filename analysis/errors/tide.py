@@ -156,7 +156,8 @@ def average_precision(scores: np.ndarray, correct: np.ndarray, objects: int) -> 
 
 
 def _mean_ap(classes: np.ndarray, scores: np.ndarray, correct: np.ndarray, objects: np.ndarray) -> float | None:
-    of = [classes == k for k in range(len(objects))]
+    order = np.argsort(classes, kind="stable")
+    of = np.split(order, np.searchsorted(classes[order], np.arange(1, len(objects))))
     aps = [average_precision(scores[of[k]], correct[of[k]], n) for k, n in enumerate(objects) if n > 0]
     return float(np.mean(aps)) if aps else None
 

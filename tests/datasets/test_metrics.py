@@ -1,9 +1,14 @@
+import copy
+
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from datasets import metrics
+from datasets.accumulate import Tables, accumulate
 from datasets.coco import from_coco
-from datasets.evaluation import evaluate_detections, run_cocoeval
+from datasets.evaluation import evaluate_detections, match_detections
 from datasets.metrics import Metric, average_precision, check_figure, figures_of
 from tests.datasets.test_evaluation import NAMES, found, random_scene, thing, truth_of
 from util.errors import UserError
@@ -53,11 +58,18 @@ def test_recalls_are_named_by_the_limits(limit, names):
     assert scores.text().split().count("AR_1") == 1
 
 
+def tables_from(truth: dict, results: list[dict]) -> Tables:
+    return accumulate(match_detections(from_coco(truth, "truth.json"), results), metrics.limits_of(100))
+
+
 @pytest.mark.parametrize("iou", [0.5, 0.6, 0.75, 0.8])
 def test_precision_at_an_iou_is_that_of_an_evaluation_at_this_iou_alone(iou):
     truth, results = random_scene(1)
-    run = run_cocoeval(from_coco(truth, "truth.json"), results)
-    value = average_precision(iou)(run, metrics.EVERY_CLASS)
+    value = average_precision(iou)(tables_from(truth, results), metrics.EVERY_CLASS)
+    coco = COCO()
+    coco.dataset = copy.deepcopy({"info": {}, **truth})
+    coco.createIndex()
+    run = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), "bbox")
     run.params.iouThrs = np.array([iou])
     run.evaluate()
     run.accumulate()
@@ -67,10 +79,10 @@ def test_precision_at_an_iou_is_that_of_an_evaluation_at_this_iou_alone(iou):
 
 def test_the_mean_of_classes_is_the_figure():
     truth, results = random_scene(2)
-    run = run_cocoeval(from_coco(truth, "truth.json"), results)
-    per_class = [metrics.figures_of_class(run, k) for k in range(3)]
+    tables = tables_from(truth, results)
+    per_class = [metrics.figures_of_class(tables, k) for k in range(3)]
     for name in ("AP", "AP50", "AP75"):
-        assert np.mean([c[name] for c in per_class]) == pytest.approx(figures_of(run)[name])
+        assert np.mean([c[name] for c in per_class]) == pytest.approx(figures_of(tables)[name])
 
 
 def test_a_metric_is_added_by_a_line(monkeypatch):

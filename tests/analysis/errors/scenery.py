@@ -5,7 +5,7 @@ import numpy as np
 from analysis.errors.scenes import Scene, scenes_of
 from datasets.annotations import Annotations
 from datasets.coco import from_coco
-from datasets.evaluation import run_cocoeval
+from datasets.evaluation import match_detections
 
 
 def truth_of(annotations: list[dict], images: int = 1, names: tuple[str, ...] = ("cat", "dog")) -> dict:
@@ -51,8 +51,7 @@ def random_data(seed: int, images: int = 12, crowds: float = 0.15) -> tuple[dict
 
 
 def scenes_from(truth: dict, results: list[dict], max_detections: int = 100) -> list[Scene]:
-    annotations = read(truth)
-    return scenes_of(run_cocoeval(annotations, results, max_detections), annotations)
+    return scenes_of(match_detections(read(truth), results, max_detections))
 
 
 def read(truth: dict) -> Annotations:
