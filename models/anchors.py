@@ -16,14 +16,15 @@ class AnchorQueries(QuerySource):
     """Queries that start from learned boxes, as DAB-DETR's (arXiv 2201.12329, section 4.2, without its other changes).
 
     What a query is starts at a learned vector. Where it is, is computed from its box. The position stays that of the
-    first box in all decoder layers, as with proposals; DAB-DETR encodes each layer's box anew.
+    first box in all decoder layers, as with proposals; DAB-DETR encodes each layer's box anew (`models.query_position`).
 
     Args:
         num_queries: queries Q.
         d_model: embedding width E.
+        has_position: whether the position is made here.
     """
 
-    def __init__(self, num_queries: int, d_model: int):
+    def __init__(self, num_queries: int, d_model: int, has_position: bool = True):
         super().__init__(num_queries)
         self.d_model = d_model
         # Centres anywhere. Sizes as those that Deformable DETR's points are first given by their head, about an eighth;
@@ -31,8 +32,8 @@ class AnchorQueries(QuerySource):
         centres = inverse_sigmoid(torch.rand(num_queries, 2))
         self.anchors = nn.Parameter(torch.cat([centres, torch.full((num_queries, 2), -2.0)], 1))  # before the sigmoid
         self.content = nn.Parameter(torch.randn(num_queries, d_model))
-        self.position_mlp = MLP(2 * d_model, d_model, d_model, num_layers=2)
-        for values in self.position_mlp.parameters():
+        self.position_mlp = MLP(2 * d_model, d_model, d_model, num_layers=2) if has_position else None
+        for values in self.position_mlp.parameters() if self.position_mlp is not None else ():
             if values.dim() > 1:
                 nn.init.xavier_uniform_(values)
 
@@ -40,10 +41,13 @@ class AnchorQueries(QuerySource):
         """The same queries for each image."""
         reference = self.anchors.sigmoid()
         position = self.position_of(reference, self.content.dtype)
-        batch = len(memory.tokens)
-        position, content, reference = (t[None].expand(batch, -1, -1) for t in (position, self.content, reference))
-        return Queries(content, position, reference)
+        shape = len(memory.tokens), -1, -1
+        return Queries(
+            self.content.expand(shape), None if position is None else position.expand(shape), reference.expand(shape)
+        )
 
-    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
+    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Position `[..., E]` of boxes `[..., 4]` (section 4.2 there): sines of all four numbers, then a perceptron."""
+        if self.position_mlp is None:
+            return None
         return self.position_mlp(sine_encoding(reference, self.d_model // 2).to(dtype))

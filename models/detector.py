@@ -85,8 +85,9 @@ class DeformableDETR(nn.Module):
             UserError: nothing is left to train.
         """
         for name in parts:
-            part = getattr(self.transformer if name in ("encoder", "decoder") else self, name)
-            self.frozen.append(part.requires_grad_(False))
+            of_transformer = name in ("encoder", "decoder")
+            modules = self.transformer.part(name) if of_transformer else [getattr(self, name)]
+            self.frozen += [module.requires_grad_(False) for module in modules]
         if not any(p.requires_grad for p in self.parameters()):
             raise UserError(f"train.freeze [{', '.join(parts)}] leaves nothing to train; leave one out")
         self.train(self.training)
@@ -108,7 +109,7 @@ class DeformableDETR(nn.Module):
         """
         # Maps one pixel wide, single images and evaluation each compile anew; past the limit it would be an error.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for layer in (*self.transformer.encoder, *self.transformer.decoder, *self.heads):
+        for layer in (*self.transformer.part("encoder"), *self.transformer.part("decoder"), *self.heads):
             layer.compile(fullgraph=True, dynamic=True, backend=backend)
         for part in (self.backbone, self.neck):
             part.compile(dynamic=True, backend=backend)

@@ -22,12 +22,15 @@ from models.hybrid import HybridQueries
 from models.limits import check_model
 from models.losses import Loss, giou_loss, l1_loss
 from models.matcher import HungarianMatcher
+from models.memory_fusion import MemoryFusion
 from models.mimic import FeatureMimic, WithMimicking
 from models.neck import Neck
 from models.position import PositionEncoding
 from models.proposals import ProposalGenerator
 from models.queries import LearnedQueries, QuerySource, TrainingQueries
 from models.query_groups import QueryGroups
+from models.query_position import QueryPosition
+from models.relation import BoxRelation
 from models.transformer import DeformableTransformer
 from util.config import BackboneConfig, LossConfig, ModelConfig
 from util.errors import UserError
@@ -51,6 +54,9 @@ def build_model(
     check_model(config, loss)
     backbone = build_backbone(config.backbone, min(3, config.num_levels), backbone_weights, config.ignore_padding)
     neck = Neck(backbone.channels, config.d_model, config.num_levels, config.norm_groups, config.ignore_padding)
+    from_boxes = config.two_stage or config.reference == "box"
+    self_attention_heads = config.self_attention_heads or config.num_heads
+    coordinates = 4 if from_boxes or config.refinement else 2
     transformer = DeformableTransformer(
         config.d_model,
         config.num_levels,
@@ -60,13 +66,18 @@ def build_model(
         decoder_heads=config.decoder_heads or config.num_heads,
         encoder_points=config.encoder_points or config.num_points,
         decoder_points=config.decoder_points or config.num_points,
-        self_attention_heads=config.self_attention_heads or config.num_heads,
+        self_attention_heads=self_attention_heads,
         ffn_dim=config.ffn_dim,
         dropout=config.dropout,
         cross_level=config.cross_level,
         look_forward=config.look_forward,
+        memory_fusion=MemoryFusion(config.d_model, config.encoder_layers) if config.memory_fusion else None,
+        query_position=None
+        if config.decoder_query_position == "learned"
+        else QueryPosition(config.d_model, coordinates, on_padded=not config.ignore_padding),
+        relation=BoxRelation(self_attention_heads) if config.relation else None,
+        decoder_norm=nn.LayerNorm(config.d_model) if config.decoder_norm else None,
     )
-    from_boxes = config.two_stage or config.reference == "box"
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
     queries = build_queries(config, loss, heads[0])
     more = build_training_queries(config, loss, num_classes, heads[0])
@@ -142,15 +153,15 @@ def build_queries(config: ModelConfig, loss: LossConfig, head: PredictionHead) -
             config.proposal_head == "class",
             config.proposal_nms,
             loss.proposal_assignment,
+            has_position=config.decoder_query_position == "learned",
         )
     return learned_queries(config, config.num_queries)
 
 
 def learned_queries(config: ModelConfig, count: int) -> QuerySource:
     """So many queries that do not come from proposals."""
-    if config.reference == "box":
-        return AnchorQueries(count, config.d_model)
-    return LearnedQueries(count, config.d_model)
+    kind = AnchorQueries if config.reference == "box" else LearnedQueries
+    return kind(count, config.d_model, has_position=config.decoder_query_position == "learned")
 
 
 def build_training_queries(

@@ -14,7 +14,8 @@ from util.objects import Objects
 class HybridQueries(TrainingQueries):
     """A second group of queries, to which each object is given several times (arXiv 2207.13080, section 3.2).
 
-    They go through the same layers and heads as the first group, and neither sees the other. Their losses are divided
+    They go through the same layers and heads as the first group, and neither sees the other. Where the decoder relates
+    boxes, it does not relate theirs, as in Relation-DETR (arXiv 2407.11699): it would part duplicates. Their losses are divided
     by the number of objects, repetitions counted, as the paper's code does.
 
     Args:
@@ -40,7 +41,7 @@ class HybridQueries(TrainingQueries):
     def forward(self, source: QuerySource, queries: Queries, memory: Memory, objects: Sequence[Objects]) -> Queries:
         """The group "hybrid"."""
         found = self.source(memory) if self.source is not None else self._next_proposals(source, queries)
-        group = QueryGroup("hybrid", repeats=self.repeats)
+        group = QueryGroup("hybrid", repeats=self.repeats, related=False)
         return replace(found, groups=[group]).weighted(self.weight / self.repeats)
 
     def _next_proposals(self, source: QuerySource, queries: Queries) -> Queries:

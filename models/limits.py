@@ -105,6 +105,15 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
         )
     if config.look_forward == 2 and config.decoder_layers == 1:
         raise UserError("model.look_forward 2 needs a layer to look at; model.decoder_layers is 1, take 2 or more")
+    if config.memory_fusion and not config.encoder_layers:
+        raise UserError("model.memory_fusion needs encoder layers to fuse; model.encoder_layers is 0, take 1 or more")
+    if config.relation:
+        least = 2 if config.two_stage or config.reference == "box" else 3  # points have no boxes before the first layer
+        if not config.refinement or config.decoder_layers < least:
+            raise UserError(
+                "model.relation compares the boxes of two layers; it needs model.refinement true and "
+                f"model.decoder_layers {least} or more"
+            )
     if config.hybrid_queries and not loss.hybrid_weight:
         raise UserError("loss.hybrid_weight 0 leaves model.hybrid_queries without losses; raise it, or leave them out")
     for option in ("hybrid_repeats", "hybrid_weight"):

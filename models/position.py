@@ -46,17 +46,20 @@ def sine_of_grid(padding_mask: Tensor, d_model: int, dtype: torch.dtype) -> Tens
     return sine_encoding(torch.stack([y, x], -1), d_model // 2)
 
 
-def sine_encoding(positions: Tensor, width: int, temperature: float = 10000.0) -> Tensor:
+def sine_encoding(
+    positions: Tensor, width: int, temperature: float = 10000.0, scale: float = 2 * math.pi
+) -> Tensor:
     """Interleaved sines and cosines of each coordinate.
 
     Args:
-        positions: `[..., N]`, in [0, 1].
+        positions: `[..., N]`, mostly in [0, 1].
         width: channels for each coordinate, even.
-        temperature: the longest wavelength, in units of 2 pi.
+        temperature: the longest wavelength over the shortest.
+        scale: 2 pi over the shortest wavelength.
 
     Returns:
         `[..., N * width]`.
     """
     pair = torch.arange(width, device=positions.device, dtype=positions.dtype) // 2
-    angles = positions[..., None] * (2 * math.pi) / temperature ** (2 * pair / width)  # [..., N, width]
+    angles = positions[..., None] * scale / temperature ** (2 * pair / width)  # [..., N, width]
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(-3)

@@ -38,6 +38,7 @@ class ProposalGenerator(QuerySource):
             it is trained on class-agnostic objects: channel 0 means "an object", the others nothing.
         nms: IoU above which a better proposal puts off a worse one, among four times Q; None for no suppression.
         assignment: whether tokens are matched with objects one to one, or many to one by ATSS (`models.atss`).
+        has_position: whether the queries' position is made of boxes here. Otherwise at most their content is.
 
     Attributes:
         by_class: see above.
@@ -55,6 +56,7 @@ class ProposalGenerator(QuerySource):
         by_class: bool = False,
         nms: float | None = None,
         assignment: Literal["hungarian", "atss"] = "hungarian",
+        has_position: bool = True,
     ):
         super().__init__(num_queries)
         self.d_model, self.ignore_padding = d_model, ignore_padding
@@ -62,13 +64,15 @@ class ProposalGenerator(QuerySource):
         self.compared = 4 * num_queries  # fixed: with fewer queries at inference, the best must be the same
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        width = 2 * d_model if selection == "position" else d_model
-        self.query_proj = nn.Linear(2 * d_model, width)
-        self.query_norm = nn.LayerNorm(width)
+        self.encoded = [name for name, on in (("position", has_position), ("content", selection == "position")) if on]
+        width = d_model * len(self.encoded)
+        self.query_proj = nn.Linear(2 * d_model, width) if width else None
+        self.query_norm = nn.LayerNorm(width) if width else None
         self.content = nn.Parameter(torch.randn(num_queries, d_model)) if selection == "mixed" else None
         self.head = head
         nn.init.xavier_uniform_(self.memory_proj.weight)
-        nn.init.xavier_uniform_(self.query_proj.weight)
+        if self.query_proj is not None:
+            nn.init.xavier_uniform_(self.query_proj.weight)
 
     def forward(self, memory: Memory, objects: Sequence[Objects] | None = None) -> Queries:
         """Score every token, and make queries of the best."""
@@ -143,17 +147,17 @@ class ProposalGenerator(QuerySource):
             content = take(proposals.tokens.detach(), best)
         return Queries(content, position, reference)
 
-    def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`; no content where boxes do not make it."""
+    def encode(self, reference: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Position and content `[B, Q, E]` of boxes `[B, Q, 4]`; None for what boxes do not make here."""
+        if self.query_proj is None or self.query_norm is None:
+            return None, None
         embedding = sine_encoding(reference, self.d_model // 2).to(dtype)  # [B, Q, 2E]
-        encoded = self.query_norm(self.query_proj(embedding))
-        if self.selection != "position":
-            return encoded, None
-        position, content = encoded.chunk(2, dim=-1)
-        return position, content
+        encoded = self.query_norm(self.query_proj(embedding)).chunk(len(self.encoded), dim=-1)
+        made = dict(zip(self.encoded, encoded))
+        return made.get("position"), made.get("content")
 
-    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
-        """Position `[B, Q, E]` of boxes `[B, Q, 4]`."""
+    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Position `[B, Q, E]` of boxes `[B, Q, 4]`; None where the decoder makes it."""
         return self.encode(reference, dtype)[0]
 
 

@@ -8,7 +8,7 @@ the source, which inference never sees.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class QueryGroup:
         penalised: `[B, q]`, which queries count; None for all. What stands for no object and is not background either,
             such as padding, does not.
         repeats: how many queries each object is matched to.
+        related: whether self-attention is told how the group's boxes lie, where the decoder has that (`models.relation`).
     """
 
     name: str = "decoder"
@@ -43,6 +44,24 @@ class QueryGroup:
     weights: Tensor | None = None
     penalised: Tensor | None = None
     repeats: int = 1
+    related: bool = True
+
+
+class Run(NamedTuple):
+    """Groups of queries that attend as one batch.
+
+    Attributes:
+        length: queries q of each group.
+        count: number of groups n.
+        mask: `[B, q, q]` of a single group, True where it hides; or, of all heads, `[B * n, M, q, q]` that is added to
+            their logits; or None.
+        related: see `QueryGroup`; it only matters where runs are kept apart by it.
+    """
+
+    length: int
+    count: int
+    mask: Tensor | None = None
+    related: bool = True
 
 
 Part = TypeVar("Part", QueryGroup, PredictionGroup)
@@ -75,7 +94,8 @@ class Queries:
 
     Attributes:
         content: `[B, Q, E]`, what each query is at first.
-        position: `[B, Q, E]`, added to the content wherever attention is computed.
+        position: `[B, Q, E]`, added to the content wherever attention is computed; None where the decoder makes it
+            from the reference (`models.query_position`).
         reference: `[B, Q, 2]` points or `[B, Q, 4]` boxes cxcywh, in [0, 1] of the unpadded image.
         groups: one after the other they make up all queries. The first one's predictions are the detector's answer;
             the others are for training.
@@ -84,7 +104,7 @@ class Queries:
     """
 
     content: Tensor
-    position: Tensor
+    position: Tensor | None
     reference: Tensor
     groups: list[QueryGroup] = field(default_factory=lambda: [QueryGroup()])
     predictions: list[PredictionGroup] = field(default_factory=list)
@@ -96,16 +116,22 @@ class Queries:
         count = self.content.shape[1]
         return [len(range(count)[group.queries or slice(None)]) for group in self.groups]
 
-    def runs(self) -> list[tuple[int, int, Tensor | None]]:
-        """Groups of one length and without masks that follow each other, as (length, number of groups, mask)."""
-        found: list[tuple[int, int, Tensor | None]] = []
+    def runs(self, by_relation: bool = False) -> list[Run]:
+        """Groups of one length and without masks that follow each other.
+
+        Args:
+            by_relation: keep those that are related apart from those that are not.
+        """
+        found: list[Run] = []
         for group, length in zip(self.groups, self.lengths):
             if not length:  # a small memory has no proposals left for it
                 continue
-            if found and group.attention_mask is None and found[-1][0] == length and found[-1][2] is None:
-                found[-1] = (length, found[-1][1] + 1, None)
+            run = Run(length, 1, group.attention_mask, group.related or not by_relation)
+            last = found[-1] if found else None
+            if last and run.mask is None and last.mask is None and last.length == length and last.related == run.related:
+                found[-1] = last._replace(count=last.count + 1)
             else:
-                found.append((length, 1, group.attention_mask))
+                found.append(run)
         return found
 
     def and_then(self, *more: "Queries") -> "Queries":
@@ -114,10 +140,11 @@ class Queries:
         for group, length in ((g, n) for part in parts for g, n in zip(part.groups, part.lengths)):
             groups.append(replace(group, queries=slice(start, start + length)))
             start += length
+        positions = [part.position for part in parts if part.position is not None]
         return replace(
             self,
             content=torch.cat([part.content.to(self.content.dtype) for part in parts], 1),
-            position=torch.cat([part.position.to(self.position.dtype) for part in parts], 1),
+            position=torch.cat([p.to(positions[0].dtype) for p in positions], 1) if positions else None,
             reference=torch.cat([part.reference.to(self.reference.dtype) for part in parts], 1),
             groups=groups,
             predictions=[group for part in parts for group in part.predictions],
@@ -159,8 +186,11 @@ class QuerySource(nn.Module):
         """
         raise NotImplementedError
 
-    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor:
-        """Position `[B, Q, E]` of queries that start from boxes `[B, Q, 4]`; sources of points have none."""
+    def position_of(self, reference: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Position `[B, Q, E]` of queries that start from boxes `[B, Q, 4]`; None where the decoder makes it.
+
+        Sources of points have none to give.
+        """
         raise NotImplementedError
 
 
@@ -191,10 +221,12 @@ class LearnedQueries(QuerySource):
     Args:
         num_queries: queries Q.
         d_model: embedding width E.
+        has_position: whether the position is handed on. Otherwise the reference alone is read from it.
     """
 
-    def __init__(self, num_queries: int = 300, d_model: int = 256):
+    def __init__(self, num_queries: int = 300, d_model: int = 256, has_position: bool = True):
         super().__init__(num_queries)
+        self.has_position = has_position
         self.position = nn.Parameter(torch.randn(num_queries, d_model))
         self.content = nn.Parameter(torch.randn(num_queries, d_model))
         self.reference_points = nn.Linear(d_model, 2)
@@ -207,4 +239,4 @@ class LearnedQueries(QuerySource):
             reference = self.reference_points(self.position).sigmoid()
         batch = len(memory.tokens)
         position, content, reference = (t[None].expand(batch, -1, -1) for t in (self.position, self.content, reference))
-        return Queries(content, position, reference)
+        return Queries(content, position if self.has_position else None, reference)

@@ -2,138 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.dropout import Dropout
 from models.heads import PredictionHead, update_box
+from models.layers import DecoderLayer, EncoderLayer
 from models.memory import Memory
+from models.memory_fusion import MemoryFusion
 from models.queries import Queries
-from ops import MSDeformAttn
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with ReLU and dropout."""
-
-    def __init__(self, d_model: int, width: int, dropout: float):
-        super().__init__()
-        self.linear1 = nn.Linear(d_model, width)
-        self.linear2 = nn.Linear(width, d_model)
-        self.dropout = Dropout(dropout)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., E]` -> `[..., E]`."""
-        return self.linear2(self.dropout(self.linear1(x).relu()))
-
-
-class EncoderLayer(nn.Module):
-    """Deformable self-attention and feed-forward, each followed by dropout, residual and LayerNorm.
-
-    Args:
-        d_model: embedding width E.
-        num_levels: feature levels L.
-        num_heads: heads M.
-        num_points: sampling points K, one number or one for each level.
-        ffn_dim: width of the feed-forward layers.
-        dropout: probability.
-        cross_level: whether a token samples all levels, or only its own, by the same weights on each (the paper's
-            ablation without multi-scale attention, table 2).
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        num_levels: int,
-        num_heads: int,
-        num_points: int | Sequence[int],
-        ffn_dim: int,
-        dropout: float,
-        cross_level: bool = True,
-    ):
-        super().__init__()
-        self.cross_level = cross_level
-        self.self_attn = MSDeformAttn(d_model, num_levels if cross_level else 1, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.ffn = FeedForward(d_model, ffn_dim, dropout)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, spatial_shapes, padding_mask) -> Tensor:
-        """Tokens `[B, S, E]`, position `[B, S, E]`, reference `[B, S, L, 2]` -> tokens `[B, S, E]`."""
-        if self.cross_level:
-            attended = self.self_attn(tokens + position, reference, tokens, spatial_shapes, padding_mask)
-        else:
-            attended = self._attend_within_levels(tokens + position, reference, tokens, spatial_shapes, padding_mask)
-        tokens = self.norm1(tokens + self.dropout(attended))
-        return self.norm2(tokens + self.dropout(self.ffn(tokens)))
-
-    def _attend_within_levels(self, query, reference, tokens, spatial_shapes, padding_mask) -> Tensor:
-        lengths = [height * width for height, width in spatial_shapes]
-        parts = zip(*(t.split(lengths, 1) for t in (query, reference, tokens, padding_mask)))
-        return torch.cat(
-            [
-                self.self_attn(q, r[:, :, i : i + 1], t, [spatial_shapes[i]], mask)
-                for i, (q, r, t, mask) in enumerate(parts)
-            ],
-            1,
-        )
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable cross-attention to the memory, feed-forward."""
-
-    def __init__(
-        self,
-        d_model: int,
-        num_levels: int,
-        num_heads: int,
-        num_points: int | Sequence[int],
-        self_attention_heads: int,
-        ffn_dim: int,
-        dropout: float,
-    ):
-        super().__init__()
-        # Norms are numbered as in the published weights: cross-attention owns norm1 though it comes second.
-        self.self_attn = nn.MultiheadAttention(d_model, self_attention_heads, dropout=dropout, batch_first=True)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.cross_attn = MSDeformAttn(d_model, num_levels, num_heads, num_points)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.ffn = FeedForward(d_model, ffn_dim, dropout)
-        self.norm3 = nn.LayerNorm(d_model)
-        self.dropout = Dropout(dropout)
-        nn.init.xavier_uniform_(self.self_attn.out_proj.weight)
-
-    def forward(self, content, position, reference, tokens, spatial_shapes, padding_mask, groups=None) -> Tensor:
-        """Content and position `[B, Q, E]`, reference `[B, Q, L, 2 or 4]`, tokens `[B, S, E]` -> `[B, Q, E]`.
-
-        `groups`, as `Queries.runs` gives them, do not see each other; None: all queries are one group.
-        """
-        q = content + position
-        if groups is None:
-            attended = self.self_attn(q, q, content, need_weights=False)[0]
-        else:
-            attended = self._attend_within_groups(q, content, groups)
-        content = self.norm2(content + self.dropout(attended))
-        attended = self.cross_attn(content + position, reference, tokens, spatial_shapes, padding_mask)
-        content = self.norm1(content + self.dropout(attended))
-        return self.norm3(content + self.dropout(self.ffn(content)))
-
-    def _attend_within_groups(self, q: Tensor, content: Tensor, groups: Sequence[tuple]) -> Tensor:
-        """Self-attention of each group on its own, which costs less than to mask all others."""
-        attended = []
-        lengths = [length * count for length, count, _ in groups]
-        for (_, count, mask), of_q, of_content in zip(groups, q.split(lengths, 1), content.split(lengths, 1)):
-            of_q, of_content = (rearrange(t, "b (n q) e -> (b n) q e", n=count) for t in (of_q, of_content))
-            if mask is not None:
-                mask = mask.repeat_interleave(self.self_attn.num_heads, 0)
-            found = self.self_attn(of_q, of_q, of_content, need_weights=False, attn_mask=mask)[0]
-            attended.append(rearrange(found, "(b n) q e -> b (n q) e", n=count))
-        return torch.cat(attended, 1)
+from models.query_position import QueryPosition
+from models.relation import BoxRelation
 
 
 class DeformableTransformer(nn.Module):
@@ -151,6 +32,12 @@ class DeformableTransformer(nn.Module):
         cross_level: see `EncoderLayer`.
         look_forward: box heads that learn from a layer's box: its own, or also that of the layer before (look forward
             twice, arXiv 2203.03605, section 3.5).
+        memory_fusion: makes the memory of the tokens of all encoder layers; None takes those of the last one.
+        query_position: makes the queries' position of each layer's reference; None keeps that which they come with.
+        relation: makes a bias of self-attention of the boxes of the two layers before, from the second layer on, or
+            from the third if queries start from points. It needs iterative refinement.
+        decoder_norm: of the states that heads predict from. As in DINO's code, what moves a layer's reference to that
+            of the next is predicted from the state without it.
 
     Attributes:
         checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
@@ -171,6 +58,10 @@ class DeformableTransformer(nn.Module):
         dropout: float = 0.1,
         cross_level: bool = True,
         look_forward: int = 1,
+        memory_fusion: MemoryFusion | None = None,
+        query_position: QueryPosition | None = None,
+        relation: BoxRelation | None = None,
+        decoder_norm: nn.LayerNorm | None = None,
     ):
         super().__init__()
         self.checkpointing = False
@@ -185,13 +76,26 @@ class DeformableTransformer(nn.Module):
         )
         for layers in (self.encoder, self.decoder):
             _share_first_biases(layers)
+        self.memory_fusion, self.query_position = memory_fusion, query_position
+        self.relation, self.decoder_norm = relation, decoder_norm
+
+    def part(self, name: str) -> list[nn.Module]:
+        """The layers of the `encoder` or the `decoder`, and what belongs to it beside them."""
+        of_decoder = (self.query_position, self.relation, self.decoder_norm)
+        more = (self.memory_fusion,) if name == "encoder" else of_decoder
+        return [*getattr(self, name), *(module for module in more if module is not None)]
 
     def encode(self, memory: Memory, position: Tensor) -> Memory:
         """The memory with tokens that have looked at each other; their position is `[B, S, E]`."""
         tokens, shapes = memory.tokens, memory.spatial_shapes
         reference = encoder_reference_points(shapes, memory.valid_ratios)
+        stages = [tokens]
         for layer in self.encoder:
             tokens = self._run(layer, tokens, position, reference, shapes, memory.padding_mask)
+            if self.memory_fusion is not None:
+                stages.append(tokens)
+        if self.memory_fusion is not None:
+            tokens = self._run(self.memory_fusion, stages)
         return replace(memory, tokens=tokens)
 
     def decode(
@@ -217,31 +121,42 @@ class DeformableTransformer(nn.Module):
         start = reference  # what boxes move from: the reference, which looking forward twice does not detach
         groups = queries.runs() if len(queries.groups) > 1 else None
         refinement = len(heads) > 1
+        predicts_reference = self.look_forward == 1 and self.decoder_norm is None  # a layer's boxes are the next one's
+        known = [reference] if reference.shape[-1] == 4 else []  # boxes of all layers so far
         logits, boxes = [], []
         for i, layer in enumerate(self.decoder):
             ratios = torch.cat([memory.valid_ratios] * (reference.shape[-1] // 2), -1)  # [B, L, 2 or 4]
             on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
+            position = queries.position
+            if self.query_position is not None:
+                position = self._run(self.query_position, reference, ratios[:, 0])
+            if self.relation is not None and len(known) > 1:
+                groups = self._run(self.relation, *known[-2:], queries.runs(by_relation=True))
             content = self._run(
                 layer,
                 content,
-                queries.position,
+                position,
                 on_maps,
                 memory.tokens,
                 memory.spatial_shapes,
                 memory.padding_mask,
                 groups,
             )
-            layer_logits, delta = heads[i if refinement else 0](content)
+            head = heads[i if refinement else 0]
+            layer_logits, delta = head(content if self.decoder_norm is None else self.decoder_norm(content))
             layer_boxes = update_box(delta, start)
             logits.append(layer_logits)
             boxes.append(layer_boxes)
-            if refinement:
-                moved = update_box(delta, reference) if self.look_forward > 1 else layer_boxes
+            known.append(layer_boxes)
+            if refinement and i + 1 < len(self.decoder):
+                if self.decoder_norm is not None:
+                    delta = head(content)[1]
+                moved = layer_boxes if predicts_reference else update_box(delta, reference)
                 reference = moved.detach() if detach_references else moved
                 start = moved if self.look_forward > 1 else reference
         return torch.stack(logits), torch.stack(boxes)
 
-    def _run(self, layer: nn.Module, *inputs) -> Tensor:
+    def _run(self, layer: nn.Module, *inputs) -> Any:
         if self.checkpointing and self.training:
             return checkpoint(layer, *inputs, use_reentrant=False)
         return layer(*inputs)

@@ -105,6 +105,15 @@ class ModelConfig:
     """two_stage: of proposals that overlap by more than this IoU only the best goes before the others, like 0.7"""
     look_forward: int = 1
     """refinement: layers whose box heads learn from a layer's box; 2 looks forward twice"""
+    memory_fusion: bool = False
+    """the memory is made of the outputs of all encoder layers and their input, not of the last one's alone"""
+    relation: bool = False
+    """refinement: the decoder's self-attention is told how the boxes of the layers before lie to each other"""
+    decoder_query_position: Literal["learned", "sine"] = "learned"
+    """position of the queries: that which they start with in all decoder layers, or each layer's own, encoded by sines
+    from its reference"""
+    decoder_norm: bool = False
+    """heads predict from normalised decoder states, by one norm for all layers, as DINO's"""
     reference: Literal["point", "box"] = "point"
     """one stage: queries start from a learned point, or from a learned box"""
     hybrid_queries: int = 0

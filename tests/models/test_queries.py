@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from models.from_config import build_criterion
-from models.queries import LearnedQueries, Queries, QueryGroup
+from models.queries import LearnedQueries, Queries, QueryGroup, Run
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from util.config import LossConfig
 
@@ -69,4 +69,8 @@ def test_groups_of_one_length_run_together_and_empty_ones_not_at_all():
         start += size
     queries = Queries(*(torch.zeros(1, start, 4) for _ in range(3)), groups)
     assert queries.lengths == [*sizes]
-    assert queries.runs() == [(2, 2, None), (3, 1, None), (3, 1, masked), (2, 1, None)]
+    assert queries.runs() == [Run(2, 2), Run(3, 1), Run(3, 1, masked), Run(2, 1)]
+    groups[2].related = False  # what is told how boxes lie does not run with what is not
+    assert queries.runs() == [Run(2, 2), Run(3, 1), Run(3, 1, masked), Run(2, 1)]
+    apart = [Run(2, 1), Run(2, 1, related=False), Run(3, 1), Run(3, 1, masked), Run(2, 1)]
+    assert queries.runs(by_relation=True) == apart

@@ -50,6 +50,10 @@ OPTIONS = {
     "class_head": Option(model={"proposal_head": "class"}, stages=("two",)),
     "nms": Option(model={"proposal_nms": 0.7}, stages=("two",)),
     "atss": Option(loss={"proposal_assignment": "atss"}, stages=("two",)),
+    "memory_fusion": Option(model={"memory_fusion": True}),
+    "relation": Option(model={"relation": True}),
+    "sine": Option(model={"decoder_query_position": "sine"}),
+    "decoder_norm": Option(model={"decoder_norm": True}),
     **{name: Option(loss={"classification": name}) for name in ("varifocal", "ia_bce", "mal", "position")},
 }
 CASES = [(stage, name) for stage in ("one", "two") for name in (*OPTIONS, "all")]
@@ -197,7 +201,7 @@ def test_checkpointing_changes_nothing(stage, name):
 def test_compiled_parts_change_nothing(stage):
     """Layers are compiled with fullgraph, which makes a break an error."""
     model, plain = deepcopy(detector(stage, "all")), outcome(stage, "all")
-    for layer in (*model.transformer.encoder, *model.transformer.decoder, *model.heads):
+    for layer in (*model.transformer.part("encoder"), *model.transformer.part("decoder"), *model.heads):
         layer.compile(fullgraph=True, dynamic=True, backend="eager")
     compiled = losses_of(model, stage, "all", *batch())
     assert_same(compiled[0], plain[0])
