@@ -15,6 +15,7 @@ from util.errors import UserError
 from util.remarks import say_once
 
 Table = Sequence[tuple[str, str]]  # (their pattern, our replacement): the first that matches the start of a key renames
+Refusals = Sequence[tuple[str, str]]  # (their pattern, what it belongs to and why that cannot be built)
 DROPPED = ""  # the replacement of keys that have no place in our model
 RESNET = r"(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))\.(?:weight|bias|running_\w+)"
 
@@ -63,7 +64,9 @@ class Found:
     options: Mapping[str, Any] | None = None
 
 
-def rename(tensors: Mapping[str, Any], table: Table, path: str, kind: str = "Deformable DETR") -> dict[str, Tensor]:
+def rename(
+    tensors: Mapping[str, Any], table: Table, path: str, kind: str = "Deformable DETR", refused: Refusals = ()
+) -> dict[str, Tensor]:
     """Tensors by our names; says on stderr which groups of keys were left out.
 
     Args:
@@ -71,15 +74,19 @@ def rename(tensors: Mapping[str, Any], table: Table, path: str, kind: str = "Def
         table: how to rename them. Keys whose replacement is `DROPPED` are left out.
         path: named in errors.
         kind: what the family's detector is called, for errors.
+        refused: keys of parts that cannot be built, and why.
 
     Raises:
-        UserError: a key that the table does not know, or something that is no tensor.
+        UserError: a key that the table does not know or that is refused, or something that is no tensor.
     """
     state: dict[str, Tensor] = {}
     left_out: dict[str, None] = {}
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"'{path}': '{key}' is no tensor")
+        for pattern, reason in refused:
+            if re.match(pattern, key):
+                raise UserError(f"'{path}' has '{key}', {reason}")
         for pattern, replacement in table:
             if not (hit := re.match(pattern, key)):
                 continue
@@ -225,13 +232,37 @@ def arguments(content: Mapping[str, Any]) -> dict[str, Any]:
     return vars(args) if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
 
 
-def own_heads(tensors: Mapping[str, Tensor], pattern: str) -> bool:
-    """Whether layers have heads of their own: whether the tensors that a pattern with the layer's number finds differ.
+def own_heads(state: Mapping[str, Tensor]) -> bool:
+    """Whether decoder layers have heads of their own, as refinement has: whether those of our names differ.
 
     Heads that all layers share are written once for each layer.
     """
-    found = [value for key, value in tensors.items() if re.fullmatch(pattern, key)]
-    return any(not torch.equal(found[0], value) for value in found[1:])
+    layers = range(count(state, "transformer.decoder"))
+    found = [w for i in layers if (w := state.get(f"heads.{i}.regress.layers.0.weight")) is not None]
+    return any(not torch.equal(found[0], weight) for weight in found[1:])
+
+
+def check_arguments(args: Mapping[str, Any], supported: Mapping[str, Any], path: str) -> None:
+    """Refuse a file that was trained with another value of an option than the only one that can be built.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option, only in supported.items():
+        if option in args and args[option] != only:
+            raise UserError(f"'{path}' was trained with {option} {args[option]!r}; only {only!r} can be loaded")
+
+
+def swap_x_and_y(state: dict[str, Tensor], key: str, width: int) -> None:
+    """Bring a linear layer that reads sines of y, x, w, h to our order, x, y, w, h.
+
+    Args:
+        state: tensors by our names; changed in place.
+        key: the weight `[..., N * width]`.
+        width: channels of each coordinate.
+    """
+    y, x, *size = state[key].split(width, dim=1)
+    state[key] = torch.cat([x, y, *size], 1)
 
 
 def plain_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
