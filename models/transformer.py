@@ -38,6 +38,7 @@ class DeformableTransformer(nn.Module):
             from the third if queries start from points. It needs iterative refinement.
         decoder_norm: of the states that heads predict from. As in DINO's code, what moves a layer's reference to that
             of the next is predicted from the state without it.
+        box_epsilon: see `update_box`.
 
     Attributes:
         checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
@@ -62,10 +63,11 @@ class DeformableTransformer(nn.Module):
         query_position: QueryPosition | None = None,
         relation: BoxRelation | None = None,
         decoder_norm: nn.LayerNorm | None = None,
+        box_epsilon: float = 1e-5,
     ):
         super().__init__()
         self.checkpointing = False
-        self.look_forward = look_forward
+        self.look_forward, self.box_epsilon = look_forward, box_epsilon
         self.encoder = nn.ModuleList(
             EncoderLayer(d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level)
             for _ in range(encoder_layers)
@@ -129,7 +131,8 @@ class DeformableTransformer(nn.Module):
             on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
             position = queries.position
             if self.query_position is not None:
-                position = self._run(self.query_position, reference, ratios[:, 0])
+                known_content = content if i and self.query_position.scale is not None else None
+                position = self._run(self.query_position, reference, ratios[:, 0], known_content)
             if self.relation is not None and len(known) > 1:
                 groups = self._run(self.relation, *known[-2:], queries.runs(by_relation=True))
             content = self._run(
@@ -144,14 +147,14 @@ class DeformableTransformer(nn.Module):
             )
             head = heads[i if refinement else 0]
             layer_logits, delta = head(content if self.decoder_norm is None else self.decoder_norm(content))
-            layer_boxes = update_box(delta, start)
+            layer_boxes = update_box(delta, start, self.box_epsilon)
             logits.append(layer_logits)
             boxes.append(layer_boxes)
             known.append(layer_boxes)
             if refinement and i + 1 < len(self.decoder):
                 if self.decoder_norm is not None:
                     delta = head(content)[1]
-                moved = layer_boxes if predicts_reference else update_box(delta, reference)
+                moved = layer_boxes if predicts_reference else update_box(delta, reference, self.box_epsilon)
                 reference = moved.detach() if detach_references else moved
                 start = moved if self.look_forward > 1 else reference
         return torch.stack(logits), torch.stack(boxes)

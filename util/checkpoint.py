@@ -30,7 +30,8 @@ class RawCheckpoint:
     """A file's content before anything is made of it.
 
     Attributes:
-        format: `native`, `original` (the paper's repository) or `transformers`.
+        format: `native`, `original` (a file of the paper's repository, or of one that is known after it) or
+            `transformers`.
         content: the file's dictionary; for `transformers` the tensors by key.
         config: config.json of a `transformers` model.
         path: the file or folder that was read.
@@ -142,11 +143,13 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         states = {k: plain_keys(content[k]) for k in ("model", "ema", "branch") if isinstance(content.get(k), dict)}
         return RawCheckpoint("native", content | states, {}, path)
     tensors = state_dict_in(content)
-    if any(key.startswith("transformer.") for key in tensors):
-        return RawCheckpoint("original", {**content, "model": tensors}, {}, path)
+    if any(key.startswith(("transformer.", "bbox_head.")) for key in tensors):
+        averages = (content.get(key) for key in ("ema_model", "ema_state"))  # DINO's, detrex's
+        averaged = next((plain_keys(state) for state in averages if isinstance(state, dict) and state), {})
+        return RawCheckpoint("original", {**content, "model": tensors, "ema": averaged}, {}, path)
     raise UserError(
         f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
-        "({'model': {'transformer.*': ...}}), nor a transformers directory"
+        "({'model': {'transformer.*': ...}}) or one like it, nor a transformers directory"
     )
 
 
