@@ -84,9 +84,7 @@ def build_model(
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
     queries = build_queries(config, loss, heads[0])
     more = build_training_queries(config, loss, num_classes, heads[0])
-    position = PositionEncoding(
-        config.d_model, config.num_levels, config.position_temperature, config.position_offset
-    )
+    position = PositionEncoding(config.d_model, config.num_levels, config.position_temperature, config.position_offset)
     return DeformableDETR(backbone, neck, position, transformer, queries, heads, more, loss.auxiliary)
 
 

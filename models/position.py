@@ -51,9 +51,7 @@ def sine_of_grid(
     return sine_encoding(torch.stack([y, x], -1), d_model // 2, temperature)
 
 
-def sine_encoding(
-    positions: Tensor, width: int, temperature: float = 10000.0, scale: float = 2 * math.pi
-) -> Tensor:
+def sine_encoding(positions: Tensor, width: int, temperature: float = 10000.0, scale: float = 2 * math.pi) -> Tensor:
     """Interleaved sines and cosines of each coordinate.
 
     Args:

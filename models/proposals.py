@@ -65,7 +65,9 @@ class ProposalGenerator(QuerySource):
         self.compared = 4 * num_queries  # fixed: with fewer queries at inference, the best must be the same
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        makes_content, is_learned = (selection in kinds for kinds in (("position", "mixed_wide"), ("mixed", "mixed_wide")))
+        makes_content, is_learned = (
+            selection in kinds for kinds in (("position", "mixed_wide"), ("mixed", "mixed_wide"))
+        )
         self.encoded = [name for name, on in (("position", has_position), ("content", makes_content)) if on]
         width = d_model * len(self.encoded)
         self.query_proj = nn.Linear(2 * d_model, width) if width else None

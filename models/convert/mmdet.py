@@ -101,7 +101,9 @@ def _check_configuration(text: str, path: str) -> None:
         UserError: a backbone in Caffe's style, or pixels that are normalised by other numbers than ImageNet's.
     """
     if re.search(r"style\s*=\s*['\"]caffe", text):
-        raise UserError(f"'{path}' has a ResNet in Caffe's style, whose strides differ; only style='pytorch' can be loaded")
+        raise UserError(
+            f"'{path}' has a ResNet in Caffe's style, whose strides differ; only style='pytorch' can be loaded"
+        )
     for option, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         for numbers in re.findall(rf"\b{option}\s*=\s*\[([^\]]*)\]", text):
             found = [float(number) for number in re.findall(r"[\d.]+", numbers)]

@@ -108,11 +108,21 @@ def attention(name: str, width: int) -> Shapes:
 
 
 STYLES = {  # self-attention of the encoder, of the decoder, cross-attention, feed-forward, norms in order of use
-    "torch": ("self_attn", "self_attn", "cross_attn", "linear1", "linear2", ("norm1", "norm2"), ("norm2", "norm1", "norm3")),
+    "torch": (
+        "self_attn",
+        "self_attn",
+        "cross_attn",
+        "linear1",
+        "linear2",
+        ("norm1", "norm2"),
+        ("norm2", "norm1", "norm3"),
+    ),
     "mmcv": ("attentions.0", "attentions.0.attn", "attentions.1", "ffns.0.layers.0.0", "ffns.0.layers.1"),
     "mmdet3": ("self_attn", "self_attn.attn", "cross_attn", "ffn.layers.0.0", "ffn.layers.1"),
 }
-STYLES = {k: v if len(v) > 5 else (*v, ("norms.0", "norms.1"), ("norms.0", "norms.1", "norms.2")) for k, v in STYLES.items()}
+STYLES = {
+    k: v if len(v) > 5 else (*v, ("norms.0", "norms.1"), ("norms.0", "norms.1", "norms.2")) for k, v in STYLES.items()
+}
 
 
 def layers(size: Size, prefix: str, style: str) -> Shapes:
@@ -204,7 +214,9 @@ def file_of(family: str, size: Size) -> Shapes:
         top = "bbox_head.transformer."
         shapes = mmdet | layers(size, top, "mmcv") | {f"{top}level_embeds": (size.levels, e)}
         if family == "mmdet2_two_stage":
-            shapes |= proposals(size, (f"{top}enc_output", f"{top}enc_output_norm")) | heads(size, *mm_heads[:2], n + 1, (0, 2, 4))
+            shapes |= proposals(size, (f"{top}enc_output", f"{top}enc_output_norm")) | heads(
+                size, *mm_heads[:2], n + 1, (0, 2, 4)
+            )
             return shapes | positions(size, (f"{top}pos_trans", f"{top}pos_trans_norm"))
         shapes |= linear(f"{top}reference_points", 2, e) | heads(size, *mm_heads[:2], n, (0, 2, 4))
         return shapes | {"bbox_head.query_embedding.weight": (q, 2 * e)}
@@ -267,7 +279,13 @@ class Kind:
 
 TWO = ("transformer.enc_output", "transformer.enc_output_norm")
 POS = ("transformer.pos_trans", "transformer.pos_trans_norm")
-ORIGINAL = Kind("torch", "transformer.", ("backbone.0.body.", False), ("input_proj.{}.0", "input_proj.{}.1"), "transformer.level_embed")
+ORIGINAL = Kind(
+    "torch",
+    "transformer.",
+    ("backbone.0.body.", False),
+    ("input_proj.{}.0", "input_proj.{}.1"),
+    "transformer.level_embed",
+)
 DETREX = Kind(
     "mmcv",
     "transformer.",
@@ -349,7 +367,11 @@ def written(family: str, size: Size, seed: int = 0) -> dict[str, Tensor]:
     for name, shape in file_of(family, size).items():
         values = torch.randn(shape, generator=generator)
         one = len(shape) == 1 and not name.endswith("bias")  # scales and variances
-        file[name] = 1 + 0.1 * values.abs() if one else values * (0.4 / max(1.0, math.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.2)
+        file[name] = (
+            1 + 0.1 * values.abs()
+            if one
+            else values * (0.4 / max(1.0, math.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.2)
+        )
     for name in list(file):
         for layer in range(1, size.layers):
             if kind.shared or family == "dino":  # heads of all decoder layers are one
@@ -398,7 +420,8 @@ class Reference:
         def normed(x: Tensor, convolution: str, batch: str, stride: int = 1, padding: int = 0) -> Tensor:
             x = F.conv2d(x, self.file[f"{convolution}.weight"], stride=stride, padding=padding)
             mean, variance, scale, shift = (
-                self.file[f"{batch}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+                self.file[f"{batch}.{part}"][:, None, None]
+                for part in ("running_mean", "running_var", "weight", "bias")
             )
             return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
@@ -416,7 +439,11 @@ class Reference:
                     batch = f"{name}.conv{i}.norm" if detectron else f"{name}.bn{i}"
                     y = normed(y, f"{name}.conv{i}", batch, stride, int(wide))
                     y = y.relu() if i < count else y
-                shortcut = (f"{name}.shortcut", f"{name}.shortcut.norm") if detectron else (f"{name}.downsample.0", f"{name}.downsample.1")
+                shortcut = (
+                    (f"{name}.shortcut", f"{name}.shortcut.norm")
+                    if detectron
+                    else (f"{name}.downsample.0", f"{name}.downsample.1")
+                )
                 if f"{shortcut[0]}.weight" in self.file:
                     x = normed(x, *shortcut, step)
                 x = (x + y).relu()
@@ -448,7 +475,11 @@ class Reference:
         weights = weights.softmax(-1).view(spread)
         out, start = 0.0, 0
         for level, (height, width) in enumerate(shapes):
-            part = value[:, start : start + height * width].permute(0, 2, 3, 1).reshape(-1, size.width // size.heads, height, width)
+            part = (
+                value[:, start : start + height * width]
+                .permute(0, 2, 3, 1)
+                .reshape(-1, size.width // size.heads, height, width)
+            )
             start += height * width
             where = points[:, :, None, level, None]  # [B, Q, 1, 1, 2 or 4]
             scale = where[..., 2:] / size.points / 2 if where.shape[-1] == 4 else 1 / where.new_tensor([width, height])
@@ -493,9 +524,7 @@ class Reference:
         ratios = torch.stack(
             [torch.stack([(~m[:, 0]).double().mean(1), (~m[:, :, 0]).double().mean(1)], -1) for m in masks], 1
         )  # [B, L, 2]
-        position = torch.cat(
-            [(self.encoded(m) + embed).flatten(1, 2) for m, embed in zip(masks, file[kind.embed])], 1
-        )
+        position = torch.cat([(self.encoded(m) + embed).flatten(1, 2) for m, embed in zip(masks, file[kind.embed])], 1)
         centres, anchors = [], []
         for level, (height, width) in enumerate(shapes):
             y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
@@ -517,7 +546,9 @@ class Reference:
             stages.append(tokens)
         if kind.relation:
             fusion = "transformer.encoder.memory_fusion."
-            tokens = self.norm(f"{fusion}3", self.linear(f"{fusion}2", self.linear(f"{fusion}0", torch.cat(stages, -1)).relu()))
+            tokens = self.norm(
+                f"{fusion}3", self.linear(f"{fusion}2", self.linear(f"{fusion}0", torch.cat(stages, -1)).relu())
+            )
 
         content, static, reference = self.start(tokens, mask, torch.cat(anchors, 1))
         start, seen = reference, [reference]

@@ -28,7 +28,10 @@ def saved(family: str, size: Size = TINY) -> dict:
     if family in ARGS:
         content["args"] = Namespace(**ARGS[family])
     if family.startswith("mmdet"):
-        content = {"state_dict": content["model"], "meta": {"CLASSES": tuple(f"class {i}" for i in range(size.classes))}}
+        content = {
+            "state_dict": content["model"],
+            "meta": {"CLASSES": tuple(f"class {i}" for i in range(size.classes))},
+        }
     return content
 
 
@@ -53,7 +56,13 @@ def test_a_file_detects_as_its_own_names_compute(family, tmp_path, monkeypatch):
 PUBLISHED = {  # family: sizes that differ from `Size`, and the options of the model that come out
     "hdetr": (
         {"queries": 300, "classes": 91},
-        {"query_selection": "mixed_wide", "look_forward": 2, "hybrid_queries": 1500, "refinement": True, "two_stage": True},
+        {
+            "query_selection": "mixed_wide",
+            "look_forward": 2,
+            "hybrid_queries": 1500,
+            "refinement": True,
+            "two_stage": True,
+        },
     ),
     "dino": (
         {"classes": 91},
@@ -157,7 +166,9 @@ def test_a_published_file_fills_the_whole_model(family):
     sizes, options = PUBLISHED[family]
     size = Size(**sizes)
     converted = from_foreign(blank(family, size), "file")
-    dropout = {"mmdet2": 0.1, "mmdet3": 0.1, "hdetr": 0.1}.get(family.removesuffix("_two_stage").removesuffix("_refinement"), 0.0)
+    dropout = {"mmdet2": 0.1, "mmdet3": 0.1, "hdetr": 0.1}.get(
+        family.removesuffix("_two_stage").removesuffix("_refinement"), 0.0
+    )
     backbone = BackboneConfig("resnet50.tv_in1k", "none", mean=list(IMAGENET_MEAN), std=list(IMAGENET_STD))
     expected = {"num_queries": size.queries, "ffn_dim": size.ffn, "dropout": dropout, **options}
     if family == "mmdet_dino":
@@ -175,7 +186,12 @@ def test_a_published_file_fills_the_whole_model(family):
     [
         ("hdetr", "query_embed.weight", "training_queries.hybrid.content", slice(9, 13)),
         ("relation", "transformer.hybrid_tgt_embed.weight", "training_queries.hybrid.content", slice(None)),
-        ("relation", "denoising_generator.label_encoder.weight", "training_queries.denoising.label_embed.weight", slice(None)),
+        (
+            "relation",
+            "denoising_generator.label_encoder.weight",
+            "training_queries.denoising.label_embed.weight",
+            slice(None),
+        ),
         ("dino", "label_enc.weight", "training_queries.denoising.label_embed.weight", slice(0, 11)),
         ("detrex_dino", "label_enc.weight", "training_queries.denoising.label_embed.weight", slice(None)),
     ],
@@ -217,14 +233,23 @@ def deeper() -> dict:
         (lambda: changed("dino", args=Namespace(decoder_sa_type="ca_label")), "decoder_sa_type 'ca_label'; only 'sa'"),
         (lambda: changed("dino", args={"pe_temperatureH": 20, "pe_temperatureW": 10}), "pe_temperatureW 10; only 20"),
         (lambda: changed("dino", {"backbone.0.patch_embed.proj.weight"}), "no plain ResNet .'patch_embed"),
-        (lambda: changed("detrex_dino", {"backbone.layers.0.blocks.0.attn.qkv.weight"}), "no plain ResNet .'layers.0.b"),
-        (lambda: changed("mmdet3", {"backbone.layer2.0.conv2.conv_offset.weight"}), "no plain ResNet .'layer2.0.conv2.c"),
+        (
+            lambda: changed("detrex_dino", {"backbone.layers.0.blocks.0.attn.qkv.weight"}),
+            "no plain ResNet .'layers.0.b",
+        ),
+        (
+            lambda: changed("mmdet3", {"backbone.layer2.0.conv2.conv_offset.weight"}),
+            "no plain ResNet .'layer2.0.conv2.c",
+        ),
         (deeper, "reads 4 maps of the backbone for 4 levels"),
         (lambda: changed("relation", {"transformer.mystery"}), "no Relation-DETR that is known: .*transformer.mystery"),
         (lambda: changed("mmdet3", {"rpn_head.conv.weight"}), "DINO of mmdetection that is known: .*rpn_head"),
         (lambda: changed("mmdet3", meta={"cfg": "backbone=dict(style='caffe')"}), "Caffe's style"),
         (lambda: changed("mmdet3", meta={"config": "mean=[103.530, 116.280, 123.675]"}), "normalises pixels by mean"),
-        (lambda: {"model": {"bbox_head.retina_cls.weight": torch.zeros(1)}}, "no Deformable DETR or DINO: it has no decod"),
+        (
+            lambda: {"model": {"bbox_head.retina_cls.weight": torch.zeros(1)}},
+            "no Deformable DETR or DINO: it has no decod",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(content, says):
@@ -251,7 +276,11 @@ def test_a_moving_average_is_taken_if_there_is_one(tmp_path):
 
 def test_names_of_classes_come_from_the_file():
     tensors = written("mmdet3", TINY)
-    for meta in ({"CLASSES": ["a", "b"]}, {"dataset_meta": {"classes": ("a", "b")}}, {"dataset_meta": {"CLASSES": ["a", "b"]}}):
+    for meta in (
+        {"CLASSES": ["a", "b"]},
+        {"dataset_meta": {"classes": ("a", "b")}},
+        {"dataset_meta": {"CLASSES": ["a", "b"]}},
+    ):
         assert from_foreign({"model": tensors, "meta": meta}, "file").names == {0: "a", 1: "b"}
     assert from_foreign({"model": tensors}, "file").names == {}
     spelt = torch.tensor([ord("o"), ord("x"), -1, -1, ord("c"), -1])
@@ -261,6 +290,10 @@ def test_names_of_classes_come_from_the_file():
 
 def test_80_classes_that_are_counted_are_those_of_coco():
     categories = foreign_categories(80, {}, contiguous=True)
-    assert [(c.label, c.id, c.name) for c in categories[10:13]] == [(10, 11, "fire hydrant"), (11, 13, "stop sign"), (12, 14, "parking meter")]
+    assert [(c.label, c.id, c.name) for c in categories[10:13]] == [
+        (10, 11, "fire hydrant"),
+        (11, 13, "stop sign"),
+        (12, 14, "parking meter"),
+    ]
     assert foreign_categories(80, {0: "x"}, contiguous=True)[1].name == ""
     assert not foreign_categories(80, {})[1].name
