@@ -16,7 +16,8 @@ class AnchorQueries(QuerySource):
     """Queries that start from learned boxes, as DAB-DETR's (arXiv 2201.12329, section 4.2, without its other changes).
 
     What a query is starts at a learned vector. Where it is, is computed from its box. The position stays that of the
-    first box in all decoder layers, as with proposals; DAB-DETR encodes each layer's box anew (`models.query_position`).
+    first box in all decoder layers, as with proposals; DAB-DETR encodes each layer's box anew, which
+    `models.query_position` does in place of this.
 
     Args:
         num_queries: queries Q.

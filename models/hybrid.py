@@ -14,9 +14,10 @@ from util.objects import Objects
 class HybridQueries(TrainingQueries):
     """A second group of queries, to which each object is given several times (arXiv 2207.13080, section 3.2).
 
-    They go through the same layers and heads as the first group, and neither sees the other. Where the decoder relates
-    boxes, it does not relate theirs, as in Relation-DETR (arXiv 2407.11699): it would part duplicates. Their losses are divided
-    by the number of objects, repetitions counted, as the paper's code does.
+    They go through the same layers and heads as the first group, and neither sees the other. Their losses are divided
+    by the number of objects, repetitions counted, as the paper's code does. Self-attention is not told how their
+    boxes lie (`models.relation`), as in Relation-DETR's code: that helps to leave out duplicates, and these are to be
+    duplicates.
 
     Args:
         count: queries H.

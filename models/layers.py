@@ -123,13 +123,13 @@ class DecoderLayer(nn.Module):
     def _attend_within_groups(self, q: Tensor, content: Tensor, groups: Sequence[Run]) -> Tensor:
         """Self-attention of each group on its own, which costs less than to mask all others."""
         attended = []
-        lengths = [run.length * run.count for run in groups]
+        lengths = [run.length * run.groups for run in groups]
         for run, of_q, of_content in zip(groups, q.split(lengths, 1), content.split(lengths, 1)):
-            of_q, of_content = (rearrange(t, "b (n q) e -> (b n) q e", n=run.count) for t in (of_q, of_content))
+            of_q, of_content = (rearrange(t, "b (n q) e -> (b n) q e", n=run.groups) for t in (of_q, of_content))
             mask = run.mask
             if mask is not None:
                 heads = self.self_attn.num_heads
                 mask = mask.repeat_interleave(heads, 0) if mask.dim() == 3 else mask.flatten(0, 1)  # [B * n * M, q, q]
             found = self.self_attn(of_q, of_q, of_content, need_weights=False, attn_mask=mask)[0]
-            attended.append(rearrange(found, "(b n) q e -> b (n q) e", n=run.count))
+            attended.append(rearrange(found, "(b n) q e -> b (n q) e", n=run.groups))
         return torch.cat(attended, 1)

@@ -33,7 +33,8 @@ class QueryGroup:
         penalised: `[B, q]`, which queries count; None for all. What stands for no object and is not background either,
             such as padding, does not.
         repeats: how many queries each object is matched to.
-        related: whether self-attention is told how the group's boxes lie, where the decoder has that (`models.relation`).
+        related: whether self-attention is told how the group's boxes lie, where the decoder does that
+            (`models.relation`).
     """
 
     name: str = "decoder"
@@ -52,14 +53,14 @@ class Run(NamedTuple):
 
     Attributes:
         length: queries q of each group.
-        count: number of groups n.
+        groups: number of groups n.
         mask: `[B, q, q]` of a single group, True where it hides; or, of all heads, `[B * n, M, q, q]` that is added to
             their logits; or None.
         related: see `QueryGroup`; it only matters where runs are kept apart by it.
     """
 
     length: int
-    count: int
+    groups: int
     mask: Tensor | None = None
     related: bool = True
 
@@ -127,9 +128,9 @@ class Queries:
             if not length:  # a small memory has no proposals left for it
                 continue
             run = Run(length, 1, group.attention_mask, group.related or not by_relation)
-            last = found[-1] if found else None
-            if last and run.mask is None and last.mask is None and last.length == length and last.related == run.related:
-                found[-1] = last._replace(count=last.count + 1)
+            alike = found and (found[-1].length, found[-1].related) == (length, run.related)
+            if alike and run.mask is None and found[-1].mask is None:
+                found[-1] = run._replace(groups=found[-1].groups + 1)
             else:
                 found.append(run)
         return found

@@ -1,4 +1,4 @@
-"""Where a query is, made anew in each decoder layer (DAB-DETR, arXiv 2201.12329, section 4.2; DINO, arXiv 2203.03605)."""
+"""Where a query is, made anew in each decoder layer (DAB-DETR, arXiv 2201.12329, section 4.2, and DINO's code)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -37,18 +37,18 @@ class BoxRelation(nn.Module):
             runs: groups of queries, for which boxes are compared within each group alone.
 
         Returns:
-            The runs, with a bias `[B * count, M, q, q]` as their mask; those that are not to be related as they were.
+            The runs, with a bias `[B * n, M, q, q]` as the mask of n groups; what is not to be related stays as it is.
         """
-        lengths = [run.length * run.count for run in runs]
+        lengths = [run.length * run.groups for run in runs]
         parts = zip(runs, source.split(lengths, 1), target.split(lengths, 1))
         return [self._biased(run, of_source, of_target) if run.related else run for run, of_source, of_target in parts]
 
     def _biased(self, run: Run, source: Tensor, target: Tensor) -> Run:
-        source, target = (rearrange(boxes, "b (n q) c -> (b n) q c", n=run.count) for boxes in (source, target))
+        source, target = (rearrange(boxes, "b (n q) c -> (b n) q c", n=run.groups) for boxes in (source, target))
         bias = self.bias(source, target)
         if run.mask is not None:
             bias = bias.masked_fill(run.mask[:, None], float("-inf"))
-        return Run(run.length, run.count, bias)
+        return Run(run.length, run.groups, bias)
 
     def bias(self, source: Tensor, target: Tensor) -> Tensor:
         """Boxes `[B, q, 4]` of rows and of columns -> `[B, M, q, q]`."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.reduce import reduce_model
 from models.layers import EncoderLayer
+from models.reduce import reduce_model
 from models.transformer import encoder_reference_points
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from util.errors import UserError
