@@ -33,8 +33,8 @@ class ProposalGenerator(QuerySource):
             compete and are penalised as background, as in the paper's code.
         selection: content of the queries: of the proposals' boxes (`position`, the paper's), learned for each rank
             (`mixed`, arXiv 2203.03605, section 3.4; in `mixed_wide` the position is one half of what would make both,
-            normalised together, as in the code of arXiv 2207.13080), or the proposals' tokens (`tokens`, arXiv 2304.08069, whose code
-            detaches them too).
+            normalised together, as in the code of arXiv 2207.13080), or the proposals' tokens (`tokens`, arXiv
+            2304.08069, whose code detaches them too).
         by_class: whether the head tells classes and tokens are ranked by the best of them (arXiv 2203.03605). Otherwise
             it is trained on class-agnostic objects: channel 0 means "an object", the others nothing.
         nms: IoU above which a better proposal puts off a worse one, among four times Q; None for no suppression.

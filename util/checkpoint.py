@@ -21,7 +21,33 @@ from util.errors import UserError
 from util.files import matches
 from util.remarks import say_once
 
+
+class Ignored:
+    """Stands in a file for an object that is not read, whatever it is made of."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
+
+
 FORMAT = "deformable-detr/1"
+# What mmengine keeps of a training in its checkpoints, beside the weights. Nothing of it is needed, or made.
+_OF_NUMPY = ("multiarray._reconstruct", "multiarray.scalar")
+IGNORED = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "builtins.getattr",  # by which methods are written down
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in _OF_NUMPY),
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool", "UInt8")),
+]
 KEPT = r"last(?:\.(\d+))?\.pth"  # a run's newest checkpoints; the larger the number, the older
 
 
@@ -183,13 +209,15 @@ def plain_keys(state: dict[Any, Any]) -> dict[str, Any]:
 def load_plain(path: Path) -> Any:
     """Read tensors and plain containers, and the original repository's argparse.Namespace, from .pth or .safetensors.
 
+    Objects of `IGNORED` kinds are passed over: something empty stands in their place.
+
     Raises:
         UserError: truncated, no such file at all, or holding anything else (of which nothing runs).
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((Ignored, name) for name in IGNORED)]):
             # Mapped, not read: only what is used comes from the disk (files older than torch 1.6 are no zip archives).
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError:

@@ -9,13 +9,13 @@ from models.convert.common import (
     Found,
     Table,
     convert,
+    count,
     fill_biases,
     move_level,
     own_heads,
     plain_tensors,
     rename,
     resnet_config,
-    count,
 )
 from models.convert.dino_parts import ENCODING, LABELS, dino_options
 from models.convert.mmcv_layers import layers_below

@@ -58,7 +58,7 @@ def from_relation(content: dict[str, Any], path: str) -> Converted:
     """
     state = rename(plain_tensors(content["model"]), RELATION_NAMES, path, "Relation-DETR")
     spelt = state.pop(CLASSES, None)
-    names = {} if spelt is None else {i: name for i, name in enumerate(spell(spelt.tolist())) if name}
+    names = {} if spelt is None else {i: name for i, name in enumerate(spell(spelt.tolist())) if name != "none"}
     fill_biases(state)
     relation = "transformer.relation.projection.weight"
     state[relation] = state[relation].flatten(1)  # theirs is a convolution of one pixel
@@ -74,7 +74,7 @@ def from_relation(content: dict[str, Any], path: str) -> Converted:
 
 
 def spell(codes: list[int]) -> list[str]:
-    """Names that a list of characters' numbers spells, each of them followed by -1."""
+    """Names that a list of characters' numbers spells, each of them followed by -1; `none` where an id has no class."""
     names, name = [], ""
     for code in codes:
         if code == -1:

@@ -1,7 +1,10 @@
 """Files of other projects: read by us and computed from their own names, they must detect the same."""
 
+import sys
+import types
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from models.from_config import build_model
 from models.load import load_detector
 from tests.models.helpers import padded_batch
 from tests.models.published import KINDS, TINY, Reference, Size, file_of, written
+from util.checkpoint import read_checkpoint
 from util.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig
 from util.errors import UserError
 
@@ -283,9 +287,9 @@ def test_names_of_classes_come_from_the_file():
     ):
         assert from_foreign({"model": tensors, "meta": meta}, "file").names == {0: "a", 1: "b"}
     assert from_foreign({"model": tensors}, "file").names == {}
-    spelt = torch.tensor([ord("o"), ord("x"), -1, -1, ord("c"), -1])
+    spelt = torch.tensor([code for name in ("none", "ox", "none", "c") for code in (*map(ord, name), -1)])
     content = {"model": {**written("relation", TINY), "_classes_": spelt}}
-    assert from_foreign(content, "file").names == {0: "ox", 2: "c"}
+    assert from_foreign(content, "file").names == {1: "ox", 3: "c"}
 
 
 def test_80_classes_that_are_counted_are_those_of_coco():
@@ -297,3 +301,29 @@ def test_80_classes_that_are_counted_are_those_of_coco():
     ]
     assert foreign_categories(80, {0: "x"}, contiguous=True)[1].name == ""
     assert not foreign_categories(80, {})[1].name
+
+
+def test_what_mmengine_keeps_of_a_training_is_passed_over(tmp_path, monkeypatch):
+    """Its buffers hold NumPy's arrays, and methods by name; nothing of that is made."""
+
+    class HistoryBuffer:
+        made = 0
+
+        def __init__(self):
+            self.log, self.last, self.methods = np.arange(3.0), np.float64(2), {"min": self.smallest}
+
+        def smallest(self):
+            return 0
+
+        def __setstate__(self, state):
+            HistoryBuffer.made += 1
+
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
+    for name in ("mmengine", "mmengine.logging", HistoryBuffer.__module__):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[HistoryBuffer.__module__].HistoryBuffer = HistoryBuffer
+    content = saved("mmdet3") | {"message_hub": {"log_scalars": {"loss": HistoryBuffer()}}}
+    torch.save(content, tmp_path / "epoch_12.pth")
+    raw = read_checkpoint(tmp_path / "epoch_12.pth")
+    assert HistoryBuffer.made == 0 and raw.content["model"].keys() == content["state_dict"].keys()
+    assert from_foreign(raw.content, "file").num_classes == TINY.classes
