@@ -62,7 +62,8 @@ def from_mmdet(content: dict[str, Any], path: str) -> Converted:
         UserError: keys or shapes of another detector, or a configuration in `meta` that cannot be built.
     """
     tensors = plain_tensors(content["model"])
-    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    said = content.get("meta")
+    meta: dict[str, Any] = said if isinstance(said, dict) else {}
     _check_configuration(str(meta.get("cfg") or meta.get("config") or ""), path)
     if not any(re.match(r"(?:bbox_head\.transformer\.)?decoder\.layers\.", key) for key in tensors):
         raise UserError(f"'{path}' is of mmdetection, but no Deformable DETR or DINO: it has no decoder")
