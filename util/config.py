@@ -383,7 +383,7 @@ class EvalConfig:
     """Scores a checkpoint, or saved detections, on the validation images."""
 
     checkpoint: str | None = None
-    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
     detections: str | None = None
     """COCO result JSON to score instead of running a model"""
     weights: Literal["auto", "model", "ema"] = "auto"
@@ -417,7 +417,7 @@ class PredictConfig:
     """Draws and lists what a checkpoint sees on pictures."""
 
     checkpoint: str | None = None
-    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
     input: str | None = None
     """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
     weights: Literal["auto", "model", "ema"] = "auto"

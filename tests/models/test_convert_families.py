@@ -11,6 +11,7 @@ import torch
 from datasets.categories import foreign_categories
 from models.convert import from_foreign
 from models.from_config import build_model
+from models.limits import check_model
 from models.load import load_detector
 from tests.models.helpers import padded_batch
 from tests.models.published import KINDS, TINY, Reference, Size, file_of, written
@@ -327,3 +328,19 @@ def test_what_mmengine_keeps_of_a_training_is_passed_over(tmp_path, monkeypatch)
     raw = read_checkpoint(tmp_path / "epoch_12.pth")
     assert HistoryBuffer.made == 0 and raw.content["model"].keys() == content["state_dict"].keys()
     assert from_foreign(raw.content, "file").num_classes == TINY.classes
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fusion_layers": 2}, "add --model.memory_fusion true"),
+        ({"query_scale": True}, "add --model.decoder_query_position sine"),
+        (
+            {"two_stage": True, "query_selection": "mixed_wide", "decoder_query_position": "sine"},
+            "mixed_wide is about a projection",
+        ),
+    ],
+)
+def test_options_of_published_detectors_are_refused_where_they_do_nothing(options, says):
+    with pytest.raises(UserError, match=says):
+        check_model(ModelConfig(**options))
