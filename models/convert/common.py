@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from util.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig
+from util.config import BackboneConfig, ModelConfig
 from util.errors import UserError
 from util.remarks import say_once
 
 Table = Sequence[tuple[str, str]]  # (their pattern, our replacement): the first that matches the start of a key renames
 Refusals = Sequence[tuple[str, str]]  # (their pattern, what it belongs to and why that cannot be built)
 DROPPED = ""  # the replacement of keys that have no place in our model
-RESNET = r"(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))\.(?:weight|bias|running_\w+)"
 
 
 @dataclass
@@ -186,32 +185,6 @@ def _check_levels(state: Mapping[str, Tensor], num_levels: int, path: str) -> No
         )
 
 
-def resnet_config(state: Mapping[str, Tensor], path: str, dilated: bool = False) -> BackboneConfig:
-    """The `model.backbone` section of a ResNet of torchvision's kind, for images normalised as ImageNet's.
-
-    Args:
-        state: tensors by our names.
-        path: named in errors.
-        dilated: whether the last stage is (DC5).
-
-    Raises:
-        UserError: a backbone whose names are not those of a ResNet.
-    """
-    for key in state:
-        if key.startswith("backbone.body.") and not re.fullmatch(r"backbone\.body\." + RESNET, key):
-            raise UserError(
-                f"'{path}' has a backbone that is no plain ResNet ('{key.removeprefix('backbone.body.')}'); "
-                "names of others are not translated to timm's"
-            )
-    return BackboneConfig(
-        name=torchvision_name(resnet_of(state)),
-        weights="none",
-        output_stride=16 if dilated else None,
-        mean=list(IMAGENET_MEAN),
-        std=list(IMAGENET_STD),
-    )
-
-
 def fill_biases(state: dict[str, Tensor]) -> None:
     """Zeros for the biases of the neck's convolutions, which some files do without before a norm."""
     for i in range(count(state, "neck.levels")):
@@ -274,17 +247,3 @@ def plain_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def count(state: Mapping[str, Tensor], prefix: str) -> int:
     """One more than the largest N of the keys that begin with `PREFIX.N.`."""
     return 1 + max((int(m.group(1)) for k in state if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", k))), default=-1)
-
-
-def resnet_of(state: Mapping[str, Tensor]) -> str:
-    """ResNet by the number and kind of blocks in its third layer; 50 is what was published."""
-    blocks = count(state, "backbone.body.layer3")
-    if blocks and "backbone.body.layer3.0.conv3.weight" not in state:
-        return {2: "resnet18"}.get(blocks, "resnet34")
-    return {6: "resnet50", 23: "resnet101", 36: "resnet152"}.get(blocks, "resnet50")
-
-
-def torchvision_name(name: str) -> str:
-    """timm's name of a backbone with the weights from which the original repository starts: torchvision's first."""
-    known = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-    return f"{name}.tv_in1k" if name in known else name

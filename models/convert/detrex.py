@@ -13,11 +13,11 @@ from models.convert.common import (
     own_heads,
     plain_tensors,
     rename,
-    resnet_config,
 )
 from models.convert.dino_parts import EPSILON, LABELS, dino_options
 from models.convert.hdetr import hybrid_options
 from models.convert.mmcv_layers import layers_below
+from models.convert.resnets import resnet_config
 
 BLOCK = r"backbone\.res([2-5])\.(\d+)\."
 DETREX_NAMES: Table = [

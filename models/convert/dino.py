@@ -12,10 +12,10 @@ from models.convert.common import (
     convert,
     plain_tensors,
     rename,
-    resnet_config,
 )
 from models.convert.dino_parts import ENCODING, LABELS, dino_options
 from models.convert.original import ORIGINAL_NAMES
+from models.convert.resnets import resnet_config
 from util.errors import UserError
 
 DINO_NAMES: Table = [

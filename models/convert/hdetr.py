@@ -13,9 +13,9 @@ from models.convert.common import (
     own_heads,
     plain_tensors,
     rename,
-    resnet_config,
 )
 from models.convert.original import ORIGINAL_NAMES
+from models.convert.resnets import resnet_config
 
 ONE_TO_MANY = 1500  # queries of the published detectors that are matched one-to-many; the others are the detector's
 HDETR_NAMES = [(r"query_embed\.weight", "query_embedding"), *ORIGINAL_NAMES]

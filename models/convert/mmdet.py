@@ -15,10 +15,10 @@ from models.convert.common import (
     own_heads,
     plain_tensors,
     rename,
-    resnet_config,
 )
 from models.convert.dino_parts import ENCODING, LABELS, dino_options
 from models.convert.mmcv_layers import layers_below
+from models.convert.resnets import resnet_config
 from util.config import IMAGENET_MEAN, IMAGENET_STD
 from util.errors import UserError
 

@@ -1,6 +1,5 @@
 """The paper's repository (fundamentalvision/Deformable-DETR), all five variants."""
 
-from dataclasses import replace
 from typing import Any
 
 from models.convert.common import (
@@ -10,9 +9,8 @@ from models.convert.common import (
     convert,
     plain_tensors,
     rename,
-    resnet_config,
-    torchvision_name,
 )
+from models.convert.resnets import resnet_config
 
 ORIGINAL_NAMES = [
     (r"backbone\.0\.body\.", "backbone.body."),
@@ -50,9 +48,8 @@ def from_original(content: dict[str, Any], path: str) -> Converted:
     refinement = args.get("with_box_refine")
     if refinement is None:
         refinement = any(k.startswith("transformer.decoder.bbox_embed.") for k in tensors)
-    backbone = resnet_config(state, path, dilated=bool(args.get("dilation")))
-    if args.get("backbone"):
-        backbone = replace(backbone, name=torchvision_name(str(args["backbone"])))
+    said = str(args["backbone"]) if args.get("backbone") else None
+    backbone = resnet_config(state, path, dilated=bool(args.get("dilation")), name=said)
     found = Found(
         refinement=bool(refinement),
         heads=int(args.get("nheads", 8)),

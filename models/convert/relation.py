@@ -11,10 +11,10 @@ from models.convert.common import (
     fill_biases,
     plain_tensors,
     rename,
-    resnet_config,
 )
 from models.convert.dino_parts import LABELS, dino_options
 from models.convert.original import ORIGINAL_NAMES
+from models.convert.resnets import resnet_config
 
 HYBRID = "training_queries.hybrid.content"
 CLASSES = "classes"  # a tensor that spells the names of the classes
