@@ -47,13 +47,18 @@ def distinct_names(categories: Iterable[Category | CategoryEntry]) -> list[str]:
     return names
 
 
-def foreign_categories(num_classes: int, names: dict[int, str]) -> list[Category]:
+def foreign_categories(num_classes: int, names: dict[int, str], contiguous: bool = False) -> list[Category]:
     """The classes of a checkpoint that keeps none itself: labels are ids; a name is empty where it has none.
+
+    Where labels count classes instead, 80 without names are COCO's.
 
     Args:
         num_classes: classes C of its heads.
         names: class names by label, if the checkpoint has them.
+        contiguous: whether labels count the classes in the order of their ids, from 0.
     """
+    if contiguous and not names and num_classes == len(COCO_NAMES):
+        return [Category(label, i, name) for label, (i, name) in enumerate(COCO_NAMES.items())]
     return [Category(i, i, names.get(i, "")) for i in range(num_classes)]
 
 

@@ -77,7 +77,7 @@ def has_class_rows(key: str, by_class: bool) -> bool:
 def rows_by_name(source: LoadedDetector, categories: Sequence[Category]) -> tuple[dict[int, int], list[str]]:
     """Which row of another model's class heads each label takes, and lines that say so."""
     kept = [Category(**c) for c in source.categories]
-    plain = kept or foreign_categories(source.model.num_classes, source.names)
+    plain = kept or foreign_categories(source.model.num_classes, source.names, source.contiguous)
     theirs = assume_coco(plain)
     named = any(c.name for c in theirs)
     label_of: dict[Id, int] = {c.id: c.label for c in theirs}

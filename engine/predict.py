@@ -123,7 +123,7 @@ def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, 
     loaded = load_detector(checkpoint, weights)
     categories = [Category(**c) for c in loaded.categories]
     if not categories:
-        categories = foreign_categories(loaded.model.num_classes, loaded.names)
+        categories = foreign_categories(loaded.model.num_classes, loaded.names, loaded.contiguous)
     return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
 
 

@@ -126,10 +126,11 @@ class EdgeRefinement:
 
     Args:
         detach: stop the gradient of boxes from the starting box, which then has losses of its own.
+        epsilon: see `heads.inverse_sigmoid`.
     """
 
-    def __init__(self, detach: bool):
-        self.detach = detach
+    def __init__(self, detach: bool, epsilon: float = 1e-5):
+        self.detach, self.epsilon = detach, epsilon
         self.start: Tensor | None = None
         self.states: Tensor | None = None
         self.logits: list[Tensor] = []
@@ -144,7 +145,7 @@ class EdgeRefinement:
         """
         classes, edges, delta = head(states, self.states, self.logits[-1] if self.logits else None)
         if self.start is None:
-            self.start = update_box(delta, reference)
+            self.start = update_box(delta, reference, self.epsilon)
         self.states = states
         self.logits.append(edges)
         return classes, decode_edges(edges, self.start.detach() if self.detach else self.start)

@@ -76,17 +76,20 @@ def build_model(
         cross_level=config.cross_level,
         look_forward=config.look_forward,
         encoder=build_encoder(config, backbone.strides),
-        memory_fusion=MemoryFusion(config.d_model, config.encoder_layers) if config.memory_fusion else None,
+        memory_fusion=MemoryFusion(config.d_model, config.encoder_layers, config.fusion_layers)
+        if config.memory_fusion
+        else None,
         query_position=None
         if config.decoder_query_position == "learned"
-        else QueryPosition(config.d_model, coordinates, on_padded=not config.ignore_padding),
+        else QueryPosition(config.d_model, coordinates, on_padded=not config.ignore_padding, scaled=config.query_scale),
         relation=BoxRelation(self_attention_heads) if config.relation else None,
         decoder_norm=nn.LayerNorm(config.d_model) if config.decoder_norm else None,
+        box_epsilon=config.box_epsilon,
     )
     heads = decoder_heads(config.decoder_layers, config.d_model, num_classes, config.refinement, from_boxes)
     queries = build_queries(config, loss, heads[0])
     more = build_training_queries(config, loss, num_classes, heads[0])
-    position = PositionEncoding(config.d_model, config.num_levels)
+    position = PositionEncoding(config.d_model, config.num_levels, config.position_temperature, config.position_offset)
     of_layers = distribution_heads(heads) if config.distribution_boxes else heads
     return DeformableDETR(backbone, neck, position, transformer, queries, of_layers, more, loss.auxiliary)
 
@@ -215,7 +218,7 @@ def build_hybrid_queries(config: ModelConfig, loss: LossConfig) -> HybridQueries
     """Queries matched one-to-many. They start as the detector's own do."""
     count, content = config.hybrid_queries, None
     source = None if config.two_stage else learned_queries(config, count)
-    if config.query_selection == "mixed":
+    if config.query_selection in ("mixed", "mixed_wide"):
         content = nn.Parameter(torch.randn(count, config.d_model))
     return HybridQueries(count, loss.hybrid_repeats, loss.hybrid_weight, source, content)
 

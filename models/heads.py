@@ -15,17 +15,18 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def update_box(delta: Tensor, reference: Tensor) -> Tensor:
+def update_box(delta: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
     """Move a reference by a predicted delta, both in logit space (arXiv 2010.04159, appendix A.4).
 
     Args:
         delta: `[B, Q, 4]`, the box head's output.
         reference: `[B, Q, 2]` points or `[B, Q, 4]` boxes in [0, 1]; a point has no size to start from.
+        eps: see `inverse_sigmoid`.
 
     Returns:
         Boxes `[B, Q, 4]`, cxcywh in [0, 1].
     """
-    start = inverse_sigmoid(reference)
+    start = inverse_sigmoid(reference, eps)
     return (delta + F.pad(start, (0, 4 - reference.shape[-1]))).sigmoid()
 
 

@@ -147,6 +147,15 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
         )
     if config.memory_fusion and not config.encoder_layers:
         raise UserError("model.memory_fusion needs encoder layers to fuse; model.encoder_layers is 0, take 1 or more")
+    if config.fusion_layers != 1 and not config.memory_fusion:
+        raise UserError("model.fusion_layers is about model.memory_fusion; add --model.memory_fusion true")
+    if config.query_scale and config.decoder_query_position != "sine":
+        raise UserError("model.query_scale scales what each layer encodes; add --model.decoder_query_position sine")
+    if config.query_selection == "mixed_wide" and config.decoder_query_position == "sine":
+        raise UserError(
+            "model.query_selection mixed_wide is about a projection that model.decoder_query_position sine does "
+            "without; take mixed"
+        )
     if config.relation:
         least = 2 if config.two_stage or config.reference == "box" else 3  # points have no boxes before the first layer
         if not config.refinement or config.decoder_layers < least:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.convert import from_original, from_transformers
+from models.convert import from_foreign, from_transformers
 from models.detector import DeformableDETR
 from models.from_config import build_model
 from util.checkpoint import RawCheckpoint, image_sizes, load_weights, read_checkpoint
@@ -20,6 +20,7 @@ class LoadedDetector:
         config: the `model` section that it was built from.
         categories: `{"label", "id", "name"}` of each class; empty if the checkpoint does not say.
         names: class names by label, of a foreign checkpoint that has them.
+        contiguous: whether a foreign checkpoint's labels count its classes from 0; else they are ids.
         data: the data section of the run that made it; empty if it does not say.
     """
 
@@ -28,13 +29,15 @@ class LoadedDetector:
     categories: list[dict[str, Any]]
     names: dict[int, str]
     data: dict[str, Any]
+    contiguous: bool = False
 
 
 def load_detector(path: str, weights: str = "auto") -> LoadedDetector:
     """Build the model that a checkpoint describes and fill it.
 
     Args:
-        path: this project's `.pth`, a run's folder, the original repository's `.pth`, or a transformers directory.
+        path: this project's `.pth`, a run's folder, a `.pth` of a family that `models.convert` knows, or a transformers
+            directory.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
 
     Raises:
@@ -55,6 +58,7 @@ def _build(raw: RawCheckpoint, weights: str) -> LoadedDetector:
         raise UserError(
             f"checkpoint '{raw.path}' has no moving average of weights; it was trained without train.ema_decay"
         )
+    contiguous = False
     if raw.format == "native":
         config = from_dict(ModelConfig, raw.content["config"]["model"])
         categories, state, names = raw.content["categories"], raw.content["model"], {}
@@ -63,12 +67,14 @@ def _build(raw: RawCheckpoint, weights: str) -> LoadedDetector:
         data = raw.content["config"]["data"]
         num_classes = 1 + max(c["label"] for c in categories)
     else:
-        if raw.format == "original":
-            converted = from_original(raw.content, str(raw.path))
-        else:
+        if raw.format == "transformers":
             converted = from_transformers(raw.content, raw.config, raw.preprocessor, str(raw.path))
+        else:
+            averaged = weights != "model" and raw.content.get("ema")
+            content = {**raw.content, "model": raw.content["ema"]} if averaged else raw.content
+            converted = from_foreign(content, str(raw.path))
         config, categories, state, names = converted.config, [], converted.state, converted.names
-        num_classes, data = converted.num_classes, image_sizes(raw)
+        num_classes, data, contiguous = converted.num_classes, image_sizes(raw), converted.contiguous
     model = build_model(config, num_classes, backbone_weights="none")
     load_weights(model, state, raw.path)
-    return LoadedDetector(model.eval(), config, categories, names, data)
+    return LoadedDetector(model.eval(), config, categories, names, data, contiguous)

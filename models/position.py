@@ -12,38 +12,43 @@ class PositionEncoding(nn.Module):
     Args:
         d_model: embedding width E, a multiple of 4.
         num_levels: feature levels L.
+        temperature, offset: see `sine_of_grid`.
     """
 
-    def __init__(self, d_model: int = 256, num_levels: int = 4):
+    def __init__(self, d_model: int = 256, num_levels: int = 4, temperature: float = 10000.0, offset: float = -0.5):
         super().__init__()
-        self.d_model = d_model
+        self.d_model, self.temperature, self.offset = d_model, temperature, offset
         self.level_embed = nn.Parameter(torch.empty(num_levels, d_model))
         nn.init.normal_(self.level_embed)
 
     def forward(self, padding_masks: list[Tensor]) -> list[Tensor]:
         """Padding masks `[B, H_l, W_l]` of the levels -> encodings `[B, H_l, W_l, E]`."""
         return [
-            sine_of_grid(mask, self.d_model, self.level_embed.dtype) + embed
+            sine_of_grid(mask, self.d_model, self.level_embed.dtype, self.temperature, self.offset) + embed
             for mask, embed in zip(padding_masks, self.level_embed)
         ]
 
 
-def sine_of_grid(padding_mask: Tensor, d_model: int, dtype: torch.dtype) -> Tensor:
-    """Sine encoding of every pixel centre, counted over the unpadded part of each image.
+def sine_of_grid(
+    padding_mask: Tensor, d_model: int, dtype: torch.dtype, temperature: float = 10000.0, offset: float = -0.5
+) -> Tensor:
+    """Sine encoding of every pixel, counted over the unpadded part of each image.
 
     Args:
         padding_mask: `[B, H, W]`, True on padding.
         d_model: width E; the first half encodes y, the second x.
         dtype: type of the result.
+        temperature: see `sine_encoding`; DINO's code (arXiv 2203.03605) has 20.
+        offset: where the first pixel lies, which is counted as 1: by -0.5 at its centre. DINO's code has 0.
 
     Returns:
         `[B, H, W, E]`.
     """
     inside = (~padding_mask).to(dtype)
     y, x = inside.cumsum(1), inside.cumsum(2)
-    y = (y - 0.5) / (y[:, -1:, :] + 1e-6)
-    x = (x - 0.5) / (x[:, :, -1:] + 1e-6)
-    return sine_encoding(torch.stack([y, x], -1), d_model // 2)
+    y = (y + offset) / (y[:, -1:, :] + 1e-6)
+    x = (x + offset) / (x[:, :, -1:] + 1e-6)
+    return sine_encoding(torch.stack([y, x], -1), d_model // 2, temperature)
 
 
 def sine_encoding(positions: Tensor, width: int, temperature: float = 10000.0, scale: float = 2 * math.pi) -> Tensor:

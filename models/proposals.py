@@ -32,8 +32,9 @@ class ProposalGenerator(QuerySource):
         ignore_padding: whether tokens on padding are left out of the proposals and of their losses. Otherwise they
             compete and are penalised as background, as in the paper's code.
         selection: content of the queries: of the proposals' boxes (`position`, the paper's), learned for each rank
-            (`mixed`, arXiv 2203.03605, section 3.4), or the proposals' tokens (`tokens`, arXiv 2304.08069, whose code
-            detaches them too).
+            (`mixed`, arXiv 2203.03605, section 3.4; in `mixed_wide` the position is one half of what would make both,
+            normalised together, as in the code of arXiv 2207.13080), or the proposals' tokens (`tokens`, arXiv
+            2304.08069, whose code detaches them too).
         by_class: whether the head tells classes and tokens are ranked by the best of them (arXiv 2203.03605). Otherwise
             it is trained on class-agnostic objects: channel 0 means "an object", the others nothing.
         nms: IoU above which a better proposal puts off a worse one, among four times Q; None for no suppression.
@@ -52,7 +53,7 @@ class ProposalGenerator(QuerySource):
         d_model: int,
         head: PredictionHead,
         ignore_padding: bool = False,
-        selection: Literal["position", "mixed", "tokens"] = "position",
+        selection: Literal["position", "mixed", "mixed_wide", "tokens"] = "position",
         by_class: bool = False,
         nms: float | None = None,
         assignment: Literal["hungarian", "atss"] = "hungarian",
@@ -64,11 +65,14 @@ class ProposalGenerator(QuerySource):
         self.compared = 4 * num_queries  # fixed: with fewer queries at inference, the best must be the same
         self.memory_proj = nn.Linear(d_model, d_model)
         self.memory_norm = nn.LayerNorm(d_model)
-        self.encoded = [name for name, on in (("position", has_position), ("content", selection == "position")) if on]
+        makes_content, is_learned = (
+            selection in kinds for kinds in (("position", "mixed_wide"), ("mixed", "mixed_wide"))
+        )
+        self.encoded = [name for name, on in (("position", has_position), ("content", makes_content)) if on]
         width = d_model * len(self.encoded)
         self.query_proj = nn.Linear(2 * d_model, width) if width else None
         self.query_norm = nn.LayerNorm(width) if width else None
-        self.content = nn.Parameter(torch.randn(num_queries, d_model)) if selection == "mixed" else None
+        self.content = nn.Parameter(torch.randn(num_queries, d_model)) if is_learned else None
         self.head = head
         nn.init.xavier_uniform_(self.memory_proj.weight)
         if self.query_proj is not None:

@@ -19,25 +19,30 @@ class QueryPosition(nn.Module):
         coordinates: numbers of a reference that are encoded: 2, or 4 if any layer's reference is a box.
         on_padded: encode the reference in the padded map of the first level, as DINO's code does. Otherwise in the
             image itself, so that the position does not depend on padding.
+        scaled: from the second layer on, multiply by a perceptron of what the query is (DAB-DETR, equation 6; here
+            channel by channel of the position itself, as in Relation-DETR's code).
     """
 
-    def __init__(self, d_model: int, coordinates: int = 4, on_padded: bool = True):
+    def __init__(self, d_model: int, coordinates: int = 4, on_padded: bool = True, scaled: bool = False):
         super().__init__()
         self.width, self.coordinates, self.on_padded = d_model // 2, coordinates, on_padded
         self.mlp = MLP(coordinates * self.width, d_model, d_model, num_layers=2)
-        for values in self.mlp.parameters():
+        self.scale = MLP(d_model, d_model, d_model, num_layers=2) if scaled else None
+        for values in self.parameters():
             if values.dim() > 1:
                 nn.init.xavier_uniform_(values)
 
-    def forward(self, reference: Tensor, ratios: Tensor) -> Tensor:
+    def forward(self, reference: Tensor, ratios: Tensor, content: Tensor | None = None) -> Tensor:
         """The position of every query.
 
         Args:
             reference: `[B, Q, 2 or 4]` of this layer, in [0, 1] of the unpadded image.
             ratios: `[B, 2 or 4]`, the unpadded share of the first level: x, y, and for boxes x, y once more.
+            content: `[B, Q, E]`, what each query is; None before the first layer.
 
         Returns:
             `[B, Q, E]`.
         """
         waves = sine_encoding(reference * ratios[:, None] if self.on_padded else reference, self.width)
-        return self.mlp(F.pad(waves, (0, self.coordinates * self.width - waves.shape[-1])))
+        position = self.mlp(F.pad(waves, (0, self.coordinates * self.width - waves.shape[-1])))
+        return position if self.scale is None or content is None else position * self.scale(content)

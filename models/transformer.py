@@ -42,6 +42,7 @@ class DeformableTransformer(nn.Module):
             from the third if queries start from points. It needs iterative refinement.
         decoder_norm: of the states that heads predict from. As in DINO's code, what moves a layer's reference to that
             of the next is predicted from the state without it.
+        box_epsilon: see `update_box`.
 
     Attributes:
         checkpointing: keep only each layer's input in training, and compute its inside again in the backward pass.
@@ -67,10 +68,11 @@ class DeformableTransformer(nn.Module):
         query_position: QueryPosition | None = None,
         relation: BoxRelation | None = None,
         decoder_norm: nn.LayerNorm | None = None,
+        box_epsilon: float = 1e-5,
     ):
         super().__init__()
         self.checkpointing = False
-        self.look_forward = look_forward
+        self.look_forward, self.box_epsilon = look_forward, box_epsilon
         if encoder is None:
             of_layer = d_model, num_levels, encoder_heads, encoder_points, ffn_dim, dropout, cross_level
             encoder = [EncoderLayer(*of_layer) for _ in range(encoder_layers)]
@@ -127,7 +129,7 @@ class DeformableTransformer(nn.Module):
         start = reference  # what boxes move from: the reference, which looking forward twice does not detach
         groups = queries.runs() if len(queries.groups) > 1 else None
         refinement = len(heads) > 1
-        edges = EdgeRefinement(detach_references) if isinstance(heads[0], DistributionHead) else None
+        edges = EdgeRefinement(detach_references, self.box_epsilon) if isinstance(heads[0], DistributionHead) else None
         # Whether a layer's boxes are the next one's reference, or what moves that is another prediction.
         predicts_reference = edges is not None or (self.look_forward == 1 and self.decoder_norm is None)
         known = [reference] if reference.shape[-1] == 4 else []  # boxes of all layers so far
@@ -137,7 +139,8 @@ class DeformableTransformer(nn.Module):
             on_maps = reference[:, :, None] * ratios[:, None]  # [B, Q, L, 2 or 4]
             position = queries.position
             if self.query_position is not None:
-                position = self._run(self.query_position, reference, ratios[:, 0])
+                known_content = content if i and self.query_position.scale is not None else None
+                position = self._run(self.query_position, reference, ratios[:, 0], known_content)
             if self.relation is not None and len(known) > 1:
                 groups = self._run(self.relation, *known[-2:], queries.runs(by_relation=True))
             content = self._run(
@@ -157,14 +160,14 @@ class DeformableTransformer(nn.Module):
                 layer_logits, layer_boxes = edges(head, states, reference)
             else:
                 layer_logits, delta = head(states)
-                layer_boxes = update_box(delta, start)
+                layer_boxes = update_box(delta, start, self.box_epsilon)
             logits.append(layer_logits)
             boxes.append(layer_boxes)
             known.append(layer_boxes)
             if refinement and i + 1 < len(self.decoder):
                 if not predicts_reference and self.decoder_norm is not None:
                     delta = head(content)[1]
-                moved = layer_boxes if predicts_reference else update_box(delta, reference)
+                moved = layer_boxes if predicts_reference else update_box(delta, reference, self.box_epsilon)
                 reference = moved.detach() if detach_references else moved
                 start = moved if self.look_forward > 1 else reference
         return torch.stack(logits), torch.stack(boxes), None if edges is None else edges.distributions()

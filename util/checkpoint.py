@@ -21,7 +21,33 @@ from util.errors import UserError
 from util.files import matches
 from util.remarks import say_once
 
+
+class Ignored:
+    """Stands in a file for an object that is not read, whatever it is made of."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
+
+
 FORMAT = "deformable-detr/1"
+# What mmengine keeps of a training in its checkpoints, beside the weights. Nothing of it is needed, or made.
+_OF_NUMPY = ("multiarray._reconstruct", "multiarray.scalar")
+IGNORED = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "builtins.getattr",  # by which methods are written down
+    *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in _OF_NUMPY),
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool", "UInt8")),
+]
 KEPT = r"last(?:\.(\d+))?\.pth"  # a run's newest checkpoints; the larger the number, the older
 
 
@@ -30,7 +56,8 @@ class RawCheckpoint:
     """A file's content before anything is made of it.
 
     Attributes:
-        format: `native`, `original` (the paper's repository) or `transformers`.
+        format: `native`, `original` (a file of the paper's repository, or of one that is known after it) or
+            `transformers`.
         content: the file's dictionary; for `transformers` the tensors by key.
         config: config.json of a `transformers` model.
         path: the file or folder that was read.
@@ -142,11 +169,13 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         states = {k: plain_keys(content[k]) for k in ("model", "ema", "branch") if isinstance(content.get(k), dict)}
         return RawCheckpoint("native", content | states, {}, path)
     tensors = state_dict_in(content)
-    if any(key.startswith("transformer.") for key in tensors):
-        return RawCheckpoint("original", {**content, "model": tensors}, {}, path)
+    if any(key.startswith(("transformer.", "bbox_head.")) for key in tensors):
+        averages = (content.get(key) for key in ("ema_model", "ema_state"))  # DINO's, detrex's
+        averaged = next((plain_keys(state) for state in averages if isinstance(state, dict) and state), {})
+        return RawCheckpoint("original", {**content, "model": tensors, "ema": averaged}, {}, path)
     raise UserError(
         f"'{path}' is no detector checkpoint: neither this project's, nor the original repository's "
-        "({'model': {'transformer.*': ...}}), nor a transformers directory"
+        "({'model': {'transformer.*': ...}}) or one like it, nor a transformers directory"
     )
 
 
@@ -180,13 +209,15 @@ def plain_keys(state: dict[Any, Any]) -> dict[str, Any]:
 def load_plain(path: Path) -> Any:
     """Read tensors and plain containers, and the original repository's argparse.Namespace, from .pth or .safetensors.
 
+    Objects of `IGNORED` kinds are passed over: something empty stands in their place.
+
     Raises:
         UserError: truncated, no such file at all, or holding anything else (of which nothing runs).
     """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *((Ignored, name) for name in IGNORED)]):
             # Mapped, not read: only what is used comes from the disk (files older than torch 1.6 are no zip archives).
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError:

@@ -103,24 +103,36 @@ class ModelConfig:
     """queries start from the encoder's best proposals"""
     init_from: str | None = None
     """checkpoint whose weights to start from; class heads take the rows of classes with the same names"""
-    query_selection: Literal["position", "mixed", "tokens"] = "position"
+    query_selection: Literal["position", "mixed", "mixed_wide", "tokens"] = "position"
     """two_stage, content of the queries: computed from the proposals' boxes as the paper does; learned, whatever was
-    proposed (mixed); or the proposals' own tokens"""
+    proposed (mixed; with H-DETR's projection mixed_wide); or the proposals' own tokens"""
     proposal_head: Literal["objectness", "class"] = "objectness"
     """two_stage, proposals are scored as objects of any class, or by class; only the selected ones are then matched"""
     proposal_nms: float | None = None
     """two_stage: of proposals that overlap by more than this IoU only the best goes before the others, like 0.7"""
+    position_temperature: Annotated[float, Range(1.001)] = 10000.0
+    """longest over shortest wavelength of the sines that tell where a token lies; 20 in DINO"""
+    position_offset: Annotated[float, Range(-1, 1)] = -0.5
+    """where they begin to count pixels: -0.5 at the first one's centre; 0 in DINO"""
+    box_epsilon: Annotated[float, Range(1e-7, 0.1)] = 1e-5
+    """how near to 0 and 1 a box's numbers come before their logarithm is taken; 1e-3 in DINO, Relation-DETR and
+    detrex"""
     look_forward: int = 1
     """refinement: layers whose box heads learn from a layer's box; 2 looks forward twice"""
     distribution_boxes: bool = False
     """refinement: each decoder layer corrects distributions of where the edges are, as D-FINE does, not numbers"""
     memory_fusion: bool = False
     """the memory is made of the outputs of all encoder layers and their input, not of the last one's alone"""
+    fusion_layers: Literal[1, 2] = 1
+    """memory_fusion: linear layers that fuse; 2 in Relation-DETR"""
     relation: bool = False
     """refinement: the decoder's self-attention is told how the boxes of the layers before lie to each other"""
     decoder_query_position: Literal["learned", "sine"] = "learned"
     """position of the queries: that which they start with in all decoder layers, or each layer's own, encoded by sines
     from its reference"""
+    query_scale: bool = False
+    """decoder_query_position sine: from the second layer on, the position is scaled by what the query is, as in
+    Relation-DETR"""
     decoder_norm: bool = False
     """heads predict from normalised decoder states, by one norm for all layers, as DINO's"""
     reference: Literal["point", "box"] = "point"
@@ -391,7 +403,7 @@ class EvalConfig:
     """Scores a checkpoint, or saved detections, on the validation images."""
 
     checkpoint: str | None = None
-    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
     detections: str | None = None
     """COCO result JSON to score instead of running a model"""
     weights: Literal["auto", "model", "ema"] = "auto"
@@ -427,7 +439,7 @@ class PredictConfig:
     """Draws and lists what a checkpoint sees on pictures."""
 
     checkpoint: str | None = None
-    """checkpoint: ours, the original repository's .pth, or a transformers directory"""
+    """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
     input: str | None = None
     """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
     weights: Literal["auto", "model", "ema"] = "auto"

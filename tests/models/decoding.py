@@ -40,8 +40,9 @@ def decode(model: nn.Module, train: bool = True) -> Decoded:
     original, seen = transformer.decode, []
 
     def watched(queries, memory, *more):
-        seen[:] = [queries, memory, *original(queries, memory, *more)]
-        return seen[2], seen[3]
+        logits, boxes, edges = original(queries, memory, *more)
+        seen[:] = [queries, memory, logits, boxes]
+        return logits, boxes, edges
 
     transformer.decode = watched
     model(images.double(), mask, objects if train else None)
