@@ -23,6 +23,11 @@ ALL = {
     "model.hybrid_queries": 12,
     "model.query_groups": 2,
     "model.denoising_queries": 8,
+    "model.memory_fusion": True,
+    "model.relation": True,
+    "model.decoder_query_position": "sine",
+    "model.query_scale": True,
+    "model.decoder_norm": True,
     "loss.classification": "mal",
     "loss.proposal_assignment": "atss",
     "loss.hybrid_repeats": 2,
@@ -33,7 +38,8 @@ ALL = {
     "train.checkpoint_activations": True,
 }
 SAID = (
-    "  recipe  mixed, class head, ATSS, NMS 0.7, look forward 2, groups 2, hybrid 12, denoising 8, class loss mal 1, "
+    "  recipe  mixed, class head, ATSS, NMS 0.7, look forward 2, memory fusion, relation, sine positions, "
+    "decoder norm, groups 2, hybrid 12, denoising 8, class loss mal 1, "
     "mosaic 0.5, mixup 0.5, large scale jitter 0.5, copy paste 0.5 in the first 1 epochs\n"
 )
 

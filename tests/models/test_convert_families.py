@@ -3,6 +3,8 @@
 import sys
 import types
 from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +17,13 @@ from models.limits import check_model
 from models.load import load_detector
 from tests.models.helpers import padded_batch
 from tests.models.published import KINDS, TINY, Reference, Size, file_of, written
+from util import cli
 from util.checkpoint import read_checkpoint
-from util.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig
+from util.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, Config, ModelConfig
 from util.errors import UserError
 
 FAMILIES = list(KINDS)
+CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = [(96, 128), (128, 90)]
 # What the tensors of a tiny file cannot tell, but those of a published one can.
 ARGS = {
@@ -184,6 +188,14 @@ def test_a_published_file_fills_the_whole_model(family):
     model = build_model(converted.config, converted.num_classes)
     shapes = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert {k: v.shape for k, v in converted.state.items()} == shapes
+
+
+@pytest.mark.parametrize(("family", "preset"), [("hdetr", "hybrid"), ("dino", "denoising"), ("relation", "relation")])
+def test_a_published_file_is_of_its_preset(family, preset):
+    sizes, _ = PUBLISHED[family]
+    converted = from_foreign(blank(family, Size(**sizes)), "file").config
+    config = cli.parse(Config, ["--config", str(CONFIGS / f"{preset}.yaml")], "test").model
+    assert replace(converted, backbone=config.backbone, dropout=0.0) == config  # H-DETR's args tell the dropout
 
 
 @pytest.mark.parametrize(
