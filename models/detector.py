@@ -88,7 +88,8 @@ class DeformableDETR(nn.Module):
         """
         for name in parts:
             of_transformer = name in ("encoder", "decoder")
-            modules = self.transformer.part(name) if of_transformer else [getattr(self, name)]
+            modules = [getattr(self.transformer if of_transformer else self, name)]
+            modules += self.transformer.part(name) if of_transformer else []
             self.frozen += [module.requires_grad_(False) for module in modules]
         if not any(p.requires_grad for p in self.parameters()):
             raise UserError(f"train.freeze [{', '.join(parts)}] leaves nothing to train; leave one out")

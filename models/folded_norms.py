@@ -113,8 +113,8 @@ def fold_norms(network: nn.Module) -> int:
     Returns:
         How many norms were folded.
     """
-    if not any(type(module) in NORMS for module in network.modules()):
-        return 0
+    if not any(type(module) in NORMS for module in network.modules()) or next(network.parameters()).is_meta:
+        return 0  # on the meta device nothing is computed, and not every operator can run
     pairs = norms_after_convolutions(network)
     for convolution, norm in pairs:
         convolution.norm_after = (norm,)

@@ -61,6 +61,8 @@ def build_model(
     from_boxes = config.two_stage or config.reference == "box"
     self_attention_heads = config.self_attention_heads or config.num_heads
     coordinates = 4 if from_boxes or config.refinement else 2
+    encoder = build_encoder(config, backbone.strides)
+    stages = config.encoder_layers if encoder is None else len(encoder)
     transformer = DeformableTransformer(
         config.d_model,
         config.num_levels,
@@ -75,10 +77,8 @@ def build_model(
         dropout=config.dropout,
         cross_level=config.cross_level,
         look_forward=config.look_forward,
-        encoder=build_encoder(config, backbone.strides),
-        memory_fusion=MemoryFusion(config.d_model, config.encoder_layers, config.fusion_layers)
-        if config.memory_fusion
-        else None,
+        encoder=encoder,
+        memory_fusion=MemoryFusion(config.d_model, stages, config.fusion_layers) if config.memory_fusion else None,
         query_position=None
         if config.decoder_query_position == "learned"
         else QueryPosition(config.d_model, coordinates, on_padded=not config.ignore_padding, scaled=config.query_scale),

@@ -284,4 +284,5 @@ def test_presets_with_published_figures_pad_pairs(file):
     padding = (train.get("padding"), train.get("max_images_per_device"))
     expected = [("micro_batch", 2)] if "not reproduced here" in text else [(None, None), ("micro_batch", 2)]
     assert padding in expected
-    assert "batch_size" not in train or "not reproduced here" not in text  # else 32, as published
+    if "not reproduced here" in text:  # 50 epochs and batches of 32 are the paper's; later detectors say theirs
+        assert ("batch_size" in train) == ("epochs" in train)

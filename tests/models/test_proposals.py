@@ -104,7 +104,7 @@ def test_content_is_learned_or_the_tokens_and_the_position_is_the_boxes():
         learned = model.queries.content[4:9] if name == "mixed" else None
         moved = model.queries.pick(proposals, 4, 5, learned)
         assert torch.equal(moved.content, queries.content[:, 4:9])
-        assert torch.equal(moved.reference, queries.reference[:, 4:9])
+        torch.testing.assert_close(moved.reference, queries.reference[:, 4:9])  # sigmoids of other shapes round apart
 
 
 def test_tokens_get_no_gradient_from_the_decoder():
