@@ -84,8 +84,11 @@ class Trainer:
     @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: steps of all steps, or seconds of training of all seconds."""
-        done = self.times.total / (60 * self.args.minutes) if self.args.minutes else self.steps / self.args.steps
-        return min(1.0, done)
+        if self.args.cpu_minutes:
+            return min(1.0, self.times.cpu_total / (60 * self.args.cpu_minutes))
+        if self.args.minutes:
+            return min(1.0, self.times.total / (60 * self.args.minutes))
+        return self.steps / self.args.steps
 
     def run(self) -> None:
         """Train, look about six times, and look once more at the weights that would be used."""
@@ -192,6 +195,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--steps", type=int, help="optimiser steps")
     length.add_argument("--minutes", type=float, help="minutes of training, evaluation not counted")
+    length.add_argument(
+        "--cpu-minutes", type=float, help="the same, counted in this process' processor time (give --data.workers 0)"
+    )
     length.add_argument("--time-only", type=int, metavar="K", help="print the median time of K steps, and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the file to write")
     parser.add_argument("--name", default="Faster R-CNN", help="in plots and tables (default: Faster R-CNN)")
@@ -202,8 +208,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--device", help="train.device: cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", help="options of main.py train after a lone --")
     args = parser.parse_args(argv)
-    if min(n for n in (args.steps, args.minutes, args.time_only, args.rois, args.proposals) if n is not None) <= 0:
-        parser.error("--steps, --minutes, --time-only, --rois and --proposals must be above 0")
+    lengths = args.steps, args.minutes, args.cpu_minutes, args.time_only
+    if min(n for n in (*lengths, args.rois, args.proposals) if n is not None) <= 0:
+        parser.error("--steps, --minutes, --cpu-minutes, --time-only, --rois and --proposals must be above 0")
     if not args.time_only and not args.json:
         parser.error("--json is missing")
     try:

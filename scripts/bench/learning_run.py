@@ -74,27 +74,32 @@ class StepTimes:
         device: where steps are made. Each of them waits for the device, so the host's clock will do.
         steps: seconds of each step.
         total: seconds of all of them.
+        cpu_total: seconds of a processor in this process, by all its threads, in all of them. On a busy machine this is
+            the clock that tells what the work costs.
         peak_bytes: most memory of tensors while steps were made; None on a CPU.
     """
 
     device: torch.device
     steps: list[float] = field(default_factory=list)
     total: float = 0.0
+    cpu_total: float = 0.0
     peak_bytes: int | None = None
     _last: float = 0.0
+    _last_cpu: float = 0.0
 
     def begin(self) -> None:
         """A pass begins."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-        self._last = time.perf_counter()
+        self._last, self._last_cpu = time.perf_counter(), time.process_time()
 
     def step(self) -> None:
         """A step has ended."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self.steps.append(now - self._last)
         self.total, self._last = self.total + now - self._last, now
+        self.cpu_total, self._last_cpu = self.cpu_total + cpu - self._last_cpu, cpu
 
     def end(self) -> None:
         """A pass has ended."""
@@ -107,6 +112,7 @@ class StepTimes:
         """For JSON."""
         return {
             "seconds": round(self.total, 3),
+            "cpu_seconds": round(self.cpu_total, 3),
             "ms_per_step": round(1e3 * median(self.steps), 3) if self.steps else None,
             "peak_bytes": self.peak_bytes,
         }
