@@ -108,25 +108,9 @@ def check_data(options: config.CheckDataConfig) -> int:
 
 def profile(options: config.ProfileConfig) -> int:
     """Print what a model costs, by part and by image size."""
-    import torch
+    from engine.profile import profile
 
-    from engine.backend import selected_backend
-    from engine.predict import load_model
-    from models.from_config import build_model
-    from util.devices import pick_device
-    from util.profiling import image_size, profile_model
-
-    device, sizes = pick_device(options.device), [image_size(text) for text in options.sizes]
-    backend = selected_backend(device)
-    if options.checkpoint:
-        model = load_model(options.checkpoint)[0]
-    else:
-        model = build_model(options.model, options.num_classes, backbone_weights="none")
-    model.to(torch.float64 if options.precision == "fp64" else torch.float32)
-    if options.compile:
-        model.compile_parts()
-    costs = profile_model(model, sizes, options.batch_size, options.precision, device, options.repeats)
-    print(f"operator {backend} on", costs)
+    print(profile(options))
     return 0
 
 

@@ -1,0 +1,29 @@
+"""`profile`: the model that is meant, and what it costs."""
+
+import torch
+
+from engine.backend import selected_backend
+from engine.predict import load_model
+from models.from_config import build_model
+from util.config import ProfileConfig
+from util.devices import pick_device
+from util.profiling import image_size, profile_model
+
+
+def profile(options: ProfileConfig) -> str:
+    """What a checkpoint's detector, or one of the options with random weights, costs: a table by part and image size.
+
+    Raises:
+        UserError: no such device, checkpoint or image size.
+    """
+    device, sizes = pick_device(options.device), [image_size(text) for text in options.sizes]
+    backend = selected_backend(device)
+    if options.checkpoint:
+        model = load_model(options.checkpoint)[0]
+    else:
+        model = build_model(options.model, options.num_classes, backbone_weights="none")
+    model.to(torch.float64 if options.precision == "fp64" else torch.float32)
+    if options.compile:
+        model.compile_parts()
+    costs = profile_model(model, sizes, options.batch_size, options.precision, device, options.repeats)
+    return f"operator {backend} on {costs}"
