@@ -1,7 +1,7 @@
 """The lines that a run prints before it begins."""
 
 from models.from_config import weighted_class_loss
-from util.config import Config
+from util.config import Config, ModelConfig
 from util.distributed import World
 
 
@@ -60,7 +60,7 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
         config: of the run.
         strong_epochs: epochs that have the strong augmentations.
     """
-    model, loss, data = config.model, config.loss, config.data
+    model, loss, data, plain = config.model, config.loss, config.data, ModelConfig()
     kind = loss.classification
     strong = {name: getattr(data, name) for name in ("mosaic", "mixup", "large_scale_jitter", "copy_paste")}
     augmented = [f"{name.replace('_', ' ')} {share:g}" for name, share in strong.items() if share]
@@ -74,10 +74,14 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
         f"look forward {model.look_forward}": model.look_forward > 1,
         "distribution boxes": model.distribution_boxes,
         f"distillation {loss.distillation_weight:g}": loss.distillation_weight,
-        "memory fusion": model.memory_fusion,
+        "memory fusion" + (" by two layers" if model.fusion_layers == 2 else ""): model.memory_fusion,
         "relation": model.relation,
-        "sine positions": model.decoder_query_position == "sine",
+        "sine positions" + (", scaled" if model.query_scale else ""): model.decoder_query_position == "sine",
         "decoder norm": model.decoder_norm,
+        f"position temperature {model.position_temperature:g}": model.position_temperature
+        != plain.position_temperature,
+        f"position offset {model.position_offset:g}": model.position_offset != plain.position_offset,
+        f"box epsilon {model.box_epsilon:g}": model.box_epsilon != plain.box_epsilon,
         f"groups {model.query_groups}": model.query_groups > 1,
         f"hybrid {model.hybrid_queries}": model.hybrid_queries,
         f"denoising {model.denoising_queries}": model.denoising_queries,

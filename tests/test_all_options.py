@@ -38,7 +38,7 @@ ALL = {
     "train.checkpoint_activations": True,
 }
 SAID = (
-    "  recipe  mixed, class head, ATSS, NMS 0.7, look forward 2, memory fusion, relation, sine positions, "
+    "  recipe  mixed, class head, ATSS, NMS 0.7, look forward 2, memory fusion, relation, sine positions, scaled, "
     "decoder norm, groups 2, hybrid 12, denoising 8, class loss mal 1, "
     "mosaic 0.5, mixup 0.5, large scale jitter 0.5, copy paste 0.5 in the first 1 epochs\n"
 )

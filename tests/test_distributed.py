@@ -103,10 +103,22 @@ def test_how_a_batch_is_spread_makes_no_difference(preset, data, tmp_path, two_s
         assert outcomes[name][2] == outcomes["one"][2], name
 
 
-def test_with_every_option_how_a_batch_is_spread_makes_no_difference(preset, few, tmp_path):
+# Alternatives to some options of `ALL`.
+OTHERS = {
+    "model.look_forward": 1,
+    "model.distribution_boxes": True,
+    "loss.distillation_weight": 1.5,
+    "model.encoder": "hybrid",
+    "model.query_selection": "tokens",
+    "loss.classification": "ia_bce",
+}
+
+
+@pytest.mark.parametrize("recipe", [ALL, pytest.param(ALL | OTHERS, marks=pytest.mark.slow)], ids=["all", "others"])
+def test_with_every_option_how_a_batch_is_spread_makes_no_difference(preset, few, tmp_path, recipe):
     """An epoch with strong augmentations and one without, of two steps each; padding and empty images included."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}
-    more = {**ALL, "train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2}
+    more = {**recipe, "train.precision": "fp64", "train.epochs": 2, "train.eval_every": 2}
     outcomes = train_every_way(preset, few, tmp_path, ways, **more)
     assert len(outcomes["one"][0]) == 4
     for name in ways:
