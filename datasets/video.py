@@ -1,7 +1,7 @@
 """Reading a video frame by frame: upright RGB pictures and their times. Needs PyAV."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -106,21 +106,24 @@ class Video:
 def opened_video(path: Path) -> Iterator[Video]:
     """A video whose header was read; the block may take its frames.
 
-    Files alone are read: no address, and no other file that this one names.
+    Nothing else is opened: no file or address that this one names, as a playlist does.
 
     Raises:
         UnreadableVideo: no video, damaged, not to be opened, or of a kind that cannot be decoded.
         UserError: PyAV is not installed.
     """
     av = pyav()
-    try:
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            if not path.stat().st_size:
+                raise UnreadableVideo(f"video '{path}' is empty (0 bytes)")
+            container = stack.enter_context(av.open(file, options={"protocol_whitelist": "none"}))
+        except av.error.InvalidDataError as error:
+            reason = f"it may be truncated or corrupt: {error.strerror}"
+            raise UnreadableVideo(f"video '{path}' cannot be read, {reason}") from None
+        except (OSError, av.error.FFmpegError) as error:
             raise UnreadableVideo(f"video '{path}' cannot be opened: {error.strerror}") from None
-        reason = f"it may be truncated or corrupt: {error.strerror}"
-        raise UnreadableVideo(f"video '{path}' cannot be read, {reason}") from None
-    with container:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             only = ", only sound" if container.streams.audio else ""

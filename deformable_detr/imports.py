@@ -74,17 +74,20 @@ class Prefixed(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         """The code of the file, whose lines stay where they are."""
         tree = ast.parse(self.get_data(self.path), self.path)
-        return compile(_WithPrefix().visit(tree), self.path, "exec", dont_inherit=True)
+        return compile(WithPrefix().visit(tree), self.path, "exec", dont_inherit=True)
 
 
-class _WithPrefix(ast.NodeTransformer):
+class WithPrefix(ast.NodeTransformer):
+    """Turns the imports of a module, wherever they stand in it."""
+
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        """Put the prefix before `from models.x import y`."""
         if not node.level and _is_own(node.module or ""):
             node.module = f"{PREFIX}.{node.module}"
         return node
 
     def visit_Import(self, node: ast.Import) -> ast.Import:
-        """`import util.cli` binds `util`, so that it becomes two imports; with `as`, it binds the module itself."""
+        """Of `import util.cli`, which binds `util`, make two imports; with `as`, it binds the module itself."""
         names: list[ast.alias] = []
         for name in node.names:
             if not _is_own(name.name):

@@ -29,7 +29,20 @@ from util import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OURS = ("ablation", "analysis", "configs", "datasets", "docs", "engine", "models", "ops", "scripts", "tests", "util")
+OURS = (
+    "ablation",
+    "analysis",
+    "configs",
+    "datasets",
+    "deformable_detr",
+    "docs",
+    "engine",
+    "models",
+    "ops",
+    "scripts",
+    "tests",
+    "util",
+)
 TINY = """
 model:
   backbone: {name: test_resnet, weights: none, norm: trainable, frozen_stages: 0}
