@@ -13,6 +13,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -30,7 +31,7 @@ def serve() -> None:
         sys.meta_path.insert(0, Finder())
 
 
-class Finder:
+class Finder(MetaPathFinder):
     """Finds the modules of this project's packages under the prefix."""
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class Finder:
         return spec
 
 
-class Same:
+class Same(Loader):
     """Hands out a module that is there under its plain name."""
 
     def __init__(self, plain: str):

@@ -137,7 +137,7 @@ def test_all_packages_and_what_lies_in_them_is_installed():
 @pytest.mark.parametrize("editable", [True, False], ids=["editable", "copied"])
 def test_an_installed_package_detects_from_any_folder(tmp_path, editable):
     """`pip install`, in an environment of its own that sees the dependencies of this one."""
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = str(tmp_path / "env" / "bin" / "python")
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     here = next(p for p in sys.path if p.endswith("site-packages"))
@@ -146,7 +146,7 @@ def test_an_installed_package_detects_from_any_folder(tmp_path, editable):
     if not editable:  # a build leaves files beside what it builds
         subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "clone"], check=True)
         source = tmp_path / "clone"
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, *(["-e"] if editable else []), source], check=True, timeout=300)
     other = other_project(tmp_path / "other", "datasets", "models")
     (tmp_path / "elsewhere").mkdir()

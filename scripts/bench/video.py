@@ -6,7 +6,6 @@ The videos are made of generated shapes: a new scene every second, over which a 
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,17 @@ from util.errors import UserError
 from util.video import VideoWriter
 
 MAIN = Path(__file__).resolve().parents[2] / "main.py"
+# Runs a script, and prints the most memory that its process held. What the system counts of a child begins with the
+# memory of the process that started it.
+WATCHED = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(open("/proc/self/status").read())
+"""
 
 
 def make_clip(path: Path, seconds: int, rate: int = 25, size: int = 96, seed: int = 0) -> Path:
@@ -47,7 +57,7 @@ def make_clip(path: Path, seconds: int, rate: int = 25, size: int = 96, seed: in
 
 
 def measured(checkpoint: str, clip: Path, options: Sequence[str]) -> tuple[float, float]:
-    """Peak memory in MB, and frames a second as the command prints them, of a process of its own."""
+    """Peak memory in MiB, and frames a second as the command prints them, of a process of its own."""
     argv = [
         "predict",
         "--checkpoint",
@@ -58,15 +68,11 @@ def measured(checkpoint: str, clip: Path, options: Sequence[str]) -> tuple[float
         str(clip.parent / "drawn"),
         *options,
     ]
-    process = subprocess.Popen([sys.executable, MAIN, *argv], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    speed = re.search(r"([\d.]+) frames a second", printed)
-    if process.returncode or not speed:
-        raise UserError(f"predict ended with {process.returncode}")
-    return used.ru_maxrss / 1024, float(speed[1])  # Linux counts in KB
+    done = subprocess.run([sys.executable, "-c", WATCHED, MAIN, *argv], stdout=subprocess.PIPE, text=True)
+    speed = re.search(r"([\d.]+) frames a second", done.stdout)
+    if done.returncode or not speed:
+        raise UserError(f"predict ended with {done.returncode}")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) / 1024, float(speed[1])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             for seconds in options.seconds:
                 clip = make_clip(Path(folder) / f"{seconds}.mp4", seconds, size=options.size)
                 memory, speed = measured(options.checkpoint, clip, more)
-                print(f"{seconds:7}  {seconds * 25:6}  {memory:8.0f} MB  {speed:15.1f}", flush=True)
+                print(f"{seconds:7}  {seconds * 25:6}  {memory:8.0f} MiB  {speed:15.1f}", flush=True)
     except UserError as error:
         parser.error(str(error))
     return 0
