@@ -46,23 +46,28 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
 
 
 def predict(options: config.PredictConfig) -> int:
-    """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
-    from datasets.pictures import list_pictures
+    """Draw what is found in pictures and videos, and list it in JSON; exits with 1 if one could not be read whole."""
+    from datasets.pictures import list_media
     from engine.predict import load_predictor, predict_pictures
+    from engine.predict_video import predict_videos
     from engine.tta import MultiView
 
-    pictures = list_pictures(required(options.input, "input"))
+    pictures, videos = list_media(required(options.input, "input"))
     checkpoint = required(options.checkpoint, "checkpoint")
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")
-    listed = predict_pictures(predictor, pictures, output, options.threshold, options.top_k)
-    (output / "predictions.json").write_text(json.dumps(listed, indent=1))
-    boxes = sum(len(entry["detections"]) for entry in listed)
-    count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
-    print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")
+    shown = options.threshold, options.top_k
+    done = predict_videos(predictor, videos, output, *shown, options.batch_size) if videos else 0
+    if pictures:
+        listed = predict_pictures(predictor, pictures, output, *shown)
+        (output / "predictions.json").write_text(json.dumps(listed, indent=1))
+        boxes = sum(len(entry["detections"]) for entry in listed)
+        count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
+        print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")
+        done += len(listed)
     if isinstance(predictor.model, MultiView):
         print(predictor.model.cost_line())
-    return int(len(listed) < len(pictures))
+    return int(done < len(pictures) + len(videos))
 
 
 def visualize(options: config.VisualizeConfig) -> int:

@@ -18,8 +18,15 @@ def check_own(*names: str) -> None:
         names: packages of this project that are about to be imported.
 
     Raises:
-        ImportError: one sentence with the file that was found instead, and how to mend it.
+        ImportError: one sentence with the file that was found instead, and how to mend it; or the process has this
+            project as `deformable_detr` already, and would get every class and operator twice.
     """
+    twin = sys.modules.get("deformable_detr.util")
+    if twin is not None and twin.__name__ != "util":
+        raise ImportError(
+            "this project is imported as deformable_detr already; go on with that name, such as "
+            f"deformable_detr.{names[0]} for {names[0]}, or use the two in processes of their own"
+        )
     for name in names:
         loaded = name in sys.modules
         found = _places_of_loaded(name) if loaded else _places_on_path(name)

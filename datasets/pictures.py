@@ -1,4 +1,4 @@
-"""Which pictures a path, a folder or a pattern names, and what of it is left out."""
+"""Which pictures and videos a path, a folder or a pattern names, and what of it is left out."""
 
 import functools
 import sys
@@ -19,11 +19,12 @@ from util.progress import progress
 NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "PDF", "SPIDER", "WMF"}
 NEEDS_FEATURE = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # of this build of Pillow
 BY_CONTENT = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "AVIF")  # known for certain by first bytes
-# Pictures and videos that people hand over and Pillow cannot open, and what to do with them. Raw files of cameras look
-# like TIFF, with a small preview in place of the picture.
+# Pictures that people hand over and Pillow cannot open. Raw files of cameras look like TIFF, with a small preview in
+# place of the picture.
 CAMERA_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 UNREADABLE = CAMERA_RAW | {".eps", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".pdf", ".svg", ".avif", ".webp"}
+VIDEOS = {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm"}
+VIDEOS |= {".wmv"}
 
 
 @functools.cache
@@ -41,7 +42,7 @@ def list_pictures(source: str | Path) -> list[Path]:
 
     A folder gives the pictures in itself, not those in its folders, which the pattern `folder/**/*` reaches. A path
     that exists is never taken for a pattern, whatever brackets it has. A file that is named itself is listed whatever
-    it is; of folders and patterns, a file is a picture by its suffix, or else by its first bytes.
+    it is, unless it is a video; of folders and patterns, a file is a picture by its suffix, or else by its first bytes.
 
     Args:
         source: file, folder or pattern; `~` is the home folder.
@@ -50,26 +51,40 @@ def list_pictures(source: str | Path) -> list[Path]:
         UserError: nothing there, or no pictures.
     """
     path = Path(at_home(source))
+    if path.is_file() and _is_video(path):
+        raise UserError(f"'{source}' is a video; extract a frame of it as PNG, or let predict look at it")
+    return _list(source, with_videos=False)[0]
+
+
+def list_media(source: str | Path) -> tuple[list[Path], list[Path]]:
+    """As `list_pictures`, and the videos, which are known by their suffix."""
+    return _list(source, with_videos=True)
+
+
+def _list(source: str | Path, with_videos: bool) -> tuple[list[Path], list[Path]]:
+    path = Path(at_home(source))
     if path.is_file():
-        return [path]
+        return ([], [path]) if with_videos and _is_video(path) else ([path], [])
+    kinds = "pictures or videos" if with_videos else "pictures"
     is_folder = path.is_dir()
     found = sorted(path.iterdir()) if is_folder else matches(str(path))
     if not found and not is_folder:
-        raise UserError(f"no picture, folder or pattern '{source}'")
+        raise UserError(f"no picture, {'video, ' if with_videos else ''}folder or pattern '{source}'")
     if not is_folder and all(p.is_dir() for p in found):
         raise UserError(f"pattern '{source}' matches folders alone; '{path / '*'}' reaches the pictures in them")
     if not is_folder:
         found = [p for p in found if not p.is_dir()]
-    pictures = [p for p in found if p.is_file() and _is_picture(p)]
-    left_out = _kinds(set(found) - set(pictures))
+    videos = [p for p in found if p.is_file() and _is_video(p)] if with_videos else []
+    pictures = [p for p in found if p.is_file() and not _is_video(p) and _is_picture(p)]
+    left_out = _kinds(set(found) - set(pictures) - set(videos))
     inner = any(p.is_dir() and not p.name.startswith(".") for p in found)
-    mend = (f"; '{path / '**' / '*'}' also reaches what is in folders" if inner else "") + _mend(found)
-    if not pictures:
+    mend = (f"; '{path / '**' / '*'}' also reaches what is in folders" if inner else "") + _mend(found, with_videos)
+    if not pictures and not videos:
         there = f", only {left_out}" if left_out else ""
-        raise UserError(f"{'folder' if is_folder else 'pattern'} '{source}' holds no pictures{there}{mend}")
+        raise UserError(f"{'folder' if is_folder else 'pattern'} '{source}' holds no {kinds}{there}{mend}")
     if left_out:
         print(f"left out of '{source}': {left_out}{mend}", file=sys.stderr)
-    return pictures
+    return pictures, videos
 
 
 def read_each(paths: Sequence[Path], description: str) -> Iterator[tuple[Path, Image.Image]]:
@@ -116,6 +131,10 @@ def _opened(path: Path, formats: tuple[str, ...] | None = None) -> Iterator[Imag
         yield image
 
 
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS and not path.name.startswith(".")
+
+
 def _is_picture(path: Path) -> bool:
     suffix = path.suffix.lower()
     if path.name.startswith("."):  # what file managers keep beside pictures
@@ -151,9 +170,9 @@ def _kinds(paths: Iterable[Path]) -> str:
     return ", ".join(parts)
 
 
-def _mend(paths: Iterable[Path]) -> str:
+def _mend(paths: Iterable[Path], with_videos: bool) -> str:
     """What to do with files that cannot be opened but hold pictures."""
     there = {p.suffix.lower() for p in paths if p.is_file() and not p.name.startswith(".")} - picture_suffixes()
-    unreadable, videos = sorted(there & UNREADABLE), sorted(there & VIDEOS)
+    unreadable, videos = sorted(there & UNREADABLE), [] if with_videos else sorted(there & VIDEOS)
     text = f"; convert {', '.join(unreadable)} to JPEG or PNG, Pillow cannot open it here" if unreadable else ""
     return text + (f"; extract the frames of {', '.join(videos)}" if videos else "")

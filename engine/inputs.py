@@ -19,8 +19,8 @@ from util.errors import UserError
 from util.files import at_home
 from util.ranges import check_ranges
 
-Picture = str | os.PathLike | Image.Image | np.ndarray
-TAKEN = "a path, a PIL image, or a uint8 array [H, W, 3] in RGB (of cv2's BGR, array[..., ::-1])"
+Picture = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+TAKEN = "a path, a PIL image, or a uint8 array [H, W, 3] in RGB (of cv2's BGR, array[..., ::-1]), or a tensor [3, H, W]"
 WEIGHTS = ("auto", "model", "ema")
 
 
@@ -42,10 +42,11 @@ def is_one(pictures: Any) -> bool:
 
 
 def to_picture(given: Any, name: str = "picture") -> Image.Image:
-    """A PIL image of whatever stands for one. A file is read upright and in RGB; an array is RGB or grey.
+    """A PIL image of whatever stands for one. A file is read upright and in RGB; arrays and tensors are RGB or grey.
 
     Args:
-        given: path, PIL image, or uint8 array `[H, W, 3]` in RGB, `[H, W, 1]` or `[H, W]` in grey.
+        given: path, PIL image, uint8 array `[H, W, 3]` in RGB, `[H, W, 1]` or `[H, W]` in grey, or tensor `[3, H, W]`,
+            `[1, H, W]` or `[H, W]` of uint8 or of floats in [0, 1].
         name: what messages call it.
 
     Raises:
@@ -64,11 +65,7 @@ def to_picture(given: Any, name: str = "picture") -> Image.Image:
     if isinstance(given, np.ndarray):
         return _of_array(given, name)
     if isinstance(given, torch.Tensor):
-        way = ".permute(1, 2, 0)" if given.dim() == 3 and given.shape[0] in (1, 3) else ""
-        raise UserError(
-            f"{name} is a tensor {list(given.shape)} of {given.dtype}; give a uint8 array [H, W, 3] in RGB, "
-            f"such as tensor{way}.cpu().numpy()"
-        )
+        return _of_tensor(given, name)
     if isinstance(given, bytes | bytearray | memoryview):
         raise UserError(f"{name} is bytes; give a PIL image, such as Image.open(io.BytesIO(data))")
     if hasattr(given, "read"):
@@ -103,6 +100,28 @@ def _of_array(array: np.ndarray, name: str) -> Image.Image:
     if array.size == 0:
         raise UserError(f"{has}; it must have pixels")
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if shape[2:] == [1] else array))
+
+
+def _of_tensor(tensor: torch.Tensor, name: str) -> Image.Image:
+    """Floats become the nearest of 256 values, so that those that `torchvision` makes of bytes are the same again."""
+    shape, has = list(tensor.shape), f"{name} is a tensor {list(tensor.shape)} of {tensor.dtype}"
+    if tensor.dim() == 4:
+        raise UserError(f"{has}; several pictures are given as a list: list(tensor)")
+    if tensor.dim() not in (2, 3) or (tensor.dim() == 3 and shape[0] not in (1, 3)):
+        mend = "give [3, H, W] in RGB"
+        if tensor.dim() == 3 and shape[2] in (1, 3):
+            mend = "put the channels first, tensor.permute(2, 0, 1)"
+        raise UserError(f"{has}; {mend}")
+    if tensor.is_floating_point():
+        values = tensor.detach().float()
+        if not bool(((values >= 0) & (values <= 1)).all()):  # also of NaN
+            mend = "give it as it was before it was normalised, or divided by 255"
+            raise UserError(f"{has} with values outside of [0, 1]; {mend}")
+        tensor = (values * 255).round().to(torch.uint8)
+    elif tensor.dtype != torch.uint8:
+        raise UserError(f"{has}; it must be uint8, or floats in [0, 1]")
+    array = tensor.detach().cpu().numpy()
+    return _of_array(array if array.ndim == 2 else array.transpose(1, 2, 0), name)
 
 
 def check_size(size: Any) -> int | None:

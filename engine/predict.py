@@ -32,6 +32,7 @@ from engine.inputs import (
     to_picture,
 )
 from engine.merge import merge_views
+from engine.results import NamedDetections
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
 from models.from_config import build_model
@@ -63,19 +64,26 @@ class Predictor:
         self.model, self.batch_of, self.postprocess = model.eval(), batch_of, postprocess
         self.prepare, self.names = prepare, names
 
+    def __repr__(self) -> str:
+        named, kind = list(self.names.values()), type(self.model).__name__
+        count = sum(weight.numel() for weight in self.model.parameters()) / 1e6
+        classes = ", ".join(named[:10] + ["..."] * (len(named) > 10))
+        return f"Predictor({kind}, {count:.1f} M parameters, {len(named)} classes: {classes}); call it with a picture"
+
     @torch.inference_mode()
     def __call__(self, pictures: Picture | Sequence[Picture], threshold: float = 0.0, top_k: int = 100):
         """Detect in one picture, or in several at once.
 
         Args:
-            pictures: one, or a list of them. Each is a path; a PIL image of any mode; or a uint8 array `[H, W, 3]` in
-                RGB (`cv2.imread` gives BGR: hand over `array[..., ::-1]`), or `[H, W]` in grey. Of several frames the
-                first is taken, or the one that a PIL image stands at.
+            pictures: one, or a list of them. Each is a path; a PIL image of any mode; a uint8 array `[H, W, 3]` in RGB
+                (`cv2.imread` gives BGR: hand over `array[..., ::-1]`), or `[H, W]` in grey; or a tensor `[3, H, W]` in
+                RGB or `[1, H, W]` in grey, of uint8 or of floats in [0, 1], as torchvision has them. Of several frames
+                the first is taken, or the one that a PIL image stands at.
             threshold: smallest score to keep, between 0 and 1.
             top_k: most detections for each picture.
 
         Returns:
-            Detections (boxes xyxy in pixels of the upright picture, scores, labels), or a list of them.
+            Detections (boxes xyxy in pixels of the upright picture, scores, labels, names), or a list of them.
 
         Raises:
             UserError: anything else, or a picture that cannot be read.
@@ -90,7 +98,7 @@ class Predictor:
         picture = to_picture(given, name)
         return picture if picture is not given and picture.mode == "RGB" else self.prepare(picture)
 
-    def _detect(self, several: list[Image.Image], threshold: float, top_k: int) -> list:
+    def _detect(self, several: list[Image.Image], threshold: float, top_k: int) -> list[NamedDetections]:
         sizes = [(p.height, p.width) for p in several]
         # Pictures of unequal sizes go one by one: padding would change what is found in them.
         step = len(several) if len(set(sizes)) == 1 else 1
@@ -98,7 +106,8 @@ class Predictor:
         for i in range(0, len(several), step):
             batch = self.batch_of(several[i : i + step])
             predictions = self.model(batch.images, batch.padding_mask)
-            found += [d.above(threshold) for d in self.postprocess(predictions, sizes[i : i + step], top_k)]
+            detections = self.postprocess(predictions, sizes[i : i + step], top_k)
+            found += [NamedDetections.of(d.above(threshold), self.names) for d in detections]
         return found
 
     def draw(self, picture: Picture, detections: Detections) -> Image.Image:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import is_dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,24 @@ from datasets.shapes import generate
 from main import main
 from models.limits import check_own_model
 from util import cli, config
+from util.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OURS = ("ablation", "analysis", "configs", "datasets", "docs", "engine", "models", "ops", "scripts", "tests", "util")
+OURS = (
+    "ablation",
+    "analysis",
+    "configs",
+    "datasets",
+    "deformable_detr",
+    "docs",
+    "engine",
+    "models",
+    "ops",
+    "scripts",
+    "tests",
+    "util",
+)
 TINY = """
 model:
   backbone: {name: test_resnet, weights: none, norm: trainable, frozen_stages: 0}
@@ -119,6 +134,7 @@ COMMANDS = {
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco --analyse": f"{EVAL} --worst 1",
     "python main.py eval --detections runs/eval/detections.json --data.root path/to/coco --analyse": "--worst 1",
     'python main.py predict --checkpoint runs/base/best.pth --input "photos/*.jpg" --output drawn': "",
+    "python main.py predict --checkpoint runs/base/best.pth --input clip.mp4 --output drawn": "",
     # visualize; drawing is slow, so every kind of picture is drawn once
     "python main.py visualize --checkpoint runs/base/best.pth --input photo.jpg":
         "--top_k 1 --maps [locations,gradient]",
@@ -168,7 +184,11 @@ STAND_IN = """#!/usr/bin/env bash
 printf "%q " "$(basename "$0")" "$@" >> asked.txt
 echo >> asked.txt
 """
-NOT_RUN = {"tensorboard --logdir runs": "it serves pages until it is stopped"}
+NOT_RUN = {
+    "tensorboard --logdir runs": "it serves pages until it is stopped",
+    "pip install -e path/to/deformable-detr": "tests/test_library.py installs it",
+}
+LARGE = ("fiftyone", "supervision")  # what a block may import that is too large, or too much, to ask for
 # What takes minutes and has no option to make it small, by module.
 SMALLER = {
     "scripts.bench.deform": {"CONVOLUTIONS": [(1, 4, 8, 8, 1)], "POOLED": (2, 4, 8, 8)},
@@ -212,6 +232,9 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "instances_val2017.json").symlink_to(shapes / "annotations" / "instances_val2017.json")
     with Image.open(shapes / "val2017" / "000000.png") as picture:
         picture.resize((400, 320)).save(folder / "photo.jpg")
+    with VideoWriter(folder / "clip.mp4", Fraction(5), Fraction(1, 5)) as writer:
+        for i in range(2):
+            writer.write(Image.new("RGB", (64, 48)), i)
     (folder / "photos").mkdir()
     (folder / "photos" / "one.jpg").symlink_to(folder / "photo.jpg")
     (folder / "tiny.yaml").write_text(TINY)
@@ -338,7 +361,11 @@ def test_an_option_of_the_recipe_is_taken_with_two_stages(line):
     "block",
     [pytest.param(block, id=f"{page.stem}-{i}") for page in PAGES for i, block in enumerate(blocks(page, "python"))],
 )
-def test_python_that_is_shown_runs(block, folder):
+def test_python_that_is_shown_runs(block, folder, monkeypatch):
+    for package in LARGE:
+        if f"import {package}" in block:
+            pytest.importorskip(package)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
 
 

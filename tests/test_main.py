@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from PIL import Image
 
 import engine.run
 from datasets.shapes import generate
+from datasets.video import opened_video
 from engine.curves import plot_run
 from main import load_predictor, main
+from util.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = """
@@ -226,6 +229,49 @@ def test_prediction_of_a_folder_a_file_and_a_pattern(trained, shapes, tmp_path):
                 assert drawn.size == (factor * entry["width"], factor * entry["height"])
             assert {d["name"] for d in entry["detections"]} <= {"circle", "square", "triangle"}
             assert len(entry["detections"]) == 60  # 20 queries x 3 classes, all above 0
+
+
+def test_prediction_of_a_folder_with_pictures_and_videos(trained, shapes, tmp_path, capsys):
+    """The frames of a clip are detected in as pictures are; a broken clip is left out."""
+    folder, output = tmp_path / "mixed", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(shapes / "val2017" / "000000.png", folder)
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    with VideoWriter(folder / "clip.mp4", Fraction(5), Fraction(1, 5)) as writer:
+        for i in range(3):
+            writer.write(Image.open(shapes / "val2017" / f"00000{i}.png").resize((64, 48)), i)
+    argv = (
+        "predict",
+        "--checkpoint",
+        trained,
+        "--output",
+        output,
+        "--threshold",
+        0.01,
+        "--top_k",
+        5,
+        "--device",
+        "cpu",
+    )
+    assert run(*argv, "--input", folder, "--batch_size", 2) == 1
+    captured = capsys.readouterr()
+    assert "broken.mp4' cannot be read" in captured.err and "on 1 pictures" in captured.out
+    assert len(json.loads((output / "predictions.json").read_text())) == 1
+    predictor = load_predictor(trained, "cpu")
+    lines = [json.loads(line) for line in (output / "clip.jsonl").read_text().splitlines()]
+    with opened_video(folder / "clip.mp4") as video:
+        for line, (_, picture) in zip(lines, video.frames(), strict=True):
+            exact = predictor.describe(predictor(picture, 0.01, 5))
+            assert [d["label"] for d in line["detections"]] == [d["label"] for d in exact]
+            for found, expected in zip(line["detections"], exact):
+                assert found["score"] == pytest.approx(expected["score"], abs=1e-5)
+                assert found["box_xyxy"] == pytest.approx(expected["box_xyxy"], abs=1e-2)
+    assert [line["time"] for line in lines] == [0, 0.2, 0.4]
+    assert run(*argv, "--input", folder / "clip.mp4", "--tta.flip", "true", "--size", 48) == 0
+    assert "of '" in capsys.readouterr().out and len((output / "clip.jsonl").read_text().splitlines()) == 3
+    assert run(*argv, "--input", folder / "broken.mp4") == 2
+    assert run("visualize", "--checkpoint", trained, "--input", folder / "clip.mp4") == 2
+    assert "clip.mp4' is a video" in capsys.readouterr().err
 
 
 def test_python_interface(trained, shapes):

@@ -436,20 +436,22 @@ class EvalConfig:
 
 @dataclass
 class PredictConfig:
-    """Draws and lists what a checkpoint sees on pictures."""
+    """Draws and lists what a checkpoint sees on pictures and videos."""
 
     checkpoint: str | None = None
     """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
     input: str | None = None
-    """picture, folder of pictures, or quoted pattern such as "photos/*.jpg" """
+    """picture, video (which needs PyAV: pip install av), folder of them, or quoted pattern such as "photos/*.jpg" """
     weights: Literal["auto", "model", "ema"] = "auto"
     """weights of the checkpoint: auto takes the moving average if there is one"""
     output: str = "runs/predict"
-    """folder for the drawn pictures and predictions.json"""
+    """folder for the drawn pictures and predictions.json; of a video, NAME.mp4 and NAME.jsonl with a line a frame"""
     threshold: Share = 0.5
     """smallest score that is drawn and listed"""
     top_k: Positive = 100
     """most detections for each picture"""
+    batch_size: Positive = 4
+    """frames of a video that go through the model together; pictures go one by one"""
     classes: str | None = None
     """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     size: Positive | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets.pictures import list_pictures, picture_suffixes, read_each
+from datasets.pictures import list_media, list_pictures, picture_suffixes, read_each
 from util.errors import UserError
 
 SMALL = Image.new("RGB", (8, 6), "red")
@@ -170,3 +170,21 @@ def test_a_folder_that_may_not_be_read_is_an_error_of_the_system(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
     with pytest.raises(OSError, match="closed"):
         list_pictures(tmp_path / "closed")
+
+
+def test_videos_are_listed_beside_pictures_where_they_are_wanted(tmp_path, capsys):
+    for name in ("b.png", "a.MP4", "c.webm", "d.txt", "._e.mp4"):
+        (tmp_path / name).touch()
+    pictures, videos = list_media(tmp_path)
+    assert names(pictures) == ["b.png"] and names(videos) == ["a.MP4", "c.webm"]
+    said = capsys.readouterr().err
+    assert "1 .txt, 1 hidden" in said and "extract" not in said
+    assert list_media(tmp_path / "a.MP4") == ([], [tmp_path / "a.MP4"])
+    assert list_media(tmp_path / "d.txt") == ([tmp_path / "d.txt"], [])
+    assert [names(kind) for kind in list_media(f"{tmp_path}/*.[Mw]*")] == [[], ["a.MP4", "c.webm"]]
+    with pytest.raises(UserError, match=r"a\.MP4' is a video; extract a frame"):
+        list_pictures(tmp_path / "a.MP4")
+    with pytest.raises(UserError, match=r"holds no pictures or videos, only 1 \.txt"):
+        list_media(f"{tmp_path}/*.txt")
+    with pytest.raises(UserError, match="no picture, video, folder or pattern"):
+        list_media(tmp_path / "gone.mp4")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from engine import inputs, predict
 from engine.predict import Predictor, load_model, load_predictor
@@ -57,6 +59,15 @@ def test_a_path_a_picture_and_an_array_are_the_same(tmp_path, monkeypatch):
     several = seen([str(path), Image.fromarray(PIXELS), PIXELS])
     assert len(several) == 3 and all(np.array_equal(p, PIXELS) for p in several)
     assert len(seen((PIXELS,))) == 1
+
+
+def test_a_tensor_is_the_same_picture():
+    """As bytes, and as the floats that torchvision's ToTensor makes of them."""
+    tensor = pil_to_tensor(Image.fromarray(PIXELS))
+    for given in (tensor, to_tensor(Image.fromarray(PIXELS)), to_tensor(PIXELS).double(), tv_tensors.Image(tensor)):
+        assert np.array_equal(seen(given), PIXELS)
+    assert np.array_equal(seen(tensor[:1]), np.repeat(PIXELS[..., :1], 3, axis=2))
+    assert np.array_equal(seen(tensor[0]), np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 3)])
@@ -117,8 +128,13 @@ def truncated() -> Image.Image:
         (np.array(3, np.uint8), r"\[\].*\[H, W, 3\]"),
         (PIXELS[:0], "must have pixels"),
         (np.array(["a.png"]), r"\[1\]"),
-        (torch.zeros(3, 4, 6), r"tensor \[3, 4, 6\].*permute\(1, 2, 0\)"),
-        (torch.zeros(4, 6, 3, dtype=torch.uint8), r"tensor\.cpu\(\)\.numpy\(\)"),
+        (torch.zeros(4, 6, 3, dtype=torch.uint8), r"tensor \[4, 6, 3\].*permute\(2, 0, 1\)"),
+        (torch.zeros(2, 3, 4, 6), r"tensor \[2, 3, 4, 6\].*list\(tensor\)"),
+        (torch.zeros(4, 4, 6), r"tensor \[4, 4, 6\].*\[3, H, W\]"),
+        (torch.zeros(3, 4, 6, dtype=torch.int64), "int64.*uint8"),
+        (torch.full((3, 4, 6), 1.5), r"outside of \[0, 1\].*normalised"),
+        (torch.full((3, 4, 6), math.nan), r"outside of \[0, 1\]"),
+        (torch.zeros(3, 0, 6), "must have pixels"),
         (Image.new("RGB", (0, 3)), "0 x 3"),
         (closed(), "closed"),
         (truncated(), "truncated"),
@@ -210,6 +226,26 @@ def test_only_detections_are_drawn_and_described(detections):
     for call in (predictor.describe, lambda found: predictor.draw(PIXELS, found)):
         with pytest.raises(UserError, match="detections is "):
             call(detections)
+
+
+def test_a_predictor_and_what_it_returns_show_what_they_are():
+    def postprocess(predictions, sizes, top_k):
+        boxes = torch.arange(48.0).reshape(12, 4)
+        return [Detections(boxes, torch.linspace(0.9, 0.35, 12), torch.arange(12) % 3)]
+
+    batch = SimpleNamespace(images=torch.zeros(1, 2), padding_mask=None)
+    model = torch.nn.Linear(2, 2)
+    model.forward = lambda images, mask: images
+    predictor = Predictor(model, lambda p: p.convert("RGB"), lambda several: batch, postprocess, {0: "cat", 1: "dog"})
+    assert repr(predictor).startswith("Predictor(Linear, 0.0 M parameters, 2 classes: cat, dog);")
+    found = predictor(PIXELS)
+    assert len(found) == 12 and found.names[:4] == ["cat", "dog", "2", "cat"]
+    lines = repr(found).splitlines()
+    assert lines[0] == "12 detections, (x0, y0, x1, y1) in pixels:"
+    assert lines[2] == "  0.85 dog at (4.0, 5.0, 6.0, 7.0)" and lines[-1] == "  and 2 more" and len(lines) == 12
+    best = predictor(PIXELS, threshold=0.82)
+    assert best.names == found.above(0.82).names == ["cat", "dog"] and repr(found.above(1)) == "0 detections"
+    assert [d["name"] for d in predictor.describe(best)] == best.names
 
 
 def test_detections_are_drawn_on_what_is_taken():
