@@ -53,7 +53,7 @@ def federated_of(
             listed = image[key]
             if not isinstance(listed, list) or not all(map(is_id, listed)):
                 raise UserError(
-                    f"image {image['id']} in '{source}' has the {key} {typed(listed)}; it must be a list of category ids"
+                    f"image {image['id']} in '{source}' has the {key} {typed(listed)}; it must be a list of ids"
                 )
             if listed:
                 columns[key][image["id"]] = tuple(listed)

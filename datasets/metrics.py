@@ -14,7 +14,8 @@ from util.errors import UserError
 
 # Which classes count: a slice of them, or their indices.
 Classes: TypeAlias = slice | np.ndarray
-# Accumulated precision and recall, and the classes that count -> a figure in [0, 1]; -1 where there is nothing to score.
+# Accumulated precision and recall, and the classes that count -> a figure in [0, 1]; -1 where there is nothing to
+# score.
 Value: TypeAlias = Callable[[Tables, Classes], float]
 EVERY_CLASS = slice(None)
 

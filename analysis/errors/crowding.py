@@ -47,7 +47,7 @@ def by_object_count(matched: Matched, scenes: Sequence[Scene], threshold: float)
         if not chosen:
             continue
         name = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-        figures = figures_of(accumulate(matched, limits_of(matched.max_detections), within))
+        figures = figures_of(accumulate(matched, limits_of(matched.max_detections, matched.columns.protocol), within))
         spurious = sum(int(s.wrong(threshold).sum()) for s in chosen) / len(chosen)
         count = int(objects[within].sum())
         bins.append(Bin(name, len(chosen), count, {k: figures[k] for k in ("AP", "AP50", "AP75")}, spurious))

@@ -21,9 +21,7 @@ NAMES = [
 ]
 
 
-def lvis_scene(
-    seed: int, images: int = 9, classes: int = 12, most: int = 8, spread: int = 60
-) -> tuple[dict, list[dict]]:
+def lvis_scene(seed: int, images: int = 9, classes: int = 12, spread: int = 60) -> tuple[dict, list[dict]]:
     """Objects of some classes in each image, some of them not exhaustively listed, and a few negatives; detections near
     objects and anywhere, of any class, with tied scores; in two images more than 300.
     """
@@ -34,7 +32,7 @@ def lvis_scene(
         positive = rng.choice(ids, 3, replace=False)
         negative = rng.choice(np.setdiff1d(ids, positive), 3, replace=False)
         partly = rng.choice(positive, int(rng.integers(0, 3)), replace=False)
-        for _ in range(int(rng.integers(0, most)) if image > 1 else 0):
+        for _ in range(int(rng.integers(0, 8)) if image > 1 else 0):
             box = [float(v) for v in (*rng.uniform(0, 150, 2), *rng.uniform(8, 200, 2))]
             kind = int(rng.choice(positive))
             annotations.append(thing(len(annotations) + 1, image, kind, box, area=float(box[2] * box[3] * 0.7)))
@@ -76,7 +74,7 @@ def by_lvis(monkeypatch):
 
 
 @pytest.mark.parametrize("most", [300, 40])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_all_figures_are_those_of_the_lvis_package_to_the_last_digit(by_lvis, seed, most):
     truth, results = lvis_scene(seed)
     scores = evaluate_detections(from_coco(truth, "lvis.json"), results, None if most == 300 else most)
