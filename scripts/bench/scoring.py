@@ -7,9 +7,10 @@
 
 Each contender has a process of its own. Ours starts from annotations as they are read and a list of detections, as
 `eval` does: it checks them, scores them and sums up. The libraries start from the same lists, with `COCO`, `loadRes`,
-`evaluate`, `accumulate` and `summarize`; for LVIS's protocol with the `lvis` package's classes of the like. Seconds are those of the clock and, in brackets, of the processor, which a
-busy machine changes less. The peak of memory is that of the whole process; `the lists alone` is a process that only
-makes them; ours also imports torch. If an AP differs by more than 1e-12, the exit code is 1.
+`evaluate`, `accumulate` and `summarize`, or what the `lvis` package calls so. Seconds are those of the clock and, in
+brackets, of the processor, which a busy machine changes less. The peak of memory is that of the whole process; `the
+lists alone` is a process that only makes them; ours also imports torch. If an AP differs by more than 1e-12, the exit
+code is 1.
 """
 
 import argparse
