@@ -92,8 +92,8 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
     ignored = int(crowds.sum()) - sum(bool(as_flag(a.get("iscrowd"))) for a in objects)
     if ignored:
         remarks.append(
-            f"'{source}': {ignored} of {len(objects)} annotations have ignore 1 and are taken for crowds: nothing is "
-            "learned from them, and to find them is neither right nor wrong"
+            f"'{source}': {ignored} of {len(objects)} annotations have ignore 1 and are taken for crowds: they are no "
+            "targets of training, and to find them is neither right nor wrong"
         )
     federated, of_lists = federated_of(lists["images"], lists["categories"], source)
     remarks += of_lists

@@ -30,13 +30,13 @@ def protocol_for(annotations: Annotations, chosen: str = "auto") -> str:
 
 
 def check_scorer(scorer: str, protocol: str) -> None:
-    """Refuse a library that does not know the protocol.
+    """Refuse a library where it is not used for the protocol.
 
     Raises:
         UserError: another scorer than our own for LVIS's.
     """
     if protocol == LVIS and scorer != "own":
         raise UserError(
-            f"--scorer {scorer} does not know LVIS's protocol, by which these data are scored; take --scorer own, or "
+            f"--scorer {scorer} is for COCO's protocol, but these data are scored by LVIS's; take --scorer own, or "
             "--data.protocol coco"
         )

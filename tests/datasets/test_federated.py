@@ -162,9 +162,9 @@ def test_the_protocol_follows_the_file():
 
 
 @pytest.mark.parametrize("scorer", ["pycocotools", "faster-coco-eval"])
-def test_a_library_that_does_not_know_the_protocol_is_refused(scorer):
+def test_a_library_is_refused_by_this_protocol(scorer):
     annotations = from_coco(federated([DOG], []), "x.json")
-    with pytest.raises(UserError, match=f"--scorer {scorer} does not know LVIS's protocol"):
+    with pytest.raises(UserError, match=f"--scorer {scorer} is for COCO's protocol"):
         evaluate_detections(annotations, [found(1, CAT, HERE, 1.0)], scorer=scorer)
     figures = evaluate_detections(annotations, [found(1, CAT, HERE, 1.0)], scorer=scorer, protocol="coco").figures
     assert figures["AP"] == pytest.approx(1) and "APr" not in figures
