@@ -30,7 +30,7 @@ def train(options: config.Config, world: "World") -> int:
 
 
 def evaluate(options: config.EvalConfig, world: "World") -> int:
-    """Score a checkpoint, or saved detections: the 12 COCO figures, AP by class and, if asked, where it errs."""
+    """Score a checkpoint, or saved detections: COCO's or LVIS's figures, AP by class and, if asked, where it errs."""
     from engine.evaluate import score_checkpoint, score_detections
 
     evaluation = score_detections(options, world) if options.detections else score_checkpoint(options, world)
@@ -41,7 +41,7 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
     if options.analyse and world.is_main:
         from analysis.errors.analyse import analyse
 
-        print("\n" + analyse(evaluation, output, options.top_k, options.threshold, options.worst))
+        print("\n" + analyse(evaluation, output, options.threshold, options.worst))
     return 0
 
 

@@ -145,5 +145,7 @@ def score(
     batch, workers = config.train.eval_batch_size or 4, config.data.workers
     loader = eval_loader(dataset, batch, workers, device.type == "cuda")
     prepare = ToDevice(device, model.backbone.mean, model.backbone.std)
-    scores, _ = run_evaluation(model.to(device), loader, matching.category_of, prepare, device)
+    scores, _ = run_evaluation(
+        model.to(device), loader, matching.category_of, prepare, device, protocol=config.data.protocol
+    )
     return scores.figures

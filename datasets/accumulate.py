@@ -21,7 +21,7 @@ class Tables:
     Attributes:
         precision: `[IoU, recall, class, size, limit]`, the best precision at this recall or above, at `RECALLS`.
         recall: `[IoU, class, size, limit]`, the share of objects that are found.
-        limits: three largest numbers of detections in an image, rising.
+        limits: largest numbers of detections in an image, rising.
     """
 
     precision: np.ndarray
@@ -48,7 +48,8 @@ def accumulate(matched: Matched, limits: Sequence[int], images: np.ndarray | Non
         ranking = _Ranking(matched, limit, images)
         for a, (low, high) in enumerate(SIZES.values()):
             areas = columns.found.areas[ranking.rows]
-            ranking.of_size((areas >= low) & (areas <= high))
+            inside = (areas >= low) & (areas <= high)
+            ranking.of_size(inside if columns.neutral is None else inside & ~columns.neutral[ranking.rows])
             for t in range(len(IOUS)):
                 curve = ranking.curve(a, t)
                 _fill(precision[a, m, t], recall[a, m, t], *curve, objects[a], needed[a])
@@ -83,7 +84,7 @@ class _Ranking:
         self.places = of_candidates[self.candidates]
 
     def of_size(self, inside: np.ndarray) -> None:
-        """Count only detections of a size, `[N]` booleans, among those that find nothing."""
+        """Count only these, `[N]` booleans, among the detections that find nothing: those of a size, none neutral."""
         self.inside = inside
         self.counted = np.append(0, np.cumsum(inside))  # before each detection
 

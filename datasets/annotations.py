@@ -1,5 +1,6 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -32,6 +33,23 @@ class ImageEntry:
         return None if self.width is None or self.height is None else (self.width, self.height)
 
 
+@dataclass(frozen=True)
+class Federated:
+    """Which classes were looked for in which image, for a file whose images are not searched for all classes (LVIS).
+
+    A class that an image has objects of was looked for; of all others, beside these, nothing is known.
+
+    Attributes:
+        negatives: ids of the classes that were looked for in an image and are not there, by the image's id.
+        not_exhaustive: ids of the classes of which an image has more objects than are listed, by the image's id.
+        frequencies: of each class, by its id: `r`, `c` or `f` (rare, common, frequent); empty if the file does not say.
+    """
+
+    negatives: Mapping[Id, tuple[Id, ...]]
+    not_exhaustive: Mapping[Id, tuple[Id, ...]]
+    frequencies: Mapping[Id, str] = field(default_factory=dict)
+
+
 @dataclass
 class Annotations:
     """A whole annotation file. Objects lie in columns: a row of each column is one object.
@@ -47,6 +65,7 @@ class Annotations:
         crowds: `[N]`, bool; a crowd is no object to learn from, and to find it is neither right nor wrong.
         annotated: whether the file says which objects there are; it may list images alone, to detect in.
         remarks: a sentence on each kind of value that was read as something else than what is written.
+        federated: which classes were looked for in which image; None if all were in all.
     """
 
     source: Path
@@ -60,6 +79,7 @@ class Annotations:
     crowds: np.ndarray
     annotated: bool = True
     remarks: list[str] = field(default_factory=list)
+    federated: Federated | None = None
 
     def __post_init__(self) -> None:
         columns = (self.image_ids, self.category_ids, self.boxes, self.areas, self.crowds)

@@ -9,7 +9,8 @@ import numpy as np
 from datasets.annotations import Annotations, CategoryEntry, ImageEntry
 from datasets.ids import counterparts, remark_on, renamed
 from datasets.json_file import read_json
-from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
+from datasets.lvis import federated_of, to_lists, with_file_name
+from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_crowd, is_id, is_name, stated_size, typed
 from util.errors import UserError
 
 REQUIRED = {  # of each entry
@@ -24,6 +25,7 @@ MENDED = "check-data --fix writes a mended copy"
 def read_lists(path: str | Path) -> dict[str, Any]:
     """The content of a COCO file as it is: the entries of its three lists are not looked at.
 
+    Only images that have a `coco_url` in the place of a `file_name`, as in LVIS's files, get one.
     A file that lists images alone, like COCO's image_info of its test images, has no `annotations`, and may have no
     `categories`.
 
@@ -40,6 +42,7 @@ def read_lists(path: str | Path) -> dict[str, Any]:
         optional = listed and content.get(part) is None and part != "images"
         if not optional and not isinstance(content.get(part), list):
             raise UserError(f"annotation file '{path}' has no list '{part}'; it must be in COCO detection format")
+    content["images"] = [with_file_name(image) for image in content["images"]]
     return content
 
 
@@ -85,6 +88,15 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
             f"'{source}': the area of {of_boxes} of {len(objects)} annotations is no positive number; width x height "
             "is taken instead"
         )
+    crowds = np.array([is_crowd(a) for a in objects], dtype=bool)
+    ignored = int(crowds.sum()) - sum(bool(as_flag(a.get("iscrowd"))) for a in objects)
+    if ignored:
+        remarks.append(
+            f"'{source}': {ignored} of {len(objects)} annotations have ignore 1 and are taken for crowds: they are no "
+            "targets of training, and to find them is neither right nor wrong"
+        )
+    federated, of_lists = federated_of(lists["images"], lists["categories"], source)
+    remarks += of_lists
     return Annotations(
         Path(source),
         [CategoryEntry(c["id"], as_text(c["name"])) for c in lists["categories"]],
@@ -94,9 +106,10 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
         columns["category_id"],
         boxes,
         areas,
-        np.array([as_flag(a.get("iscrowd")) for a in objects], dtype=bool),
+        crowds,
         annotated,
         remarks,
+        federated,
     )
 
 
@@ -121,6 +134,11 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
         ],
         "categories": [{"id": c.id, "name": c.name} for c in annotations.categories],
     }
+    if federated := annotations.federated:
+        for entry in content["images"]:
+            entry |= to_lists(federated, entry["id"])
+        for entry in content["categories"]:
+            entry |= {"frequency": known} if (known := federated.frequencies.get(entry["id"])) else {}
     if not annotations.annotated:
         del content["annotations"]
     return content

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry, Id, ImageEntry
+from datasets.federated import LookedFor, best_of_images
 from datasets.ids import id_order
+from datasets.protocol import COCO, LVIS, MAX_DETECTIONS
 from datasets.results import Results
 from datasets.truth import possible_objects
 
@@ -45,6 +47,9 @@ class Columns:
         crowds: `[T]`, which of them are crowds.
         found: detections of these classes.
         scores: `[D]`, float64.
+        protocol: whose rules they are scored by, one of `datasets.protocol`.
+        neutral: `[D]`, whether a detection that finds nothing is not wrong; None if none is.
+        frequencies: `[C]`, how frequent each class is, `r`, `c`, `f` or ""; None if the file does not say.
     """
 
     images: list[ImageEntry]
@@ -53,15 +58,26 @@ class Columns:
     crowds: np.ndarray
     found: Boxes
     scores: np.ndarray
+    protocol: str = COCO
+    neutral: np.ndarray | None = None
+    frequencies: np.ndarray | None = None
 
 
-def to_columns(annotations: Annotations, results: Results, image_ids: Iterable[Id] | None = None) -> Columns:
+def to_columns(
+    annotations: Annotations,
+    results: Results,
+    image_ids: Iterable[Id] | None = None,
+    protocol: str = COCO,
+    max_detections: int = MAX_DETECTIONS[COCO],
+) -> Columns:
     """Objects and detections side by side, without what is no object and without classes that the file does not list.
 
     Args:
-        annotations: the truth.
+        annotations: the truth; by LVIS's protocol it says which classes were looked for in which image.
         results: what was found in its images.
         image_ids: the images to score; None takes all.
+        protocol: whose rules they will be scored by.
+        max_detections: of an image, all classes together; only LVIS's protocol leaves the others out here.
     """
     entry_of = {image.id: image for image in annotations.images}
     chosen = entry_of if image_ids is None else set(image_ids)
@@ -83,7 +99,15 @@ def to_columns(annotations: Annotations, results: Results, image_ids: Iterable[I
     truth = boxes_at(objects, at, annotations.boxes, annotations.areas)
     at = places(results.image_ids, results.category_ids)
     listed: np.ndarray = np.all(at >= 0, axis=1)
+    neutral = frequencies = None
+    if protocol == LVIS and annotations.federated is not None:
+        looked_for = LookedFor(annotations.federated, images, categories)
+        pairs = looked_for.pairs(at[:, 0], at[:, 1])
+        listed &= best_of_images(at[:, 0], results.scores, max_detections)
+        listed &= looked_for.counted(pairs, looked_for.pairs(truth.images, truth.classes))
+        neutral, frequencies = looked_for.incomplete(pairs[listed]), looked_for.frequencies
     with np.errstate(over="ignore"):
         areas = results.boxes[:, 2] * results.boxes[:, 3]
     found = boxes_at(listed, at, results.boxes, areas)
-    return Columns(images, categories, truth, annotations.crowds[objects], found, results.scores[listed])
+    crowds, scores = annotations.crowds[objects], results.scores[listed]
+    return Columns(images, categories, truth, crowds, found, scores, protocol, neutral, frequencies)

@@ -20,7 +20,7 @@ from datasets.inspection import Look, SizeMismatch, inspect
 from datasets.paths import dataset_paths
 from datasets.picture_file import MissingImage
 from datasets.readers import read_annotations, reader_of
-from datasets.values import as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
+from datasets.values import as_box, as_flag, as_text, is_box, is_crowd, is_id, is_name, stated_size, typed
 from util.config import DataPaths
 from util.errors import UserError
 
@@ -306,7 +306,7 @@ def _check_annotations(annotations: list | None, images: dict, categories: dict,
                 faults.append(("duplicate annotation id", "another annotation has this id"))
             ids.add(entry["id"])
             faults += _annotation_faults(entry, listed)
-            if is_box(entry["bbox"]) and as_flag(entry.get("iscrowd")):
+            if is_box(entry["bbox"]) and is_crowd(entry):
                 report.crowds += 1
             elif is_box(entry["bbox"]):
                 objects.append(entry)

@@ -1,4 +1,4 @@
-"""Detections to COCO average precision."""
+"""Detections to average precision: COCO's, or LVIS's."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +12,14 @@ from datasets.categories import distinct_names
 from datasets.columns import Columns, to_columns
 from datasets.greedy import Matched, match
 from datasets.metrics import figures_of, figures_of_class, limits_of, tables_of
+from datasets.protocol import MAX_DETECTIONS, check_scorer, protocol_for
 from datasets.results import sound_results
 from util.tables import table
 
 
 @dataclass
 class Scores:
-    """COCO figures in [0, 1]; -1 (as pycocotools has it) where there is nothing to score.
+    """Figures in [0, 1]; -1 (as pycocotools has it) where there is nothing to score.
 
     Attributes:
         figures: the figures of `datasets.metrics` by name, in their order: AP, AP50, ..., then AR likewise.
@@ -76,11 +77,12 @@ def to_coco_results(image_id: Id, boxes, scores, labels, category_of: Mapping[in
 def evaluate_detections(
     annotations: Annotations,
     results: list[dict],
-    max_detections: int = 100,
+    max_detections: int | None = None,
     image_ids: Iterable[Id] | None = None,
     scorer: str = "own",
+    protocol: str = "auto",
 ) -> Scores:
-    """Score COCO-format detections.
+    """Score COCO-format detections, by COCO's protocol or by LVIS's.
 
     Every image counts, also those without detections; finding a crowd is neither right nor wrong. Objects that are not
     finite, have no width or height, or lie outside their image are left out, and so are detections that are not finite
@@ -89,27 +91,37 @@ def evaluate_detections(
     Args:
         annotations: the truth.
         results: `[{"image_id", "category_id", "bbox": [x, y, w, h], "score"}, ...]`.
-        max_detections: detections of an image that are looked at, best first.
+        max_detections: detections of an image that are looked at, best first; COCO counts them class by class, LVIS
+            together. None takes the protocol's, 100 or 300.
         image_ids: score only these images; None scores all.
         scorer: `own`, or the library that computes precision and recall instead: `pycocotools`, `faster-coco-eval`.
+        protocol: `coco`, `lvis`, or `auto`: as the truth has it, see `datasets.protocol`.
 
     Raises:
-        UserError: a result lacks a key or names an unknown image, or none has a known category.
+        UserError: a result lacks a key or names an unknown image, or none has a known category; or a truth or a library
+            that LVIS's protocol is not for.
     """
+    protocol = protocol_for(annotations, protocol)
+    check_scorer(scorer, protocol)
     sound = sound_results(results, annotations)
-    columns = to_columns(annotations, sound, image_ids)
+    most = max_detections or MAX_DETECTIONS[protocol]
+    columns, limits = to_columns(annotations, sound, image_ids, protocol, most), limits_of(most, protocol)
     if scorer == "own":
-        tables = accumulate(match(columns, max_detections), limits_of(max_detections))
+        tables = accumulate(match(columns, most), limits)
     else:
         from datasets.libraries import tables_by  # which few ask for
 
-        tables = tables_by(scorer, columns, limits_of(max_detections))
+        tables = tables_by(scorer, columns, limits)
     return summarize(columns, tables, sound.remarks)
 
 
-def match_detections(annotations: Annotations, results: list[dict], max_detections: int = 100) -> Matched:
+def match_detections(
+    annotations: Annotations, results: list[dict], max_detections: int | None = None, protocol: str = "auto"
+) -> Matched:
     """Which detection of all images found which object; arguments and errors as `evaluate_detections`."""
-    return match(to_columns(annotations, sound_results(results, annotations)), max_detections)
+    protocol = protocol_for(annotations, protocol)
+    most, sound = max_detections or MAX_DETECTIONS[protocol], sound_results(results, annotations)
+    return match(to_columns(annotations, sound, None, protocol, most), most)
 
 
 def summarize(columns: Columns, tables: Tables, remarks: Iterable[str] = ()) -> Scores:
@@ -120,4 +132,5 @@ def summarize(columns: Columns, tables: Tables, remarks: Iterable[str] = ()) -> 
         name: {**figures_of_class(tables, k), "objects": count}
         for k, (name, count) in enumerate(zip(names, objects.tolist()))
     }
-    return Scores(figures_of(tables), per_class, tables_of(tables.limits), list(remarks))
+    figures = figures_of(tables, columns.protocol, columns.frequencies)
+    return Scores(figures, per_class, tables_of(tables.limits, columns.protocol), list(remarks))

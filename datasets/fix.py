@@ -11,7 +11,19 @@ from datasets.annotations import Id
 from datasets.faults import IMPOSSIBLE, area_fault, box_fault
 from datasets.findings import Finding
 from datasets.ids import counterparts, id_order
-from datasets.values import as_area, as_box, as_flag, as_whole, is_box, is_id, is_name, is_whole, stated_size, typed
+from datasets.values import (
+    as_area,
+    as_box,
+    as_flag,
+    as_whole,
+    is_box,
+    is_crowd,
+    is_id,
+    is_name,
+    is_whole,
+    stated_size,
+    typed,
+)
 from util.errors import UserError
 from util.files import make_folder
 
@@ -273,7 +285,7 @@ class _Annotations:
 
     def _is_new(self, entry: dict) -> bool:
         """Whether this is no copy of an earlier object; crowds may be."""
-        if as_flag(entry.get("iscrowd")):
+        if is_crowd(entry):
             return True
         same = (entry["image_id"], entry["category_id"], *entry["bbox"])
         if same in self.seen:

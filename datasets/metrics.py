@@ -9,11 +9,14 @@ import numpy as np
 
 from datasets.accumulate import Tables
 from datasets.greedy import IOUS, SIZES
+from datasets.protocol import COCO, LVIS, MAX_DETECTIONS
 from util.errors import UserError
 
-# Accumulated precision and recall, and the classes that count, as a slice of them -> a figure in [0, 1]; -1 where there
-# is nothing to score.
-Value: TypeAlias = Callable[[Tables, slice], float]
+# Which classes count: a slice of them, or their indices.
+Classes: TypeAlias = slice | np.ndarray
+# Accumulated precision and recall, and the classes that count -> a figure in [0, 1]; -1 where there is nothing to
+# score.
+Value: TypeAlias = Callable[[Tables, Classes], float]
 EVERY_CLASS = slice(None)
 
 
@@ -22,21 +25,25 @@ class Metric:
     """A figure of an evaluation.
 
     Attributes:
-        name: the name in tables, files and options; `{0}`, `{1}`, `{2}` stand for the three limits of detections in an
-            image.
+        name: the name in tables, files and options; `{0}` and `{1}` stand for the smaller limits of detections in an
+            image, `{last}` for the largest.
         table: figures with the same word here are printed in one table.
         value: computes it.
         of_class: whether it is also given for each class alone.
+        protocol: the one of `datasets.protocol` that has it; None for all.
+        frequency: classes that count, as LVIS groups them: `r`, `c` or `f`; None for all.
     """
 
     name: str
     table: str
     value: Value
     of_class: bool = False
+    protocol: str | None = None
+    frequency: str | None = None
 
     def name_at(self, limits: Sequence[int]) -> str:
         """The name with these limits of detections."""
-        return self.name.format(*limits)
+        return self.name.format(*limits, last=limits[-1])
 
 
 def average_precision(iou: float | None = None, size: str = "all") -> Value:
@@ -47,7 +54,7 @@ def average_precision(iou: float | None = None, size: str = "all") -> Value:
         size: size of the objects that count: `all`, `small`, `medium` or `large`.
     """
 
-    def value(tables: Tables, classes: slice) -> float:
+    def value(tables: Tables, classes: Classes) -> float:
         precision = tables.precision  # [IoU, recall, class, size, limit]
         return _mean(precision[_ious(iou), :, classes, list(SIZES).index(size), -1])
 
@@ -58,11 +65,11 @@ def average_recall(limit: int = -1, size: str = "all") -> Value:
     """AR: the largest recall, as a mean over ten IoUs and over classes.
 
     Args:
-        limit: index of one of the three limits of detections in an image.
+        limit: index of one of the limits of detections in an image.
         size: size of the objects that count, as in `average_precision`.
     """
 
-    def value(tables: Tables, classes: slice) -> float:
+    def value(tables: Tables, classes: Classes) -> float:
         recall = tables.recall  # [IoU, class, size, limit]
         return _mean(recall[:, classes, list(SIZES).index(size), limit])
 
@@ -88,23 +95,43 @@ METRICS = (
     Metric("AP_small", "precision", average_precision(size="small")),
     Metric("AP_medium", "precision", average_precision(size="medium")),
     Metric("AP_large", "precision", average_precision(size="large")),
-    Metric("AR_{0}", "recall", average_recall(limit=0)),
-    Metric("AR_{1}", "recall", average_recall(limit=1)),
-    Metric("AR_{2}", "recall", average_recall(limit=2)),
+    Metric("APr", "precision", average_precision(), protocol=LVIS, frequency="r"),
+    Metric("APc", "precision", average_precision(), protocol=LVIS, frequency="c"),
+    Metric("APf", "precision", average_precision(), protocol=LVIS, frequency="f"),
+    Metric("AR_{0}", "recall", average_recall(limit=0), protocol=COCO),
+    Metric("AR_{1}", "recall", average_recall(limit=1), protocol=COCO),
+    Metric("AR_{last}", "recall", average_recall()),
     Metric("AR_small", "recall", average_recall(size="small")),
     Metric("AR_medium", "recall", average_recall(size="medium")),
     Metric("AR_large", "recall", average_recall(size="large")),
 )
 
 
-def limits_of(max_detections: int) -> list[int]:
-    """The three limits of detections in an image that figures are given at, rising: 1, 10 and the largest."""
-    return [min(limit, max_detections) for limit in (1, 10, max_detections)]
+def metrics_of(protocol: str) -> list[Metric]:
+    """The figures of a protocol."""
+    return [metric for metric in METRICS if metric.protocol in (None, protocol)]
 
 
-def figures_of(tables: Tables) -> dict[str, float]:
-    """Every figure of the tables, by name."""
-    return {metric.name_at(tables.limits): metric.value(tables, EVERY_CLASS) for metric in METRICS}
+def limits_of(max_detections: int, protocol: str = COCO) -> list[int]:
+    """The limits of detections in an image that figures are given at, rising: 1, 10 and the largest; LVIS has that."""
+    return [max_detections] if protocol == LVIS else [min(limit, max_detections) for limit in (1, 10, max_detections)]
+
+
+def figures_of(tables: Tables, protocol: str = COCO, frequencies: np.ndarray | None = None) -> dict[str, float]:
+    """Every figure of the tables, by name.
+
+    Args:
+        tables: precision and recall.
+        protocol: whose figures.
+        frequencies: `[C]`, that of each class: `r`, `c`, `f`, or "" where it is not known; None if no class's is.
+    """
+
+    def classes(metric: Metric) -> Classes:
+        if metric.frequency is None:
+            return EVERY_CLASS
+        return np.zeros(0, dtype=int) if frequencies is None else np.flatnonzero(frequencies == metric.frequency)
+
+    return {metric.name_at(tables.limits): metric.value(tables, classes(metric)) for metric in metrics_of(protocol)}
 
 
 def figures_of_class(tables: Tables, k: int) -> dict[str, float]:
@@ -113,28 +140,31 @@ def figures_of_class(tables: Tables, k: int) -> dict[str, float]:
     return {metric.name_at(limits): metric.value(tables, alone) for metric in METRICS if metric.of_class}
 
 
-def tables_of(limits: Sequence[int]) -> list[list[str]]:
+def tables_of(limits: Sequence[int], protocol: str = COCO) -> list[list[str]]:
     """Names of the figures that are printed in one table each, for these limits of detections."""
     tables: dict[str, dict[str, None]] = {}
-    for metric in METRICS:
+    for metric in metrics_of(protocol):
         tables.setdefault(metric.table, {})[metric.name_at(limits)] = None
     return [list(names) for names in tables.values()]
 
 
-def check_figure(name: str, option: str, classes: Sequence[str], max_detections: int = 100) -> None:
+def check_figure(
+    name: str, option: str, classes: Sequence[str], max_detections: int | None = None, protocol: str = COCO
+) -> None:
     """Refuse the name of a figure that an evaluation will not have.
 
     Args:
         name: name of a figure (`AP50`), or of a class's figure (`AP50/person`).
         option: the option that gives the name.
         classes: names of the classes that are scored.
-        max_detections: the evaluation's limit of detections in an image.
+        max_detections: the evaluation's limit of detections in an image; None takes the protocol's.
+        protocol: whose figures there will be.
 
     Raises:
         UserError: no such figure; says which is like it and which there are.
     """
-    limits = limits_of(max_detections)
-    figures = list(dict.fromkeys(metric.name_at(limits) for metric in METRICS))
+    limits = limits_of(max_detections or MAX_DETECTIONS[protocol], protocol)
+    figures = list(dict.fromkeys(metric.name_at(limits) for metric in metrics_of(protocol)))
     of_class = [metric.name_at(limits) for metric in METRICS if metric.of_class]
     names = figures + [f"{figure}/{of}" for figure in of_class for of in classes]
     if name in names:

@@ -5,16 +5,21 @@ from pathlib import Path
 
 from datasets.annotations import Annotations
 from datasets.coco import read_coco
+from datasets.crowdhuman import read_crowdhuman
+from datasets.visdrone import is_visdrone, read_visdrone
 from util.remarks import say_once
 
 Reader = Callable[[Path], Annotations]
 READERS: dict[str, Reader] = {
     ".json": read_coco,
+    ".odgt": read_crowdhuman,
 }
 
 
 def reader_of(path: str | Path) -> Reader:
-    """The reader of a file, by its suffix; a file of any other suffix is taken for COCO JSON."""
+    """The reader of a file, by its suffix, or of a folder, by its rows; any other file is taken for COCO JSON."""
+    if is_visdrone(Path(path)):
+        return read_visdrone
     return READERS.get(Path(path).suffix.lower(), read_coco)
 
 

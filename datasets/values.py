@@ -34,6 +34,11 @@ def as_flag(value: object) -> bool | None:
     return {"0": False, "1": True}.get(value.strip()) if isinstance(value, str) else None
 
 
+def is_crowd(entry: dict[str, Any]) -> bool:
+    """Whether an annotation is of a region that is left out: a crowd (`iscrowd`), or one to ignore (`ignore`)."""
+    return bool(as_flag(entry.get("iscrowd")) or as_flag(entry.get("ignore")))
+
+
 def as_area(value: object) -> float | None:
     """An area as a file may state it: a positive finite number, also written as text; None for anything else."""
     number = as_float(value)

@@ -19,6 +19,7 @@ from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.matching import Matching, match_categories
 from datasets.paths import coco_layout, dataset_paths
+from datasets.protocol import COCO, MAX_DETECTIONS, check_scorer, protocol_for
 from datasets.readers import read_annotations
 from datasets.results import sound_results
 from datasets.splits import build_dataset
@@ -52,6 +53,8 @@ class Evaluation:
         pictures: reads the pictures that the annotations list, if their folder is known.
         subject: what was evaluated and on which data, for a report.
         views: the detector with test-time augmentation, if there is any.
+        protocol: whose figures they are, `coco` or `lvis`.
+        max_detections: of an image, that were looked at.
     """
 
     scores: Scores | None
@@ -60,6 +63,8 @@ class Evaluation:
     pictures: Pictures | None
     subject: dict[str, str]
     views: MultiView | None = None
+    protocol: str = COCO
+    max_detections: int = MAX_DETECTIONS[COCO]
 
     def write(self, output: Path) -> None:
         """Write `results.json`, and `detections.json` unless the detections came from a file.
@@ -69,8 +74,7 @@ class Evaluation:
         if "saved detections" not in self.subject:
             (output / "detections.json").write_text(json.dumps(self.results))
         more: dict[str, Any] = {"tta": self.views.to_dict()} if self.views else {}
-        if "padding" in self.subject:
-            more["padding"] = self.subject["padding"]
+        more |= {key: self.subject[key] for key in ("padding", "protocol") if key in self.subject}
         if self.scores:
             (output / "results.json").write_text(json.dumps(self.scores.to_dict() | more, indent=1))
         else:
@@ -110,10 +114,27 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     results = sound_results(read_json(detections, "file of detections"), annotations, detections)
     for remark in remarks_on_truth(annotations) + results.remarks:
         say_once(remark)
-    scores = evaluate_detections(annotations, results.entries, config.top_k, scorer=config.scorer)
-    subject = {"saved detections": detections, "data": str(truth)}
+    protocol, most = rules_of(config, annotations)
+    scores = evaluate_detections(annotations, results.entries, most, scorer=config.scorer, protocol=protocol)
+    subject = {"saved detections": detections, "data": str(truth)} | _named(protocol, most)
     pictures = Pictures(Path(folder), data.exif) if folder else None
-    return Evaluation(scores, results.entries, annotations, pictures, subject)
+    return Evaluation(scores, results.entries, annotations, pictures, subject, protocol=protocol, max_detections=most)
+
+
+def rules_of(config: EvalConfig, annotations: Annotations) -> tuple[str, int]:
+    """The protocol, and the most detections of an image.
+
+    Raises:
+        UserError: a truth or a scorer that the chosen protocol is not for.
+    """
+    protocol = protocol_for(annotations, config.data.protocol)
+    check_scorer(config.scorer, protocol)
+    return protocol, config.top_k or MAX_DETECTIONS[protocol]
+
+
+def _named(protocol: str, most: int) -> dict[str, str]:
+    """What a report says of a protocol that is not COCO's."""
+    return {} if protocol == COCO else {"protocol": f"{protocol.upper()}, {most} detections of an image"}
 
 
 def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
@@ -140,6 +161,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         matching = Matching({c.label: c.id for c in categories}, [])
     category_of = matching.category_of
     unscored = without_objects(dataset.annotations)
+    protocol, most = rules_of(config, dataset.annotations)
     if config.analyse:
         check_scorable(dataset.annotations)
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
@@ -151,7 +173,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     make_folder(config.output, "output")
     several = f", {world.size} processes" if world.size > 1 else ""
     how = f", padded in batches of {config.batch_size}" if padded else ""
-    score = f"; there will be no score: {unscored}" if unscored else ""
+    by = "".join(f", {name} {text}" for name, text in _named(protocol, most).items())
+    score = f"{by}; there will be no score: {unscored}" if unscored else by
     classes = f"{len(category_of)} classes"
     print(
         f"{len(dataset)} images{how}, {classes}, operator {backend} on {device}{several}{score}",
@@ -164,7 +187,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     loader: SampleLoader | EverySize = loaders[0]
     prepare: Callable = ToDevice(device, model.backbone.mean, model.backbone.std)
     pick: Callable = postprocess
-    subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
+    subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)} | _named(protocol, most)
     if padded:
         subject["padding"] = f"to the largest of {config.batch_size} images, neighbours by id"
     multi_view = None
@@ -173,11 +196,11 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         loader, prepare, pick = EverySize(loaders), multi_view.prepare, multi_view.postprocess
         print(f"{multi_view.describe()}\n")
         subject["views"] = multi_view.describe()
-    found = find(evaluated, loader, category_of, prepare, device, world, config.top_k, pick=pick)
+    found = find(evaluated, loader, category_of, prepare, device, world, most, pick=pick)
     scores = None
     if unscored is None:
-        scores = score_found(found, dataset.annotations, world, config.top_k, config.scorer)
-    return Evaluation(scores, found.results, dataset.annotations, dataset.pictures, subject, multi_view)
+        scores = score_found(found, dataset.annotations, world, most, config.scorer, protocol)
+    return Evaluation(scores, found.results, dataset.annotations, dataset.pictures, subject, multi_view, protocol, most)
 
 
 @dataclass
@@ -214,12 +237,17 @@ def find(
 
 
 def score_found(
-    found: Found, annotations: Annotations, world: World = ALONE, top_k: int = 100, scorer: str = "own"
+    found: Found,
+    annotations: Annotations,
+    world: World = ALONE,
+    top_k: int = 100,
+    scorer: str = "own",
+    protocol: str = COCO,
 ) -> Scores:
     """Score what was found. Rank 0 scores and tells the others."""
     scores = None
     if world.is_main:
-        scores = evaluate_detections(annotations, found.results, top_k, found.image_ids, scorer)
+        scores = evaluate_detections(annotations, found.results, top_k, found.image_ids, scorer, protocol)
     for remark in scores.remarks if scores else []:
         say_once(remark)
     return world.broadcast(scores)
@@ -232,19 +260,23 @@ def run_evaluation(
     prepare: Callable,
     device: torch.device,
     world: World = ALONE,
-    top_k: int = 100,
+    top_k: int | None = None,
     precision: str = "fp32",
     stop: StopRequest | None = None,
     pick: Callable = postprocess,
+    protocol: str = "auto",
 ) -> tuple[Scores, list[dict]]:
-    """Detect in every batch of every process, and score what was found.
+    """Detect in every batch of every process, and score what was found, by a protocol of `datasets.protocol`.
 
     Returns:
         The scores, and the detections in COCO result format. Rank 0 scores and tells the others; they get no
         detections.
     """
-    found = find(model, loader, category_of, prepare, device, world, top_k, precision, stop, pick)
-    return score_found(found, loader.dataset.annotations, world, top_k), found.results
+    annotations = loader.dataset.annotations
+    protocol = protocol_for(annotations, protocol)
+    most = top_k or MAX_DETECTIONS[protocol]
+    found = find(model, loader, category_of, prepare, device, world, most, precision, stop, pick)
+    return score_found(found, annotations, world, most, protocol=protocol), found.results
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """The lines that a run prints before it begins."""
 
+from datasets.protocol import LVIS, protocol_for
 from models.from_config import weighted_class_loss
 from util.config import Config, ModelConfig
 from util.distributed import World
@@ -21,7 +22,10 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
-        "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects",
+        "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects"
+        + (
+            ", scored by LVIS's protocol" if protocol_for(val_dataset.annotations, config.data.protocol) == LVIS else ""
+        ),
         "model": f"{backbone.name}{weights}{deformed}, {trainable:,} trainable parameters, {frozen:,} frozen",
         "pixels": f"mean {_numbers(backbone.mean)}, deviation {_numbers(backbone.std)}, "
         + ("padding ignored" if config.model.ignore_padding else "zero on padding"),

@@ -17,6 +17,7 @@ from datasets.device import ToDevice
 from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
 from datasets.matching import match_categories
 from datasets.metrics import check_figure
+from datasets.protocol import protocol_for
 from datasets.splits import build_dataset
 from datasets.truth import check_learnable, check_scorable
 from engine.backend import selected_backend
@@ -147,7 +148,11 @@ def read_data(
         val_dataset = build_dataset(config.data, "val")
         check_learnable(dataset.annotations)
         check_scorable(val_dataset.annotations)
-    check_figure(cfg.best_metric, "train.best_metric", distinct_names(val_dataset.categories))
+    protocol, names = (
+        protocol_for(val_dataset.annotations, config.data.protocol),
+        distinct_names(val_dataset.categories),
+    )
+    check_figure(cfg.best_metric, "train.best_metric", names, protocol=protocol)
     order = check_resumable(resumed, cfg, dataset) if resumed else None
     checked = check_files({"train": dataset, "val": val_dataset}, config.data, world)
     return checked["train"], checked["val"], order

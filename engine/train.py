@@ -98,6 +98,7 @@ def score_weights(training: Training, stop: StopRequest) -> tuple[Scores, str]:
             training.world,
             precision=precision,
             stop=stop,
+            protocol=training.run.config.data.protocol,
         )
         training.run.write(kind, epoch=state.epoch + 1, **scores.figures, per_class=scores.per_class)
         of = "EMA " if kind == "eval_ema" else ""

@@ -231,6 +231,9 @@ class EvalDataConfig(ValPaths):
     broken_images: Literal["stop", "mend", "skip"] = "stop"
     """damaged image files, up to 1 % of a split: mend uses what can be decoded, skip leaves them out; both decode every
     image before the first step"""
+    protocol: Literal["auto", "coco", "lvis"] = "auto"
+    """whose figures: auto takes LVIS's (APr, APc, APf; classes that were not looked for do not count) where the file is
+    LVIS's, else COCO's"""
 
 
 @dataclass
@@ -415,8 +418,8 @@ class EvalConfig:
     padding: Literal["none", "batch"] = "none"
     """none: only images of one size go together, so that nothing depends on the batch; batch: neighbours by id, padded
     to the largest of them, as the original's published figures were computed, in pairs (--batch_size 2)"""
-    top_k: Positive = 100
-    """detections kept for each image; 300 is the other common choice"""
+    top_k: Positive | None = None
+    """detections kept for each image; null takes 100, or 300 by LVIS's protocol"""
     scorer: Literal["own", "pycocotools", "faster-coco-eval"] = "own"
     """what matches and counts: ours, or a library to compare with; pycocotools gives the same figures more slowly"""
     match: Literal["auto", "names", "ids"] = "auto"

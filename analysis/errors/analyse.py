@@ -16,15 +16,12 @@ from util.fonts import legend_of
 from util.tables import table
 
 
-def analyse(
-    evaluation: Evaluation, output: Path, max_detections: int = 100, threshold: float = 0.5, worst: int = 8
-) -> str:
+def analyse(evaluation: Evaluation, output: Path, threshold: float = 0.5, worst: int = 8) -> str:
     """Write `report.html`, `analysis.json` and `worst/*.png`.
 
     Args:
         evaluation: what was found; without its pictures nothing is drawn.
         output: folder, which is there.
-        max_detections: as in the evaluation.
         threshold: see `diagnosis.diagnose`.
         worst: how many images to draw at most.
 
@@ -35,7 +32,8 @@ def analyse(
         UserError: see `datasets.evaluation.evaluate_detections`. A picture that cannot be read is no error: the report
             says so.
     """
-    diagnosis = diagnose(evaluation.annotations, evaluation.results, max_detections, threshold, worst)
+    rules = (evaluation.max_detections, threshold, worst, evaluation.protocol)
+    diagnosis = diagnose(evaluation.annotations, evaluation.results, *rules)
     subject = evaluation.subject
     counts = {
         "images": f"{len(diagnosis.scenes):,}",

@@ -14,8 +14,8 @@ def confusion_matrix(scenes: Sequence[Scene], num_classes: int, threshold: float
     class. Each takes the free object that it overlaps most, if IoU >= 0.5; between equal overlaps it prefers its own
     class. It counts in the object's row and its own column. Objects without a detection are missed (column
     "background"), detections without an object are spurious (row "background"). A detection without an object that
-    lies by half or more on a crowd of its class counts nowhere. Every row but the last therefore sums to the number of
-    objects of the class.
+    lies by half or more on a crowd of its class counts nowhere, nor does a neutral one. Every row but the last
+    therefore sums to the number of objects of the class.
 
     Here classes compete for an object, in AP they do not. The diagonal can therefore hold fewer detections than AP
     counts as right.
@@ -41,7 +41,7 @@ def confusion_matrix(scenes: Sequence[Scene], num_classes: int, threshold: float
                 taken = max(reachable, key=lambda t: (overlap[d, t], scene.truth_classes[t] == own))
                 free[taken] = False
                 matrix[scene.truth_classes[taken], own] += 1
-            elif not on_crowd[d].any():
+            elif not (scene.neutral[d] or on_crowd[d].any()):
                 matrix[num_classes, own] += 1
         np.add.at(matrix[:, num_classes], scene.truth_classes[free], 1)
     return matrix

@@ -40,6 +40,8 @@ def by_object_count(matched: Matched, scenes: Sequence[Scene], threshold: float)
         scenes: the scenes of the same matching.
         threshold: the smallest score of a spurious detection.
     """
+    protocol = matched.columns.protocol
+    limits = limits_of(matched.max_detections, protocol)
     bins, objects = [], np.array([len(s.truth_classes) for s in scenes])
     for low, high in BINS:
         within = (objects >= low) & (objects <= (np.inf if high is None else high))
@@ -47,7 +49,7 @@ def by_object_count(matched: Matched, scenes: Sequence[Scene], threshold: float)
         if not chosen:
             continue
         name = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-        figures = figures_of(accumulate(matched, limits_of(matched.max_detections), within))
+        figures = figures_of(accumulate(matched, limits, within), protocol)
         spurious = sum(int(s.wrong(threshold).sum()) for s in chosen) / len(chosen)
         count = int(objects[within].sum())
         bins.append(Bin(name, len(chosen), count, {k: figures[k] for k in ("AP", "AP50", "AP75")}, spurious))

@@ -28,7 +28,7 @@ class Diagnosis:
 
     Attributes:
         names: of the classes, those of `Scores.per_class`.
-        scores: the COCO figures.
+        scores: the figures.
         scenes: scored images.
         verdicts: of each.
         losses: AP50 lost by type of error.
@@ -95,7 +95,12 @@ class Diagnosis:
 
 
 def diagnose(
-    annotations: Annotations, results: list[dict], max_detections: int = 100, threshold: float = 0.5, worst: int = 8
+    annotations: Annotations,
+    results: list[dict],
+    max_detections: int | None = None,
+    threshold: float = 0.5,
+    worst: int = 8,
+    protocol: str = "auto",
 ) -> Diagnosis:
     """Score detections once more and look at every error.
 
@@ -105,12 +110,13 @@ def diagnose(
         max_detections: as in the evaluation.
         threshold: score from which a detection counts where AP's ranking of all of them is not what is asked.
         worst: how many images to pick at most.
+        protocol: as in the evaluation.
 
     Raises:
         UserError: as `datasets.evaluation.evaluate_detections`.
     """
-    matched = match_detections(annotations, results, max_detections)
-    tables = accumulate(matched, limits_of(max_detections))
+    matched = match_detections(annotations, results, max_detections, protocol)
+    tables = accumulate(matched, limits_of(matched.max_detections, matched.columns.protocol))
     scores, scenes = summarize(matched.columns, tables), scenes_of(matched)
     verdicts, names = [judge(s) for s in scenes], list(scores.per_class)
     return Diagnosis(

@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from analysis.errors.precision_recall import GRID, ThresholdCurve
 
 _FEW = 10  # classes that can be told apart by colour; if there are more, each is a thin grey line
+_LABELS = 200  # names along a side of the confusion matrix; each costs time, and more could not be read
 # Okabe and Ito's palette, which colour-blind readers can tell apart, and three more colours.
 _PALETTE = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"),
@@ -87,7 +88,7 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
     Args:
         shares: `[R, C]` in [0, 1].
         rows: names of the objects' classes.
-        columns: names of the classes that they were taken for.
+        columns: names of the classes that they were taken for. With more than 200 only one in so many is written.
     """
     with matplotlib.rc_context(_STYLE):
         side = float(np.clip(0.145 * max(shares.shape) + 2, 6, 14))
@@ -96,12 +97,18 @@ def confusion_figure(shares: np.ndarray, rows: Sequence[str], columns: Sequence[
         # Square roots make rare mistakes visible beside the diagonal.
         axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         size = 7 if max(shares.shape) <= 100 else 4
-        axes.set_xticks(range(len(columns)), [_plain(n) for n in columns], rotation=90, fontsize=size)
-        axes.set_yticks(range(len(rows)), [_plain(n) for n in rows], fontsize=size)
+        across, down = (_labelled(len(names)) for names in (columns, rows))
+        axes.set_xticks(across, [_plain(columns[k]) for k in across], rotation=90, fontsize=size)
+        axes.set_yticks(down, [_plain(rows[k]) for k in down], fontsize=size)
         axes.set(xlabel="taken for", ylabel="object")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         return _svg(figure, "Confusion matrix")
+
+
+def _labelled(count: int) -> range:
+    """Which of so many rows have their name beside them: every one, or one in n where they would lie on each other."""
+    return range(0, count, -(-count // _LABELS))
 
 
 def _wide_figure() -> Figure:

@@ -24,7 +24,9 @@ class Scene:
         classes: `[D]`.
         scores: `[D]`.
         matches: `[D]`, the object that a detection found, -1 for none.
-        ignored: `[D]`, whether a detection lies on a crowd, which is neither right nor wrong.
+        ignored: `[D]`, whether a detection is neither right nor wrong: on a crowd, or neutral without an object.
+        neutral: `[D]`, whether a detection is not wrong for finding nothing: one of a class of which LVIS's file says
+            that the image has more objects than are listed.
     """
 
     image: ImageEntry
@@ -37,6 +39,7 @@ class Scene:
     scores: np.ndarray
     matches: np.ndarray
     ignored: np.ndarray
+    neutral: np.ndarray
 
     def found(self, threshold: float = -np.inf) -> np.ndarray:
         """`[T]`, which objects were found with at least this score.
@@ -48,7 +51,7 @@ class Scene:
         return found
 
     def wrong(self, threshold: float = -np.inf) -> np.ndarray:
-        """`[D]`, which detections of at least this score found nothing, crowds apart."""
+        """`[D]`, which detections of at least this score found nothing, and are wrong for it."""
         return (self.matches < 0) & ~self.ignored & (self.scores >= threshold)
 
 
@@ -67,6 +70,8 @@ def scenes_of(matched: Matched) -> list[Scene]:
     best_first = np.lexsort((-columns.scores[rows], found.images[rows]))
     rows, took = rows[best_first], took[best_first]
     ignored = (took >= 0) & np.append(crowds, False)[took]
+    neutral = np.zeros(len(rows), dtype=bool) if columns.neutral is None else columns.neutral[rows]
+    ignored |= (took < 0) & neutral
 
     by_image = np.argsort(truth.images, kind="stable")
     objects, crowded = by_image[~crowds[by_image]], by_image[crowds[by_image]]
@@ -96,6 +101,7 @@ def scenes_of(matched: Matched) -> list[Scene]:
                 columns.scores[row],
                 matches[of_image],
                 ignored[of_image],
+                neutral[of_image],
             )
         )
     return scenes

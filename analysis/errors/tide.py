@@ -27,7 +27,7 @@ class Verdict:
     """The verdict on every detection and object of one image.
 
     Attributes:
-        kinds: `[D]`, for each detection `correct`, `ignored` (on a crowd) or one of the first five of `TYPES`.
+        kinds: `[D]`, for each detection `correct`, `ignored` (neither right nor wrong) or of the first five `TYPES`.
         targets: `[D]`, the object that a classification or localisation error lies on, -1 for all others.
         missed: `[T]`, whether an object is of the type `missed`.
     """
