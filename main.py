@@ -106,6 +106,14 @@ def check_data(options: config.CheckDataConfig) -> int:
     return int(any(r.remaining for r in reports.values()))
 
 
+def convert_data(options: config.ConvertDataConfig) -> int:
+    """Write data of another format as one COCO file."""
+    from datasets.convert import convert
+
+    print(convert(options, required(options.input, "input"), required(options.output, "output")))
+    return 0
+
+
 def profile(options: config.ProfileConfig) -> int:
     """Print what a model costs, by part and by image size."""
     from engine.profile import profile
@@ -145,6 +153,7 @@ COMMANDS = {
         rewrite=with_grid,
     ),
     "check-data": Command(check_data, config.CheckDataConfig, "--data.root path/to/coco"),
+    "convert-data": Command(convert_data, config.ConvertDataConfig, "--from voc --input Annotations --output all.json"),
     "profile": Command(
         profile, config.ProfileConfig, "--config configs/base.yaml", passed_over=MODEL_ALONE, check=check_own_model
     ),

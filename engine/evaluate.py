@@ -105,7 +105,7 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
         truth = str(paths[1])
     if not truth:
         raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-    annotations = read_annotations(truth)
+    annotations = read_annotations(truth, folder)
     check_scorable(annotations)
     results = sound_results(read_json(detections, "file of detections"), annotations, detections)
     for remark in remarks_on_truth(annotations) + results.remarks:

@@ -151,8 +151,13 @@ def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(hints[f.name]):
             found |= field_types(hints[f.name], f"{prefix}{f.name}.")
         else:
-            found[prefix + f.name] = hints[f.name]
+            found[prefix + _option_of(f.name)] = hints[f.name]
     return found
+
+
+def _option_of(field: str) -> str:
+    """The option of a field: `from_` is `from`, which Python keeps for itself."""
+    return field.removesuffix("_")
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -210,7 +215,7 @@ def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     for f in plain:
         default = f.default if f.default_factory is MISSING else f.default_factory()
         target.add_argument(
-            f"--{prefix}{f.name}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
+            f"--{prefix}{_option_of(f.name)}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
         )
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
@@ -328,7 +333,7 @@ def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:
 def _build(kind: type[T], namespace: Any) -> T:
     hints, values = typing.get_type_hints(kind), {}
     for f in fields(cast(Any, kind)):
-        value = getattr(namespace, f.name, MISSING)
+        value = getattr(namespace, _option_of(f.name), MISSING)
         if value is not MISSING:
             values[f.name] = _build(hints[f.name], value) if is_dataclass(hints[f.name]) else value
     return kind(**values)

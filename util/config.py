@@ -202,7 +202,7 @@ class ValPaths:
     val_images: str | None = None
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
-    """COCO JSON of the validation images (instead of root)"""
+    """their COCO JSON; or Pascal VOC: folder of XML files, list of ImageSets; or YOLO: folder of labels, data.yaml"""
     exif: Literal["auto", "upright", "raw"] = "auto"
     """what boxes of EXIF-rotated images were drawn on: upright, as viewers show it; raw, as stored; auto goes by stated
     sizes and by boxes that fit one of them only, and says where neither tells"""
@@ -215,7 +215,7 @@ class DataPaths(ValPaths):
     train_images: str | None = None
     """folder of training images (instead of root)"""
     train_annotations: str | None = None
-    """COCO JSON of the training images (instead of root)"""
+    """their COCO JSON, or Pascal VOC or YOLO, as val_annotations"""
 
 
 @dataclass
@@ -536,6 +536,26 @@ class CheckDataConfig:
     """JSON file for a mended copy of the annotations: boxes clipped, doubled and impossible ones removed, ids made
     numbers, areas computed; with two splits a folder, for train.json and val.json; the source is never changed"""
     data: DataPaths = field(default_factory=DataPaths)
+
+
+@dataclass
+class ConvertDataConfig:
+    """Writes data of another format as one COCO JSON file, and says what was left out or read as something else."""
+
+    from_: Literal["auto", "voc", "yolo", "coco"] = "auto"
+    """format of the input: voc, Pascal VOC XML; yolo, YOLO text; coco, COCO JSON, whose text values become numbers;
+    auto tells by what is there"""
+    input: str | None = None
+    """voc: folder of XML files, or a list of ImageSets; yolo: folder of labels, or data.yaml; coco: JSON file"""
+    images: str | None = None
+    """image folder; null takes the one beside the labels. Sizes that are not stated are read there"""
+    split: str = "train"
+    """yolo: key of data.yaml that names the image folder, if images does not"""
+    voc_corners: Literal["pixels", "edges"] = "pixels"
+    """voc: what the numbers of a box mean: its corner pixels, counted from 1, as the format says; or edges, counted
+    from 0, as LabelImg and others write them (docs/data.md)"""
+    output: str | None = None
+    """JSON file to write"""
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
