@@ -1,4 +1,4 @@
-"""What formats with a file for each picture have in common: pictures with their objects, and how they become columns."""
+"""What formats with a file for each picture have in common: pictures, their objects, and how these become columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ class Tally:
         self._counts: dict[str, int] = {}
 
     def add(self, kind: str, place: str) -> None:
-        """One more of a kind, which is a sentence with `{n}` for the number."""
+        """One more of a kind, which is a sentence that speaks of several."""
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if self._counts[kind] <= SHOWN:
             self._places.setdefault(kind, []).append(place)
@@ -90,5 +90,5 @@ class Tally:
         said = []
         for kind, count in self._counts.items():
             more = ", ..." if count > SHOWN else ""
-            said.append(f"'{source}': {kind.format(n=count)} ({', '.join(self._places[kind])}{more})")
+            said.append(f"'{source}': {kind}: {count} ({', '.join(self._places[kind])}{more})")
         return said

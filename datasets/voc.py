@@ -23,15 +23,12 @@ from util.progress import progress
 
 Corners: TypeAlias = Literal["pixels", "edges"]
 EDGES = ("xmin", "ymin", "xmax", "ymax")
-NO_BOX = "{n} objects without <bndbox> are left out"
-NO_SIZE = "{n} files state no possible size; it is read from the pictures"
-RENAMED = "{n} files name another picture than the one that has their own name, which is taken"
-NAMELESS = "{n} files name no picture; the one that has their own name is taken"
-FROM_ZERO = (
-    "{n} boxes begin before pixel 1, so that the tool may have counted edges from 0: convert-data --voc_corners edges "
-    "reads those"
-)
-TWICE = "{n} lines name a picture for the second time, and are left out"
+NO_BOX = "objects without <bndbox> are left out"
+NO_SIZE = "files state no possible size; it is read from the pictures"
+RENAMED = "files name another picture than the one that has their own name, which is taken"
+NAMELESS = "files name no picture; the one that has their own name is taken"
+FROM_ZERO = "boxes that begin before pixel 1, as of tools that count edges from 0 (convert-data --voc_corners edges reads those)"
+TWICE = "lines name a picture for the second time, and are left out"
 
 
 def read_voc(path: Path, images: Path | None = None, corners: Corners = "pixels") -> Annotations:
@@ -139,7 +136,7 @@ def _files_of(path: Path, images: Path | None, tally: Tally) -> tuple[Path, list
 def _listed(path: Path, images: Path | None, tally: Tally) -> tuple[Path, list[str]]:
     """The folder of the XML files, and those that a list names.
 
-    A list of one class, such as `cat_train.txt`, has -1, 0 or 1 behind each name, which says whether the class is there.
+    A list of one class, such as `cat_train.txt`, has -1, 0 or 1 behind each name: whether the class is there.
     """
     around = [*path.absolute().parents[:3], *(images.absolute().parents[:1] if images else ())]
     folder = next((place / "Annotations" for place in around if (place / "Annotations").is_dir()), None)

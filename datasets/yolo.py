@@ -20,11 +20,11 @@ from util.errors import UserError
 from util.progress import progress
 
 THREADS = 8  # what is slow is to wait for a disk or a network
-POLYGON = "{n} objects are polygons; the boxes around them are taken"
-KEYPOINTS = "{n} objects have keypoints, which are left out"
-SCORE = "{n} lines have a sixth number, a score, which is left out"
-UNMATCHED = "{n} label files have no picture and are left out"
-UNREAD = "{n} pictures cannot be read, so that the size of their boxes is not known; the objects are left out"
+POLYGON = "objects are polygons; the boxes around them are taken"
+KEYPOINTS = "objects have keypoints, which are left out"
+SCORE = "lines have a sixth number, a score, which is left out"
+UNMATCHED = "label files have no picture and are left out"
+UNREAD = "pictures cannot be read, so that the size of their boxes is not known; the objects are left out"
 
 
 def read_yolo(path: Path, images: Path | None = None, split: str = "train") -> Annotations:

@@ -1,7 +1,8 @@
 """Where the parts of a data set of YOLO are: pictures, label files, and the names of its classes.
 
-The label file of `.../images/train/a.jpg` is `.../labels/train/a.txt`: the last folder `images` of the path is replaced.
-Where there is none, labels lie beside the pictures. Names are in `data.yaml`, or in `classes.txt`, one a line.
+The label file of `.../images/train/a.jpg` is `.../labels/train/a.txt`: the last folder `images` of the path is
+replaced. Where there is none, labels lie beside the pictures. Names are in `data.yaml`, or in `classes.txt`, one on
+each line.
 """
 
 from dataclasses import dataclass

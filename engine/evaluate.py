@@ -18,7 +18,7 @@ from datasets.image_folder import Pictures
 from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.matching import Matching, match_categories
-from datasets.paths import coco_layout, dataset_paths
+from datasets.paths import dataset_paths, root_layout
 from datasets.readers import read_annotations
 from datasets.results import sound_results
 from datasets.splits import build_dataset
@@ -99,7 +99,7 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     if config.padding != "none":
         raise UserError("saved detections are scored as they are; --padding batch needs a --checkpoint")
     detections, data = required(config.detections, "detections"), config.data
-    folder = data.val_images or (coco_layout(data.root, "val")[0] if data.root else None)
+    folder = data.val_images or (root_layout(data.root, "val")[0] if data.root else None)
     truth = data.val_annotations
     if not truth and data.root and (paths := dataset_paths(data, "val")):
         truth = str(paths[1])

@@ -198,7 +198,8 @@ class ValPaths:
     """Data: COCO-format detection"""
 
     root: str | None = None
-    """folder in COCO 2017 layout (train2017/, val2017/, annotations/); without any data set, shapes are generated"""
+    """folder in COCO 2017 layout (train2017/, val2017/, annotations/), of YOLO (data.yaml) or Pascal VOC (Annotations/,
+    JPEGImages/, ImageSets/Main/); without any data set, shapes are generated"""
     val_images: str | None = None
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
@@ -450,6 +451,12 @@ class PredictConfig:
     """smallest score that is drawn and listed"""
     top_k: Positive = 100
     """most detections for each picture"""
+    save_txt: bool = False
+    """also write YOLO text, labels/NAME.txt for each drawn picture (class x y width height) and labels/classes.txt"""
+    save_conf: bool = False
+    """the same with the score behind each box"""
+    save_coco: bool = False
+    """also write coco_results.json, and coco_images.json with the images and classes that its ids are of"""
     classes: str | None = None
     """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     size: Positive | None = None
