@@ -52,14 +52,16 @@ def convert(options: ConvertDataConfig, source: str, output: str) -> str:
 
 def _reader(options: ConvertDataConfig, path: Path) -> Reader:
     images = Path(options.images) if options.images else None
-    reader = reader_of(path, images)
-    found = getattr(reader, "func", reader)
-    chosen = {"auto": found, "voc": read_voc, "yolo": read_yolo, "coco": read_coco}[options.from_]
+    if options.from_ == "auto":
+        found = reader_of(path, images)
+        chosen = getattr(found, "func", found)  # without the image folder
+    else:
+        chosen = {"voc": read_voc, "yolo": read_yolo, "coco": read_coco}[options.from_]
     if chosen is read_voc:
         return partial(read_voc, images=images, corners=options.voc_corners)
     if chosen is read_yolo:
         return partial(read_yolo, images=images, split=options.split)
-    return read_coco if chosen is read_coco else reader
+    return chosen
 
 
 def _with_sizes(annotations: Annotations, folder: Path) -> Annotations:

@@ -27,7 +27,10 @@ NO_BOX = "objects without <bndbox> are left out"
 NO_SIZE = "files state no possible size; it is read from the pictures"
 RENAMED = "files name another picture than the one that has their own name, which is taken"
 NAMELESS = "files name no picture; the one that has their own name is taken"
-FROM_ZERO = "boxes that begin before pixel 1, as of tools that count edges from 0 (convert-data --voc_corners edges reads those)"
+FROM_ZERO = (
+    "boxes that begin before pixel 1, as of tools that count edges from 0 (convert-data --voc_corners edges reads "
+    "those)"
+)
 TWICE = "lines name a picture for the second time, and are left out"
 
 

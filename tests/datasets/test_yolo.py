@@ -106,7 +106,7 @@ def test_where_data_yaml_leads(tmp_path, stated):
     for path, images in ((description, None), (tmp_path, None), (description, tmp_path / "images" / "train")):
         read = reader_of(path, images)(path)
         assert read.boxes.tolist() == expected.boxes.tolist() and read.images == expected.images
-    with pytest.raises(UserError, match="data.yaml' names nothing as 'val'; name one image folder with --images"):
+    with pytest.raises(UserError, match=r"data.yaml' names nothing as 'val'; name one image folder with --images"):
         read_yolo(description, split="val")
 
 
@@ -115,7 +115,7 @@ def test_classes_of_a_text_beside_the_labels(tmp_path):
     save_pictures(tmp_path, "a.png")
     write(tmp_path / "a.txt", "1 0.5 0.5 1 1")
     with pytest.raises(
-        UserError, match="nothing names the classes of the labels in '.*': put data.yaml or classes.txt"
+        UserError, match=r"nothing names the classes of the labels in '.*': put data.yaml or classes.txt"
     ):
         read_yolo(tmp_path)
     write(tmp_path / "classes.txt", "dog\ncat\n\n")
