@@ -51,16 +51,16 @@ def convert(options: ConvertDataConfig, source: str, output: str) -> str:
 
 
 def _reader(options: ConvertDataConfig, path: Path) -> Reader:
-    images = Path(options.images) if options.images else None
+    images, classes = (Path(given) if given else None for given in (options.images, options.classes))
     if options.from_ == "auto":
         found = reader_of(path, images)
         chosen = getattr(found, "func", found)  # without the image folder
     else:
         chosen = {"voc": read_voc, "yolo": read_yolo, "coco": read_coco}[options.from_]
     if chosen is read_voc:
-        return partial(read_voc, images=images, corners=options.voc_corners)
+        return partial(read_voc, images=images, corners=options.voc_corners, classes=classes)
     if chosen is read_yolo:
-        return partial(read_yolo, images=images, split=options.split)
+        return partial(read_yolo, images=images, split=options.split, classes=classes)
     return chosen
 
 

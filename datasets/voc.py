@@ -34,7 +34,9 @@ FROM_ZERO = (
 TWICE = "lines name a picture for the second time, and are left out"
 
 
-def read_voc(path: Path, images: Path | None = None, corners: Corners = "pixels") -> Annotations:
+def read_voc(
+    path: Path, images: Path | None = None, corners: Corners = "pixels", classes: Path | None = None
+) -> Annotations:
     """What the XML files of Pascal VOC say. An object that is `difficult` is read as a crowd: it is left alone.
 
     Classes are numbered from 1 in the order of their names, or of `classes.txt` beside the files or up to two folders
@@ -45,6 +47,7 @@ def read_voc(path: Path, images: Path | None = None, corners: Corners = "pixels"
             holds `Annotations`.
         images: the image folder; None takes `JPEGImages` or `images` beside the files, else their own folder.
         corners: `pixels` as the format means them; `edges` for x and y of edges, counted from 0.
+        classes: a list of classes, one on each line, in place of `classes.txt`.
 
     Raises:
         UserError: a file is missing or malformed; names the line.
@@ -53,7 +56,9 @@ def read_voc(path: Path, images: Path | None = None, corners: Corners = "pixels"
     folder, files = _files_of(path, images, tally)
     pictures = _Pictures(folder, images)
     read = [_VocFile(folder / file, corners, tally) for file in progress(files, "reading XML files")]
-    names = _class_names(folder, read, whole=len(files) == len(files_below(folder, [".xml"])))
+    names = _class_names(
+        folder, read, classes or class_list_near(folder), whole=len(files) == len(files_below(folder, [".xml"]))
+    )
     number_of = {name: number for number, name in enumerate(names, 1)}
     labelled = []
     for file, content in zip(files, read):
@@ -165,10 +170,9 @@ def _listed(path: Path, images: Path | None, tally: Tally) -> tuple[Path, list[s
     return folder, list(files)
 
 
-def _class_names(folder: Path, read: Sequence[_VocFile], whole: bool) -> list[str]:
+def _class_names(folder: Path, read: Sequence[_VocFile], listed: Path | None, whole: bool) -> list[str]:
     """The names of the classes in the order of their numbers."""
     found = {name for file in read for name, _, _ in file.objects}
-    listed = class_list_near(folder)
     if listed is not None:
         names = read_class_list(listed)
         for file in read:

@@ -27,18 +27,19 @@ UNMATCHED = "label files have no picture and are left out"
 UNREAD = "pictures cannot be read, so that the size of their boxes is not known; the objects are left out"
 
 
-def read_yolo(path: Path, images: Path | None = None, split: str = "train") -> Annotations:
+def read_yolo(path: Path, images: Path | None = None, split: str = "train", classes: Path | None = None) -> Annotations:
     """What the label files of YOLO say. The classes keep their numbers, from 0; pictures without labels stay in.
 
     Args:
         path: `data.yaml`, a folder that holds it, or the folder of the label files.
         images: the image folder; None takes the one beside the labels, or that of `data.yaml`.
         split: the key of `data.yaml` that names it.
+        classes: a list of classes, one on each line, in place of the names that lie near.
 
     Raises:
         UserError: a file is missing or malformed; names the line.
     """
-    layout, tally = layout_of(path, images, split), Tally()
+    layout, tally = layout_of(path, images, split, classes), Tally()
     pictures = pictures_below(layout.images)
     if not pictures:
         raise UserError(f"image folder '{layout.images}' holds no pictures")

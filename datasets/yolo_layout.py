@@ -35,13 +35,14 @@ class Layout:
     keypoints: int = 0
 
 
-def layout_of(path: Path, images: Path | None = None, split: str = "train") -> Layout:
+def layout_of(path: Path, images: Path | None = None, split: str = "train", classes: Path | None = None) -> Layout:
     """Where everything is.
 
     Args:
         path: `data.yaml`, a folder that holds it, or the folder of the label files.
         images: the image folder; None finds it.
         split: key of `data.yaml` that names the image folder if `images` does not.
+        classes: a list of classes in place of the names that lie near.
 
     Raises:
         UserError: a file or folder is missing, or nothing names the classes.
@@ -51,11 +52,11 @@ def layout_of(path: Path, images: Path | None = None, split: str = "train") -> L
     if path.suffix.lower() in YAML and not path.is_dir():
         content = read_description(path)
         images = images or image_folder(path, content, split)
-        return Layout(images, _other(images, "images", "labels"), *_classes(path, content))
+        return Layout(images, _other(images, "images", "labels"), *(_listed(classes) or _classes(path, content)))
     images = images or _other(path, "labels", "images")
     if not images.is_dir():
         raise UserError(f"no image folder '{images}' for the labels in '{path}'; name it with --images")
-    return Layout(images, path, *_classes_near(path))
+    return Layout(images, path, *(_listed(classes) or _classes_near(path)))
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -135,6 +136,10 @@ def _classes_near(labels: Path) -> tuple[dict[int, str], int]:
             "line, beside them or above"
         )
     return dict(enumerate(read_class_list(beside))), 0
+
+
+def _listed(classes: Path | None) -> tuple[dict[int, str], int] | None:
+    return None if classes is None else (dict(enumerate(read_class_list(classes))), 0)
 
 
 def _classes(path: Path, content: dict[str, Any]) -> tuple[dict[int, str], int]:

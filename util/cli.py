@@ -77,7 +77,7 @@ def override(config: T, values: dict[str, Any]) -> T:
         [f"--{key}={_as_argument(value)}" for key, value in values.items()],
         "",
         "",
-        asdict(cast(Any, config)),
+        _values(config),
     )
 
 
@@ -140,7 +140,7 @@ def with_auto_batch(argv: Sequence[str]) -> list[str]:
 
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML that `--config` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.safe_dump(_values(config), sort_keys=False, default_flow_style=None, width=100)
 
 
 def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
@@ -153,6 +153,13 @@ def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + _option_of(f.name)] = hints[f.name]
     return found
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """All values of a configuration, nested, by the names of their options."""
+    copied = asdict(config)
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {_option_of(n): _values(v) if is_dataclass(v) else copied[n] for n, v in values.items()}
 
 
 def _option_of(field: str) -> str:

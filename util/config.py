@@ -556,6 +556,9 @@ class ConvertDataConfig:
     """voc: folder of XML files, or a list of ImageSets; yolo: folder of labels, or data.yaml; coco: JSON file"""
     images: str | None = None
     """image folder; null takes the one beside the labels. Sizes that are not stated are read there"""
+    classes: str | None = None
+    """voc, yolo: text with the name of a class on each line, which numbers them; null takes classes.txt or data.yaml
+    beside the labels or above, and for voc without one the order of the names"""
     split: str = "train"
     """yolo: key of data.yaml that names the image folder, if images does not"""
     voc_corners: Literal["pixels", "edges"] = "pixels"

@@ -52,6 +52,19 @@ def test_what_is_written_reads_back_to_equal_boxes(tmp_path, capsys):
     assert edges.boxes[1].tolist() == [3, 3, 6, 6] and edges.images[1].size == (40, 30)
 
 
+def test_a_list_of_classes_numbers_them(tmp_path):
+    save_pictures(tmp_path / "images", "a.png")
+    write(tmp_path / "xml" / "a.xml", voc_file([voc_object("dog", (1, 1, 9, 9)), voc_object("cat", (2, 2, 9, 9))]))
+    write(tmp_path / "labels" / "a.txt", "0 0.5 0.5 1 1\n1 0.5 0.5 0.5 0.5\n")
+    classes = write(tmp_path / "names.txt", "dog\ncat\nbee\n")
+    for form, first in (("xml", 1), ("labels", 0)):
+        argv = ("--classes", classes, "--images", tmp_path / "images", "--output", tmp_path / "out.json")
+        assert run("convert-data", "--input", tmp_path / form, *argv) == 0
+        read = read_coco(tmp_path / "out.json")
+        assert [(c.id - first, c.name) for c in read.categories] == [(0, "dog"), (1, "cat"), (2, "bee")]
+        assert [k - first for k in read.category_ids] == [0, 1]
+
+
 def test_coco_is_brought_into_one_form(tmp_path, capsys):
     """Text becomes numbers, sizes are read, keys that nobody needs are gone; boxes stay, also impossible ones."""
     objects = [annotation("x", "7", 3, [1, 2, -3, 4], iscrowd="0"), annotation("x", "7", 3, ["1", 2, 3, 4], area="9")]
