@@ -18,7 +18,7 @@ READERS: dict[str, Reader] = {
     ".json": read_coco,
 }
 # Formats with a file for each picture: which are meant, and how large they are, the image folder tells.
-BESIDE_PICTURES: dict[str, Callable[[Path, Path | None], Annotations]] = {
+BESIDE_PICTURES: dict[str, Callable[..., Annotations]] = {
     ".xml": read_voc,
     ".txt": read_voc,  # a list of names
     ".yaml": read_yolo,
@@ -37,18 +37,17 @@ def reader_of(path: str | Path, images: str | Path | None = None) -> Reader:
         UserError: a folder with nothing in it that is read.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
     if path.is_dir():
         beside = _of_folder(path)
+    elif suffix in BESIDE_PICTURES and path.is_file() and not _is_json(path):
+        beside = BESIDE_PICTURES[suffix]
     else:
-        beside = BESIDE_PICTURES.get(path.suffix.lower())
-        if path.suffix.lower() == ".txt" and not _is_list(path):
-            beside = None
-    if beside is None:
-        return READERS.get(path.suffix.lower(), read_coco)
+        return READERS.get(suffix, read_coco)
     return partial(beside, images=Path(images) if images else None)
 
 
-def _of_folder(folder: Path) -> Callable[[Path, Path | None], Annotations]:
+def _of_folder(folder: Path) -> Callable[..., Annotations]:
     if description_in(folder):
         return read_yolo
     if files_below(folder, [".xml"]):
@@ -58,12 +57,10 @@ def _of_folder(folder: Path) -> Callable[[Path, Path | None], Annotations]:
     raise UserError(f"annotation file '{folder}' is a folder, with neither XML files of Pascal VOC nor texts of YOLO")
 
 
-def _is_list(path: Path) -> bool:
-    """Whether a text may be a list of names, and not JSON under another suffix."""
-    if not path.is_file():
-        return False
+def _is_json(path: Path) -> bool:
+    """Whether a text may be JSON under another suffix."""
     with path.open("rb") as file:
-        return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"[", b"")
+        return file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
 
 
 def read_annotations(path: str | Path, images: str | Path | None = None) -> Annotations:

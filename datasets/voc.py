@@ -182,8 +182,8 @@ def _class_names(folder: Path, read: Sequence[_VocFile], listed: Path | None, wh
         return names
     if not whole:  # another list of the same files must number them alike
         for some in files_below(folder, [".xml"]).values():
-            for file in some:
-                found |= {element.text_of("name") for element in read_xml(folder / file).all("object")}
+            for name in some:
+                found |= {element.text_of("name") for element in read_xml(folder / name).all("object")}
     return sorted(found - {""})
 
 

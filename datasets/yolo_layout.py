@@ -50,13 +50,23 @@ def layout_of(path: Path, images: Path | None = None, split: str = "train", clas
     if path.is_dir() and "labels" not in path.absolute().parts[-2:]:
         path = description_in(path) or path
     if path.suffix.lower() in YAML and not path.is_dir():
-        content = read_description(path)
-        images = images or image_folder(path, content, split)
-        return Layout(images, _other(images, "images", "labels"), *(_listed(classes) or _classes(path, content)))
-    images = images or _other(path, "labels", "images")
-    if not images.is_dir():
-        raise UserError(f"no image folder '{images}' for the labels in '{path}'; name it with --images")
-    return Layout(images, path, *(_listed(classes) or _classes_near(path)))
+        images = images or image_folder(path, read_description(path), split)
+        labels, classes = _other(images, "images", "labels"), classes or path
+        described: Path | None = path
+    else:
+        images, labels = images or _other(path, "labels", "images"), path
+        if not images.is_dir():
+            raise UserError(f"no image folder '{images}' for the labels in '{path}'; name it with --images")
+        around = (description_in(place) for place in (path, *path.absolute().parents[:LEVELS]))
+        described = next((file for file in around if file), None)
+        classes = classes or class_list_near(path, 0) or described or class_list_near(path, LEVELS)
+    if classes is None:
+        raise UserError(
+            f"nothing names the classes of the labels in '{labels}': put data.yaml or classes.txt, with a name on each "
+            "line, beside them or above"
+        )
+    names = _names(classes) if classes == described else dict(enumerate(read_class_list(classes)))
+    return Layout(images, labels, names, _keypoints(described) if described else 0)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -73,7 +83,8 @@ def read_description(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"'{path}'{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("names"), list | dict):
+    names = content.get("names") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(names, list | dict) or not names:
         raise UserError(f"'{path}' is taken for the data.yaml of a YOLO data set, but it has no 'names'")
     return content
 
@@ -122,38 +133,22 @@ def _other(folder: Path, name: str, replacement: str) -> Path:
     return other if other.is_dir() else folder
 
 
-def _classes_near(labels: Path) -> tuple[dict[int, str], int]:
-    """Names of the classes and numbers of keypoints, from what lies in the folder of labels or around it."""
-    beside = class_list_near(labels, levels=0)
-    if beside is None:
-        for place in (labels, *labels.absolute().parents[:LEVELS]):
-            if description := description_in(place):
-                return _classes(description, read_description(description))
-        beside = class_list_near(labels, LEVELS)
-    if beside is None:
-        raise UserError(
-            f"nothing names the classes of the labels in '{labels}': put data.yaml or classes.txt, with a name on each "
-            "line, beside them or above"
-        )
-    return dict(enumerate(read_class_list(beside))), 0
-
-
-def _listed(classes: Path | None) -> tuple[dict[int, str], int] | None:
-    return None if classes is None else (dict(enumerate(read_class_list(classes))), 0)
-
-
-def _classes(path: Path, content: dict[str, Any]) -> tuple[dict[int, str], int]:
-    listed = content["names"]
-    pairs = listed.items() if isinstance(listed, dict) else enumerate(listed)
+def _names(path: Path) -> dict[int, str]:
+    listed = read_description(path)["names"]
     names: dict[int, str] = {}
-    for key, name in pairs:
+    for key, name in listed.items() if isinstance(listed, dict) else enumerate(listed):
         number = as_whole(key)
         if number is None or number < 0 or isinstance(name, dict | list) or name is None:
             raise UserError(f"'{path}': 'names' has {key!r}: {name!r}; it needs the number of a class and its name")
         names[number] = as_text(name)
-    shape = content.get("kpt_shape")
+    return names
+
+
+def _keypoints(path: Path) -> int:
+    """How many numbers stand behind the box of an object."""
+    shape = read_description(path).get("kpt_shape")
     if shape is None:
-        return names, 0
+        return 0
     if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError(f"'{path}': kpt_shape is {shape!r}; it must be [number of keypoints, 2 or 3]")
-    return names, shape[0] * shape[1]
+    return shape[0] * shape[1]

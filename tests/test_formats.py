@@ -1,7 +1,6 @@
 """Training, evaluation and prediction with data of Pascal VOC and YOLO, against the same data of COCO."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from datasets.readers import read_annotations
 from main import main
-from tests.datasets.formats import voc_file, voc_object, write
+from tests.datasets.formats import write, write_other_formats
 from tests.test_main import small_place
 
 COCO = "annotations/instances_{}2017.json"
@@ -24,30 +23,7 @@ def run(*argv) -> None:
 def place(tmp_path_factory) -> Path:
     """Shapes as COCO in `shapes`, as the development kit's layout in `voc`, and as YOLO's in `yolo`."""
     place = small_place(tmp_path_factory.mktemp("formats"), train=8, val=5)
-    for split in ("train", "val"):
-        content = json.loads((place / "shapes" / COCO.format(split)).read_text())
-        names = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
-        number_of = {c["id"]: names.index(c["name"]) for c in content["categories"]}
-        stems = []
-        for image in content["images"]:
-            objects, lines, stem = [], [], f"{split}_{Path(image['file_name']).stem}"
-            size = (image["width"], image["height"])
-            for a in content["annotations"]:
-                if a["image_id"] == image["id"]:
-                    x, y, w, h = a["bbox"]
-                    k = number_of[a["category_id"]]
-                    objects.append(voc_object(names[k], (x + 1, y + 1, x + w, y + h)))
-                    shares = (x + w / 2) / size[0], (y + h / 2) / size[1], w / size[0], h / size[1]
-                    lines.append(f"{k} {' '.join(map(repr, shares))}\n")
-            source = place / "shapes" / f"{split}2017" / image["file_name"]
-            for folder in (place / "voc" / "JPEGImages", place / "yolo" / "images" / split):
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, folder / f"{stem}{source.suffix}")
-            write(place / "voc" / "Annotations" / f"{stem}.xml", voc_file(objects, stem + source.suffix, size))
-            write(place / "yolo" / "labels" / split / f"{stem}.txt", "".join(lines))
-            stems.append(stem)
-        write(place / "voc" / "ImageSets" / "Main" / f"{split}.txt", "\n".join(stems))
-    write(place / "yolo" / "data.yaml", f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+    write_other_formats(place / "shapes", place / "voc", place / "yolo")
     return place
 
 

@@ -134,6 +134,7 @@ def test_classes_of_a_text_beside_the_labels(tmp_path):
         ("names: {a: 0}\ntrain: images/train", r"'names' has 'a': 0; it needs the number of a class and its name"),
         ("names: [a]\ntrain: gone", r"names 'gone' as 'train', but there is no folder"),
         ("names: [a]\ntrain: [x, y]", r"names several folders as 'train'"),
+        ("names: []\ntrain: images/train", r"but it has no 'names'"),
         ("names: [a]\ntrain: images/train\nkpt_shape: 17", r"kpt_shape is 17; it must be"),
         ("names: !!python/object/apply:os.system ['true']\n", r"not YAML"),
     ],
