@@ -49,7 +49,7 @@ def predict(options: config.PredictConfig) -> int:
     """Draw what is found in every picture and list it in one JSON; exits with 1 if a picture could not be read."""
     from datasets.pictures import list_pictures
     from engine.predict import load_predictor, predict_pictures
-    from engine.save import save_forms
+    from engine.save import save_predictions
     from engine.tta import MultiView
 
     pictures = list_pictures(required(options.input, "input"))
@@ -57,8 +57,7 @@ def predict(options: config.PredictConfig) -> int:
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")
     listed = predict_pictures(predictor, pictures, output, options.threshold, options.top_k)
-    (output / "predictions.json").write_text(json.dumps(listed, indent=1))
-    save_forms(options, listed, predictor, output)
+    save_predictions(options, listed, predictor, output)
     boxes = sum(len(entry["detections"]) for entry in listed)
     count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
     print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")

@@ -22,7 +22,7 @@ from util.files import make_folder
 def convert(options: ConvertDataConfig, source: str, output: str) -> str:
     """Write what is read in `source` to the JSON file `output`.
 
-    Boxes, classes and order are those of the reader; the ids of images and classes stay where they are whole numbers.
+    Boxes, classes and order are those of the reader; ids of images and classes stay where they are whole numbers.
     Sizes that are not stated are read from the pictures. Nothing is clipped or taken out: that is check-data --fix.
 
     Returns:

@@ -74,9 +74,11 @@ class _VocFile:
     """One XML file.
 
     Attributes:
+        path: the XML file.
         picture: the file that it names; empty if it names none.
         size: (width, height) in pixels, if it is stated.
         objects: name of the class, box [x, y, width, height] and whether it is difficult.
+        lines: where each object begins.
     """
 
     def __init__(self, path: Path, corners: Corners, tally: Tally):

@@ -1,10 +1,12 @@
-"""Predictions in the forms that other tools read: YOLO text, and COCO results with the images that they are of."""
+"""Predictions in files: JSON, and what other tools read, YOLO text and COCO results with the images they are of."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+from datasets.annotations import CategoryEntry
+from datasets.categories import distinct_names
 from engine.predict import Predictor
 from util.config import PredictConfig
 from util.files import make_folder
@@ -12,8 +14,8 @@ from util.files import make_folder
 LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
 
 
-def save_forms(options: PredictConfig, listed: list[dict[str, Any]], predictor: Predictor, output: Path) -> None:
-    """Write the forms that are asked for into the output folder.
+def save_predictions(options: PredictConfig, listed: list[dict[str, Any]], predictor: Predictor, output: Path) -> None:
+    """Write `predictions.json`, and the other forms that are asked for, into the output folder.
 
     Args:
         options: `save_txt`, `save_conf` and `save_coco` count.
@@ -21,6 +23,7 @@ def save_forms(options: PredictConfig, listed: list[dict[str, Any]], predictor: 
         predictor: names the classes.
         output: the folder.
     """
+    (output / "predictions.json").write_text(json.dumps(listed, indent=1))
     if options.save_txt or options.save_conf:
         folder = make_folder(output / LABELS, "output")
         for entry in listed:
@@ -75,6 +78,7 @@ def to_coco_files(listed: list[dict[str, Any]], predictor: Predictor) -> tuple[l
 
 
 def _class_lines(listed: list[dict[str, Any]], predictor: Predictor) -> list[str]:
-    """The names of classes in the order of their labels; the number where a label has no name."""
+    """The names of classes in the order of their labels, all different; the number where a label has no name."""
     labels = [*predictor.names, *(d["label"] for entry in listed for d in entry["detections"])]
-    return [predictor.names.get(label, str(label)) for label in range(max(labels, default=-1) + 1)]
+    all_labels = range(max(labels, default=-1) + 1)
+    return distinct_names(CategoryEntry(label, predictor.names.get(label, str(label))) for label in all_labels)
