@@ -50,6 +50,7 @@ def predict(options: config.PredictConfig) -> int:
     from datasets.pictures import list_media
     from engine.predict import load_predictor, predict_pictures
     from engine.predict_video import predict_videos
+    from engine.save import save_predictions
     from engine.tta import MultiView
 
     pictures, videos = list_media(required(options.input, "input"))
@@ -60,7 +61,7 @@ def predict(options: config.PredictConfig) -> int:
     done = predict_videos(predictor, videos, output, *shown, options.batch_size) if videos else 0
     if pictures:
         listed = predict_pictures(predictor, pictures, output, *shown)
-        (output / "predictions.json").write_text(json.dumps(listed, indent=1))
+        save_predictions(options, listed, predictor, output)
         boxes = sum(len(entry["detections"]) for entry in listed)
         count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
         print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")
@@ -111,6 +112,14 @@ def check_data(options: config.CheckDataConfig) -> int:
     return int(any(r.remaining for r in reports.values()))
 
 
+def convert_data(options: config.ConvertDataConfig) -> int:
+    """Write data of another format as one COCO file."""
+    from datasets.convert import convert
+
+    print(convert(options, required(options.input, "input"), required(options.output, "output")))
+    return 0
+
+
 def profile(options: config.ProfileConfig) -> int:
     """Print what a model costs, by part and by image size."""
     from engine.profile import profile
@@ -150,6 +159,7 @@ COMMANDS = {
         rewrite=with_grid,
     ),
     "check-data": Command(check_data, config.CheckDataConfig, "--data.root path/to/coco"),
+    "convert-data": Command(convert_data, config.ConvertDataConfig, "--from voc --input Annotations --output all.json"),
     "profile": Command(
         profile, config.ProfileConfig, "--config configs/base.yaml", passed_over=MODEL_ALONE, check=check_own_model
     ),

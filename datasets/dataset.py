@@ -91,7 +91,7 @@ class CocoDetection(Dataset):
             UserError: files missing or malformed.
         """
         folder = _existing(image_folder)  # it is looked for before a large file is read
-        return cls.from_annotations(folder, read_annotations(annotation_file), transform, category_ids, seed)
+        return cls.from_annotations(folder, read_annotations(annotation_file, folder), transform, category_ids, seed)
 
     @classmethod
     def from_annotations(

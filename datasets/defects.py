@@ -141,7 +141,7 @@ def check_dataset(
     if not image_folder.is_dir():
         raise UserError(f"no image folder '{image_folder}'")
     is_coco = reader_of(annotation_file) is read_coco
-    content = read_lists(annotation_file) if is_coco else to_coco(read_annotations(annotation_file))
+    content = read_lists(annotation_file) if is_coco else to_coco(read_annotations(annotation_file, image_folder))
     report = DataReport(str(annotation_file), str(image_folder))
     categories = _check_categories(content.get("categories") or [], report)
     images = _check_entries(content["images"], report)

@@ -26,7 +26,8 @@ def box_fault(box: list[float], size: tuple[int, int] | None) -> tuple[str, str]
     if size is not None:
         width, height = size
         over = max(-x, -y, x + w - width, y + h - height)
-        if over > ROUNDING:
+        beside = x >= width or y >= height or x + w <= 0 or y + h <= 0  # by no more than rounding, but wholly
+        if over > ROUNDING or beside:
             return "box outside the image", f"{shown} is {over:g} pixels outside {width}x{height}"
     return None
 

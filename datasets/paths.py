@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from datasets.yolo_layout import description_in, image_folder, read_description
 from util.config import ValPaths
 from util.errors import UserError
 
@@ -19,8 +20,25 @@ def dataset_paths(data: ValPaths, split: str) -> tuple[Path, Path] | None:
         missing = f"data.{split}_annotations" if images else f"data.{split}_images"
         raise UserError(f"{missing} is missing: images and annotations are given together")
     if data.root:
-        return coco_layout(data.root, split)
+        return root_layout(data.root, split)
     return None
+
+
+def root_layout(root: str, split: str) -> tuple[Path, Path]:
+    """Image folder and annotation file of a split in a folder that holds a whole data set of COCO, YOLO or Pascal VOC.
+
+    Raises:
+        UserError: a `data.yaml` of YOLO names no image folder for the split.
+    """
+    images, annotations = coco_layout(root, split)
+    if images.exists() or annotations.exists() or not Path(root).is_dir():
+        return images, annotations
+    if description := description_in(Path(root)):
+        return image_folder(description, read_description(description), split), description
+    listed = Path(root, "ImageSets", "Main", f"{split}.txt")
+    if listed.exists():
+        return Path(root, "JPEGImages"), listed
+    return images, annotations
 
 
 def coco_layout(root: str, split: str) -> tuple[Path, Path]:

@@ -18,7 +18,7 @@ from datasets.image_folder import Pictures
 from datasets.json_file import read_json
 from datasets.loader import SampleLoader, eval_loader
 from datasets.matching import Matching, match_categories
-from datasets.paths import coco_layout, dataset_paths
+from datasets.paths import dataset_paths, root_layout
 from datasets.protocol import COCO, MAX_DETECTIONS, check_scorer, protocol_for
 from datasets.readers import read_annotations
 from datasets.results import sound_results
@@ -103,13 +103,13 @@ def score_detections(config: EvalConfig, world: World) -> Evaluation:
     if config.padding != "none":
         raise UserError("saved detections are scored as they are; --padding batch needs a --checkpoint")
     detections, data = required(config.detections, "detections"), config.data
-    folder = data.val_images or (coco_layout(data.root, "val")[0] if data.root else None)
+    folder = data.val_images or (root_layout(data.root, "val")[0] if data.root else None)
     truth = data.val_annotations
     if not truth and data.root and (paths := dataset_paths(data, "val")):
         truth = str(paths[1])
     if not truth:
         raise UserError("to score saved detections, give their ground truth with --data.val_annotations FILE")
-    annotations = read_annotations(truth)
+    annotations = read_annotations(truth, folder)
     check_scorable(annotations)
     results = sound_results(read_json(detections, "file of detections"), annotations, detections)
     for remark in remarks_on_truth(annotations) + results.remarks:

@@ -1,7 +1,7 @@
 """A trained detector that takes pictures: `load_predictor` makes one from a checkpoint."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from datasets.annotations import Id
 from datasets.categories import Category, assume_coco, foreign_categories, rename_by_id
 from datasets.device import ToDevice
 from datasets.images import to_rgb, upright
@@ -56,13 +57,20 @@ class Predictor:
         batch_of: RGB images to a batch on the model's device, images `[B, 3, H, W]` and padding_mask `[B, H, W]`.
         postprocess: (predictions, sizes, top_k) to detections.
         names: class names by label.
+        category_of: ids of classes in annotation files by label, as far as they are known.
     """
 
     def __init__(
-        self, model: nn.Module, prepare: Callable, batch_of: Callable, postprocess: Callable, names: dict[int, str]
+        self,
+        model: nn.Module,
+        prepare: Callable,
+        batch_of: Callable,
+        postprocess: Callable,
+        names: dict[int, str],
+        category_of: Mapping[int, Id] | None = None,
     ):
         self.model, self.batch_of, self.postprocess = model.eval(), batch_of, postprocess
-        self.prepare, self.names = prepare, names
+        self.prepare, self.names, self.category_of = prepare, names, dict(category_of or {})
 
     def __repr__(self) -> str:
         named, kind = list(self.names.values()), type(self.model).__name__
@@ -207,7 +215,8 @@ def make_predictor(
         return multi_view.prepare(batches) if multi_view else to_device(batches[0])
 
     pick: Callable = multi_view.postprocess if multi_view else postprocess
-    return Predictor(multi_view or model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
+    category_of = {c.label: c.id for c in categories}
+    return Predictor(multi_view or model, lambda p: to_rgb(upright(p)), batch_of, pick, names, category_of)
 
 
 def untrained_predictor(

@@ -26,6 +26,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 from datasets.shapes import generate
 from main import main
 from models.limits import check_own_model
+from tests.datasets.formats import write_other_formats
 from util import cli, config
 from util.video import VideoWriter
 
@@ -164,6 +165,13 @@ COMMANDS = {
     # data, costs, the operator
     "python main.py check-data --data.root path/to/coco": "",
     "python main.py check-data --data.root path/to/coco --fix mended": "",
+    "python main.py train --config configs/bccd.yaml --data.root my/voc": TRAIN,
+    "python main.py check-data --data.train_images my/yolo/images/train"
+    " --data.train_annotations my/yolo/labels/train": "",
+    "python main.py convert-data --from voc --input my/voc/Annotations --images my/voc/JPEGImages"
+    " --output train.json": "",
+    "python main.py convert-data --from yolo --input my/yolo/data.yaml --split val --output val.json": "",
+    "python main.py predict --checkpoint runs/base/best.pth --input photos --output drawn --save_txt --save_coco": "",
     "python main.py profile --config configs/base.yaml": "--config tiny.yaml --sizes [64x64] --repeats 1",
     "python -m datasets.shapes --output data/shapes": "--output data/new --train 2 --val 2",
     "python -m datasets.shapes --output data/shapes_turned --turn 3.14159 --spread 6":
@@ -229,6 +237,7 @@ def prepared(tmp_path_factory) -> Path:
     for split in ("train", "val"):
         (folder / "my" / split).symlink_to(shapes / f"{split}2017")
         (folder / "my" / f"{split}.json").symlink_to(shapes / "annotations" / f"instances_{split}2017.json")
+    write_other_formats(shapes, folder / "my" / "voc", folder / "my" / "yolo")
     (folder / "instances_val2017.json").symlink_to(shapes / "annotations" / "instances_val2017.json")
     with Image.open(shapes / "val2017" / "000000.png") as picture:
         picture.resize((400, 320)).save(folder / "photo.jpg")

@@ -77,7 +77,7 @@ def override(config: T, values: dict[str, Any]) -> T:
         [f"--{key}={_as_argument(value)}" for key, value in values.items()],
         "",
         "",
-        asdict(cast(Any, config)),
+        _values(config),
     )
 
 
@@ -140,7 +140,7 @@ def with_auto_batch(argv: Sequence[str]) -> list[str]:
 
 def to_yaml(config: Any) -> str:
     """The whole configuration as YAML that `--config` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.safe_dump(_values(config), sort_keys=False, default_flow_style=None, width=100)
 
 
 def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
@@ -151,8 +151,20 @@ def field_types(kind: type, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(hints[f.name]):
             found |= field_types(hints[f.name], f"{prefix}{f.name}.")
         else:
-            found[prefix + f.name] = hints[f.name]
+            found[prefix + _option_of(f.name)] = hints[f.name]
     return found
+
+
+def _values(config: Any) -> dict[str, Any]:
+    """All values of a configuration, nested, by the names of their options."""
+    copied = asdict(config)
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {_option_of(n): _values(v) if is_dataclass(v) else copied[n] for n, v in values.items()}
+
+
+def _option_of(field: str) -> str:
+    """The option of a field: `from_` is `from`, which Python keeps for itself."""
+    return field.removesuffix("_")
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -210,7 +222,7 @@ def _add_options(parser: _Parser, kind: type, prefix: str = "") -> None:
     for f in plain:
         default = f.default if f.default_factory is MISSING else f.default_factory()
         target.add_argument(
-            f"--{prefix}{f.name}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
+            f"--{prefix}{_option_of(f.name)}", type=_written_out(hints[f.name]), default=default, help=help_of[f.name]
         )
     for f in fields(kind):
         if is_dataclass(hints[f.name]):
@@ -328,7 +340,7 @@ def _complete_flags(argv: list[str], options: dict[str, Any]) -> list[str]:
 def _build(kind: type[T], namespace: Any) -> T:
     hints, values = typing.get_type_hints(kind), {}
     for f in fields(cast(Any, kind)):
-        value = getattr(namespace, f.name, MISSING)
+        value = getattr(namespace, _option_of(f.name), MISSING)
         if value is not MISSING:
             values[f.name] = _build(hints[f.name], value) if is_dataclass(hints[f.name]) else value
     return kind(**values)

@@ -198,11 +198,12 @@ class ValPaths:
     """Data: COCO-format detection"""
 
     root: str | None = None
-    """folder in COCO 2017 layout (train2017/, val2017/, annotations/); without any data set, shapes are generated"""
+    """folder in COCO 2017 layout (train2017/, val2017/, annotations/), of YOLO (data.yaml) or Pascal VOC (Annotations/,
+    JPEGImages/, ImageSets/Main/); without any data set, shapes are generated"""
     val_images: str | None = None
     """folder of validation images (instead of root)"""
     val_annotations: str | None = None
-    """COCO JSON of the validation images (instead of root)"""
+    """their COCO JSON; or Pascal VOC: folder of XML files, list of ImageSets; or YOLO: folder of labels, data.yaml"""
     exif: Literal["auto", "upright", "raw"] = "auto"
     """what boxes of EXIF-rotated images were drawn on: upright, as viewers show it; raw, as stored; auto goes by stated
     sizes and by boxes that fit one of them only, and says where neither tells"""
@@ -215,7 +216,7 @@ class DataPaths(ValPaths):
     train_images: str | None = None
     """folder of training images (instead of root)"""
     train_annotations: str | None = None
-    """COCO JSON of the training images (instead of root)"""
+    """their COCO JSON, or Pascal VOC or YOLO, as val_annotations"""
 
 
 @dataclass
@@ -455,6 +456,12 @@ class PredictConfig:
     """most detections for each picture"""
     batch_size: Positive = 4
     """frames of a video that go through the model together; pictures go one by one"""
+    save_txt: bool = False
+    """also write YOLO text, labels/NAME.txt for each drawn picture (class x y width height) and labels/classes.txt"""
+    save_conf: bool = False
+    """the same with the score behind each box"""
+    save_coco: bool = False
+    """also write coco_results.json, and coco_images.json with the images and classes that its ids are of"""
     classes: str | None = None
     """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
     size: Positive | None = None
@@ -541,6 +548,29 @@ class CheckDataConfig:
     """JSON file for a mended copy of the annotations: boxes clipped, doubled and impossible ones removed, ids made
     numbers, areas computed; with two splits a folder, for train.json and val.json; the source is never changed"""
     data: DataPaths = field(default_factory=DataPaths)
+
+
+@dataclass
+class ConvertDataConfig:
+    """Writes data of another format as one COCO JSON file, and says what was left out or read as something else."""
+
+    from_: Literal["auto", "voc", "yolo", "coco"] = "auto"
+    """format of the input: voc, Pascal VOC XML; yolo, YOLO text; coco, COCO JSON, whose text values become numbers;
+    auto tells by what is there"""
+    input: str | None = None
+    """voc: folder of XML files, or a list of ImageSets; yolo: folder of labels, or data.yaml; coco: JSON file"""
+    images: str | None = None
+    """image folder; null takes the one beside the labels. Sizes that are not stated are read there"""
+    classes: str | None = None
+    """voc, yolo: text with the name of a class on each line, which numbers them; null takes classes.txt or data.yaml
+    beside the labels or above, and for voc without one the order of the names"""
+    split: str = "train"
+    """yolo: key of data.yaml that names the image folder, if images does not"""
+    voc_corners: Literal["pixels", "edges"] = "pixels"
+    """voc: what the numbers of a box mean: its corner pixels, counted from 1, as the format says; or edges, counted
+    from 0, as LabelImg and others write them (docs/data.md)"""
+    output: str | None = None
+    """JSON file to write"""
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:

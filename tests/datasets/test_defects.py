@@ -39,6 +39,8 @@ def found(report) -> list[tuple]:
         (annotation(9, 1, 1, [5, 27, 5, 5]), ("box outside the image", "1.png", 9)),
         (annotation(9, 1, 1, [-2, 5, 5, 5]), ("box outside the image", "1.png", 9)),
         (annotation(9, 1, 1, [5, -2, 5, 5]), ("box outside the image", "1.png", 9)),
+        (annotation(9, 1, 1, [-1, -1, 1, 1]), ("box outside the image", "1.png", 9)),  # all zeros in Pascal VOC
+        (annotation(9, 1, 1, [40, 5, 1, 5]), ("box outside the image", "1.png", 9)),
         (annotation(9, 1, 1, [2, 2, 10, 10]), ("doubled box", "1.png", 9)),
         (annotation(9, 1, 1, [1, 1, 5]), ("malformed box", "1.png", 9)),
         (annotation(9, 1, 1, ["1", 1, 5, 5]), ("malformed box", "1.png", 9)),

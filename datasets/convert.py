@@ -1,0 +1,118 @@
+"""Data of another format as one COCO file: what the reader of the format says, written down."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from datasets.annotations import Annotations
+from datasets.checked import boxes_of_images
+from datasets.coco import read_coco, to_coco
+from datasets.fix import new_numbers
+from datasets.inspection import inspect
+from datasets.readers import Reader, reader_of
+from datasets.values import as_text
+from datasets.voc import read_voc
+from datasets.yolo import read_yolo
+from util.config import ConvertDataConfig
+from util.errors import UserError
+from util.files import make_folder
+
+
+def convert(options: ConvertDataConfig, source: str, output: str) -> str:
+    """Write what is read in `source` to the JSON file `output`.
+
+    Boxes, classes and order are those of the reader; ids of images and classes stay where they are whole numbers.
+    Sizes that are not stated are read from the pictures. Nothing is clipped or taken out: that is check-data --fix.
+
+    Returns:
+        What to tell: counts, and a sentence on each kind of value that was left out or read as something else.
+
+    Raises:
+        UserError: the source cannot be read, or would be overwritten.
+    """
+    path, file = Path(source), Path(output)
+    if not path.exists():
+        raise UserError(f"--input '{source}' is not there")
+    if file.suffix.lower() != ".json" or file.is_dir():
+        raise UserError(f"--output '{output}' must be a JSON file, such as train.json")
+    if file.exists() and path.is_file() and file.samefile(path):
+        raise UserError(f"--output '{output}' would overwrite the input; name another file")
+    annotations = _reader(options, path)(path)
+    if options.images and any(image.size is None for image in annotations.images):
+        annotations = _with_sizes(annotations, Path(options.images))
+    content = to_coco(annotations)
+    _number(content)
+    make_folder(file.parent, "output")
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    part.replace(file)
+    return _summary(annotations, source, output)
+
+
+def _reader(options: ConvertDataConfig, path: Path) -> Reader:
+    images, classes = (Path(given) if given else None for given in (options.images, options.classes))
+    if options.from_ == "auto":
+        found = reader_of(path, images)
+        chosen = getattr(found, "func", found)  # without the image folder
+    else:
+        chosen = {"voc": read_voc, "yolo": read_yolo, "coco": read_coco}[options.from_]
+    if chosen is read_voc:
+        return partial(read_voc, images=images, corners=options.voc_corners, classes=classes)
+    if chosen is read_yolo:
+        return partial(read_yolo, images=images, split=options.split, classes=classes)
+    return chosen
+
+
+def _with_sizes(annotations: Annotations, folder: Path) -> Annotations:
+    """The annotations with the sizes of pictures, as they are annotated, where none are stated."""
+    if not folder.is_dir():
+        raise UserError(f"no image folder '{folder}'")
+    looks = inspect(folder, annotations.images, partial(boxes_of_images, annotations), description="reading images")
+    images = [
+        replace(look.entry, width=look.size[0], height=look.size[1])
+        if look.entry.size is None and look.size
+        else look.entry
+        for look in looks
+    ]
+    unread = [look.entry.file_name for look in looks if look.entry.size is None and look.size is None]
+    remarks = list(annotations.remarks)
+    if unread:
+        more = ", ..." if len(unread) > 3 else ""
+        remarks.append(
+            f"'{folder}': {len(unread)} pictures cannot be read, so that their sizes stay unknown "
+            f"({', '.join(unread[:3])}{more})"
+        )
+    return replace(annotations, images=images, remarks=remarks)
+
+
+def _number(content: dict) -> None:
+    """Make ids whole numbers where they are text, and those of annotations unique, in the content of a COCO file."""
+    objects = content.get("annotations", [])
+    for part, key in (("images", "image_id"), ("categories", "category_id")):
+        listed = [entry["id"] for entry in content[part]]
+        number_of = new_numbers(listed + [entry[key] for entry in objects])
+        for entry in content[part]:
+            entry["id"] = number_of[entry["id"]]
+        for entry in objects:
+            entry[key] = number_of[entry[key]]
+    ids = [entry["id"] for entry in objects]
+    if len(set(ids)) < len(ids) or any(isinstance(number, str) for number in ids):
+        for number, entry in enumerate(objects, 1):
+            entry["id"] = number
+
+
+def _summary(annotations: Annotations, source: str, output: str) -> str:
+    names = [category.name for category in annotations.categories]
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    empty = len(annotations.images) - len(set(annotations.image_ids))
+    crowds = int(annotations.crowds.sum())
+    lines = [
+        f"{source}",
+        f"  images        {len(annotations.images)} ({empty} without objects)",
+        f"  annotations   {len(annotations)} ({crowds} crowds)",
+        f"  classes       {len(names)}: {shown}",
+        *(f"  {remark}" for remark in annotations.remarks),
+        f"written to {output}; check-data looks at every box and picture of it",
+    ]
+    return as_text("\n".join(lines))
