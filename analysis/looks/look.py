@@ -16,7 +16,7 @@ from analysis.looks.box_pictures import boxes_picture
 from analysis.looks.canvas import save
 from analysis.looks.conv_sampling import STAGES, conv_sampling
 from analysis.looks.effective import trace
-from analysis.looks.explorer.explore import Seen, write_explorer
+from analysis.looks.explorer.explore import Seen, short_name, write_explorer
 from analysis.looks.map_pictures import gradient_picture, locations_picture, saliency_picture
 from analysis.looks.receptive_field import box_output, class_output, receptive_field
 from analysis.looks.saliency import cells_of, detection_errors, saliency_region
@@ -228,7 +228,8 @@ def look_at_pictures(
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
         if config.explore:
-            look.explore(folder / "explorer.html", path.name, [config.checkpoint or "untrained", config.compare or ""], other)
+            titles = [short_name(config.checkpoint or "untrained"), short_name(config.compare or "")]
+            look.explore(folder / "explorer.html", path.name, titles, other)
             written.append("explorer.html")
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
     if len(used) < len(pictures):

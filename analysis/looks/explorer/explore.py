@@ -30,6 +30,11 @@ class Seen:
     names: dict[int, str]
 
 
+def short_name(checkpoint: str) -> str:
+    """A checkpoint's file and its folder, which tells runs apart and not where they lie on this machine."""
+    return "/".join(Path(checkpoint).parts[-2:])
+
+
 def write_explorer(
     file: Path,
     picture: Image.Image,

@@ -56,6 +56,7 @@ def explorer_page(picture: Image.Image, name: str, sides: Sequence[dict[str, Any
     page = Template((_ASSETS / "explorer.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(name),
+        subject=escape(" and ".join([f"{name}, by {sides[0]['title']}", *(s["title"] for s in sides[1:])])),
         style=style,
         style_hash=_hash(style),
         script=script,

@@ -40,20 +40,22 @@ class Slider {
 }
 
 class Controls {
-  // `change(changes)` gets what the reader set; `act` has play() and zoom().
+  // `change(changes)` gets what the reader set; `act` has play(), layer(number) and zoom().
   constructor(root, change, act) {
-    this.layer = new Segments("layer", "Decoder layer", (layer) => change({ layer }));
+    this.layer = new Segments("layer", "Decoder layer", act.layer);
     this.head = new Segments("head", "Head", (head) => change({ head }));
     this.level = new Segments("level", "Level of the points", (level) => change({ level }));
     this.own = new Segments("own", "Level of the token", (own) => change({ own }));
     this.picks = new Segments("picks", "A click chooses", (picks) => change({ picks }));
-    this.threshold = new Slider("threshold", "Boxes with a score from", 1, (v) => v.toFixed(2), (threshold) => change({ threshold }));
-    this.weakest = new Slider("weakest", "Points from", 1, (v) => `${Math.round(100 * v)} % of the strongest`, (weakest) => change({ weakest }));
+    this.threshold = new Slider("threshold", "Hide boxes with a score below", 1, (v) => v.toFixed(2), (threshold) => change({ threshold }));
+    this.weakest = new Slider("weakest", "Hide points below", 1, (v) => `${Math.round(100 * v)} % of the strongest`, (weakest) => change({ weakest }));
     this.play = html("button", { type: "button", id: "play", onclick: act.play });
     this.zoom = html("button", { type: "button", id: "zoom", onclick: act.zoom });
     const buttons = html("div", { class: "buttons" }, this.play, this.zoom);
-    root.append(html("h2", { class: "unseen" }, "Switches"), this.layer.element, buttons, this.own.element, this.head.element,
-      this.level.element, this.weakest.element, this.threshold.element, this.picks.element);
+    this.more = html("details", { class: "more" }, html("summary", {}, "Heads, levels, thresholds"),
+      this.head.element, this.level.element, this.weakest.element, this.threshold.element, this.picks.element);
+    this.more.open = matchMedia("(min-width: 821px)").matches;  // on a phone what is chosen comes first
+    root.append(html("h2", { class: "unseen" }, "Switches"), this.layer.element, buttons, this.own.element, this.more);
   }
 
   // Show the state; `sides` tell what there is to choose from, and hold what is chosen.

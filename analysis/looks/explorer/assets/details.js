@@ -111,7 +111,7 @@ class Details {
     }, point.texts.weight)), ...[point.head, point.level, point.k, point.texts.dx, point.texts.dy].map((cell) => html("td", {}, String(cell)))));
     const heads = ["weight", "head", "level", "k", "Δx px", "Δy px"];
     return html("table", { class: "strongest" },
-      html("caption", {}, `Strongest points, ${rows.length} of the ${seen.length} that are drawn`),
+      html("caption", {}, `Strongest ${rows.length} of ${seen.length} points`),
       html("thead", {}, html("tr", {}, ...heads.map((head) => html("th", { scope: "col" }, head)))), html("tbody", {}, ...rows));
   }
 }
@@ -119,5 +119,5 @@ class Details {
 function bar(share, text) {
   const fill = html("i");
   fill.style.width = `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(1)}%`;
-  return html("span", { class: "bar" }, html("span", { "aria-hidden": "true" }, fill), text);
+  return html("span", { class: "bar" }, html("span", { "aria-hidden": "true" }, fill), html("b", {}, text));
 }

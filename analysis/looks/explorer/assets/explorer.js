@@ -18,11 +18,13 @@ async function explore() {
   }));
   const details = sides.map((side, i) => new Details(side, sides.length > 1, {
     choose: (choice) => choose(i, choice, state.place),
-    layer: (layer) => change({ layer }),
+    layer: goTo,
     hover: (point) => hover(i, point),
   }));
   const legends = sides.map((side) => new Legend(side, palette));
-  const controls = new Controls(document.getElementById("controls"), change, { play: togglePlay, zoom: () => change({ zoomed: !state.zoomed }) });
+  const controls = new Controls(document.getElementById("controls"), change, {
+    play: togglePlay, layer: goTo, zoom: () => change({ zoomed: !state.zoomed }),
+  });
   lay();
   listenToButtons();
   listenToKeys({
@@ -50,6 +52,7 @@ async function explore() {
   }
 
   function choose(i, choice, place) {
+    stopPlaying();
     state.kind = choice.kind;
     state.place = place ?? centreOf(lastBox(sides[i], choice.index));
     if (choice.kind === "token") state.own = sides[i].encoder.token_levels[choice.index];
@@ -88,8 +91,12 @@ async function explore() {
 
   function step(by) {
     const count = layersNow(), layer = Math.min(Math.max(state.layers[state.kind] + by, 0), count - 1);
+    if (layer !== state.layers[state.kind]) goTo(layer);
+  }
+
+  function goTo(layer) {
     stopPlaying();
-    if (layer !== state.layers[state.kind]) change({ layer });
+    change({ layer });
   }
 
   function layersNow() {
@@ -161,9 +168,10 @@ async function explore() {
     sides.forEach((side, i) => {
       const [, , width, height] = stages[i].whole();
       stages[i].element.style.aspectRatio = `${width} / ${height}`;
-      stages[i].element.style.setProperty("--shape", width / height);
       const title = html("figcaption", { class: "side-title" }, side.title);
-      document.getElementById("stages").append(html("figure", {}, title, stages[i].element, legends[i].element));
+      const figure = html("figure", {}, title, stages[i].element, legends[i].element);
+      figure.style.setProperty("--shape", width / height);
+      document.getElementById("stages").append(figure);
       document.getElementById("details").append(details[i].element);
     });
   }

@@ -2,8 +2,8 @@
 
 class Legend {
   constructor(side, palette) {
-    const stops = palette.map((colour, i) => svg("rect", { x: i, width: 1.05, height: 1, fill: colour }));
-    const scale = svg("svg", { viewBox: `0 0 ${palette.length} 1`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...stops);
+    const stops = palette.map((colour, i) => svg("rect", { x: i, width: 1, height: 1, fill: colour }));
+    const scale = svg("svg", { viewBox: `0 0 ${palette.length} 1`, preserveAspectRatio: "none", "shape-rendering": "crispEdges", "aria-hidden": "true" }, ...stops);
     this.side = side;
     this.most = html("span");
     this.levels = html("span", { class: "levels" });

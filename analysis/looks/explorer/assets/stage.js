@@ -1,6 +1,6 @@
 // The picture of one detector: boxes to choose, and what the choice sampled.
 
-const MARGIN = 0.06;  // share of the picture around it, because points may lie outside, where they read zero
+const MARGIN = 0.045;  // share of the picture around it, because points may lie outside, where they read zero
 const NEAR = 14;  // pixels of the screen between a pointer and the point that it means
 
 class Stage {
