@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from analysis.looks.explorer.page import explorer_page
+from analysis.looks.explorer.page import describe_picture, explorer_page
 from analysis.looks.explorer.side import describe_encoder, describe_side
 from analysis.looks.sampling import Recording
 from analysis.looks.selection import tokens_at
@@ -59,11 +59,12 @@ def write_explorer(
         UserError: what was sampled is not finite.
     """
     sides = [describe_side(s.record, picture, s.title, s.names) for s in seen]
-    room = (LIMIT - _KEPT_FREE - len(explorer_page(picture, name, sides, threshold, first).encode())) // len(sides)
+    described = describe_picture(picture, name)
+    room = (LIMIT - _KEPT_FREE - len(explorer_page(described, sides, threshold, first).encode())) // len(sides)
     for side, record in zip(sides, (s.record for s in seen)):
         always = tokens_at(point, record.spatial_shapes, record.valid_ratios[0])
         side["encoder"] = describe_encoder(record, picture, always, room)
-    text = explorer_page(picture, name, sides, threshold, first)
+    text = explorer_page(described, sides, threshold, first)
     file.write_text(text, encoding="utf-8")
     kept = [f"{len(e['tokens']):,} of {e['total']:,}" for side in sides if (e := side["encoder"])]
     tokens = f"{' and '.join(kept)} encoder tokens" if kept else "no encoder tokens, for no encoder layer samples"

@@ -56,7 +56,7 @@ def pack(array: np.ndarray, decimals: int = 0) -> dict[str, Any]:
         raise ValueError(f"pages cannot read arrays of {array.dtype}")
     flat = np.ascontiguousarray(array).reshape(-1)
     planes = flat.view(np.uint8).reshape(-1, flat.itemsize).T
-    data = base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
+    data = base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode()
     return {"type": kinds[0], "shape": list(array.shape), "decimals": decimals, "data": data}
 
 

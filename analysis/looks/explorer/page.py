@@ -33,25 +33,26 @@ _SCRIPTS = (
     "explorer.js",
 )
 _LARGEST = 1280  # pixels of the longer side of the picture in the page; the numbers are of the picture itself
+_LOSSLESS = 256 * 256  # pixels of a picture that is enlarged so much that JPEG's errors would be seen
 
 
-def explorer_page(picture: Image.Image, name: str, sides: Sequence[dict[str, Any]], threshold: float, first: int) -> str:
+def explorer_page(picture: dict[str, Any], sides: Sequence[dict[str, Any]], threshold: float, first: int) -> str:
     """The whole page.
 
     Args:
-        picture: the picture, upright, RGB.
-        name: of the picture's file.
+        picture: see `describe_picture`.
         sides: what is known of each detector, see `analysis.looks.explorer.side`.
         threshold: smallest score of a query whose box is shown at first.
         first: the first detector's query that is shown at first.
     """
     data = {
-        "picture": {"name": name, "width": picture.width, "height": picture.height, "url": _data_url(picture)},
+        "picture": picture,
         "palette": [to_hex(COLOURS(i / 31)) for i in range(32)],
         "threshold": threshold,
         "first": first,
         "sides": list(sides),
     }
+    name = picture["name"]
     style, script = (_joined(files) for files in (_STYLES, _SCRIPTS))
     page = Template((_ASSETS / "explorer.html").read_text(encoding="utf-8"))
     return page.substitute(
@@ -63,6 +64,21 @@ def explorer_page(picture: Image.Image, name: str, sides: Sequence[dict[str, Any
         script_hash=_hash(script),
         data=_json(data),
     )
+
+
+def describe_picture(picture: Image.Image, name: str) -> dict[str, Any]:
+    """The picture as plain data: without loss if it is small, else as JPEG, no larger than a screen shows.
+
+    Args:
+        picture: the picture, upright, RGB.
+        name: of its file.
+    """
+    shown, file = picture.convert("RGB"), io.BytesIO()
+    shown.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+    kind = "png" if shown.width * shown.height <= _LOSSLESS else "jpeg"
+    shown.save(file, kind, quality=88, subsampling=0)  # PNG passes over both
+    url = f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
+    return {"name": name, "width": picture.width, "height": picture.height, "url": url}
 
 
 def _joined(files: Sequence[str]) -> str:
@@ -77,15 +93,3 @@ def _hash(text: str) -> str:
 def _json(data: dict[str, Any]) -> str:
     """JSON that may stand in a script element: no text in it can close the element."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _data_url(picture: Image.Image) -> str:
-    shown = picture.convert("RGB")
-    shown.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-    written = {}
-    for kind, options in {"jpeg": {"quality": 88, "subsampling": 0}, "png": {"optimize": True}}.items():
-        file = io.BytesIO()
-        shown.save(file, kind, **options)
-        written[kind] = file.getvalue()
-    kind = min(written, key=lambda kind: len(written[kind]))  # PNG for drawings, JPEG for photographs
-    return f"data:image/{kind};base64," + base64.b64encode(written[kind]).decode()

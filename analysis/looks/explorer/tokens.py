@@ -59,8 +59,8 @@ def closest_that_fit(
     per_token = length(packed) / len(few)
     while spacing < widest:
         tokens = grid(spacing)
-        # A wide grid foretells the length well enough to spare most attempts.
-        if len(tokens) <= most and len(tokens) * per_token <= 1.2 * room:
+        # A wide grid foretells the length well enough to spare attempts that would fail.
+        if len(tokens) <= most and len(tokens) * per_token <= room:
             attempt = pack(tokens)
             if length(attempt) <= room:
                 return tokens, attempt

@@ -32,10 +32,10 @@ class Slider {
       html("label", { for: `slider-${name}` }, title, this.output), this.input);
   }
 
-  set(value) {
+  set(value, remark = "") {
     this.input.value = value;
-    this.output.textContent = this.say(value);
-    this.input.setAttribute("aria-valuetext", this.say(value));
+    this.output.textContent = this.say(value) + remark;
+    this.input.setAttribute("aria-valuetext", this.say(value) + remark);
   }
 }
 
@@ -47,7 +47,7 @@ class Controls {
     this.level = new Segments("level", "Level of the points", (level) => change({ level }));
     this.own = new Segments("own", "Level of the token", (own) => change({ own }));
     this.picks = new Segments("picks", "A click chooses", (picks) => change({ picks }));
-    this.threshold = new Slider("threshold", "Hide boxes with a score below", 1, (v) => v.toFixed(2), (threshold) => change({ threshold }));
+    this.threshold = new Slider("threshold", "Hide boxes below score", 1, (v) => v.toFixed(2), (threshold) => change({ threshold }));
     this.weakest = new Slider("weakest", "Hide points below", 1, (v) => `${Math.round(100 * v)} % of the strongest`, (weakest) => change({ weakest }));
     this.play = html("button", { type: "button", id: "play", onclick: act.play });
     this.zoom = html("button", { type: "button", id: "zoom", onclick: act.zoom });
@@ -76,7 +76,8 @@ class Controls {
       { value: "box", title: "the box at the place, else the token", shown: ["Boxes"] },
       { value: "token", title: "the encoder token at the place", shown: ["Tokens"] },
     ] : [], state.picks);
-    this.threshold.set(state.threshold);
+    const none = sides.every((side) => lastScore(side, ranked(side)[0]) < state.threshold);
+    this.threshold.set(state.threshold, none ? `; none, so the best ${FEWEST_SHOWN}` : "");
     this.weakest.set(state.weakest);
     this.play.replaceChildren(state.playing ? "❚❚ Stop" : "▶ Play layers");
     this.play.disabled = !chosen.length || layers < 2;
