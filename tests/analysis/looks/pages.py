@@ -35,7 +35,18 @@ def make_page(folder: Path, *argv: str, **options) -> tuple[str, dict, dict[str,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.predict, "untrained_predictor", lambda *_: predictor(**options))
         patch.setattr(engine.predict, "load_predictor", lambda *_, **__: predictor(seed=1, **options))
-        common = ("--input", str(source), "--output", str(folder), "--device", "cpu", "--maps", "[boxes]", "--top_k", "1")
+        common = (
+            "--input",
+            str(source),
+            "--output",
+            str(folder),
+            "--device",
+            "cpu",
+            "--maps",
+            "[boxes]",
+            "--top_k",
+            "1",
+        )
         assert main(["visualize", "--explore", "true", *common, *argv]) == 0
     page = (folder / "explorer.html").read_text(encoding="utf-8")
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)

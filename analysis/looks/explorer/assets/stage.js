@@ -8,6 +8,7 @@ class Stage {
   constructor(side, picture, palette, on) {
     Object.assign(this, { side, picture, palette, on });
     this.drawn = null;
+    this.pointed = false;  // whether the pointer shows a point; a table's row may show one too
     this.stop = () => {};
     this.image = svg("image", { href: picture.url, width: picture.width, height: picture.height, preserveAspectRatio: "none" });
     this.veil = svg("rect", { class: "veil", width: picture.width, height: picture.height });
@@ -45,13 +46,15 @@ class Stage {
       this.on.pick(place);
     });
     this.svg.addEventListener("pointermove", (event) => {
-      if (event.pointerType === "touch") return;
+      if (event.pointerType === "touch" || (!event.movementX && !event.movementY)) return;  // the page moved, not the pointer
       const place = this.placeOf(event), point = this.nearest(place);
-      this.on.hover(point);
+      if (point || this.pointed) this.on.hover(point);
+      this.pointed = Boolean(point);
       this.name(point ? null : boxAt(this.side, place, this.threshold));
     });
     this.svg.addEventListener("pointerleave", () => {
-      this.on.hover(null);
+      if (this.pointed) this.on.hover(null);
+      this.pointed = false;
       this.name(null);
     });
     this.svg.addEventListener("keydown", (event) => {
