@@ -141,7 +141,7 @@ async function explore() {
     sides.forEach((side, i) => {
       const choice = state.choices[i], layer = choice ? layerOf(i) : 0;
       const scene = choice && sceneOf(side, choice, layer, state, stages[i].whole());
-      stages[i].offer(state.threshold, choice);
+      stages[i].offer(state, choice);
       stages[i].point(null, []);
       stages[i].show(scene, moving);
       details[i].show(choice, layer, state.place, scene);

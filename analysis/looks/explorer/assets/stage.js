@@ -50,7 +50,7 @@ class Stage {
       const place = this.placeOf(event), point = this.nearest(place);
       if (point || this.pointed) this.on.hover(point);
       this.pointed = Boolean(point);
-      this.name(point ? null : boxAt(this.side, place, this.threshold));
+      this.name(point || this.picks !== "box" ? null : boxAt(this.side, place, this.threshold));
     });
     this.svg.addEventListener("pointerleave", () => {
       if (this.pointed) this.on.hover(null);
@@ -83,8 +83,8 @@ class Stage {
   }
 
   // The boxes that can be chosen, the best first, which is the order of the Tab key.
-  offer(threshold, choice) {
-    this.threshold = threshold;
+  offer({ threshold, picks }, choice) {
+    Object.assign(this, { threshold, picks });
     const focused = document.activeElement?.dataset?.query, own = this.svg.contains(document.activeElement);
     const elements = shownQueries(this.side, threshold).map((query) => {
       const [x0, y0, x1, y1] = lastBox(this.side, query);
