@@ -1,7 +1,7 @@
 // The picture of one detector: boxes to choose, and what the choice sampled.
 
 const MARGIN = 0.045;  // share of the picture around it, because points may lie outside, where they read zero
-const NEAR = 14;  // pixels of the screen between a pointer and the point that it means
+const NEAR = 10;  // pixels of the screen between a pointer and the point that it means
 
 class Stage {
   // `on` has pick(place), choose(query), and hover(point or null).
@@ -76,7 +76,7 @@ class Stage {
   nearest([x, y]) {
     let best = null, least = NEAR * this.scale;
     for (const point of this.drawn?.points ?? []) {
-      const distance = Math.hypot(point.x - x, point.y - y);
+      const distance = Math.hypot(point.x - x, point.y - y) - point.size * this.scale;  // from its edge
       if (point.size > 0 && distance < least) [best, least] = [point, distance];
     }
     return best;
