@@ -79,12 +79,13 @@ def visualize(options: config.VisualizeConfig) -> int:
 
     check_maps(options.maps)
     pictures = list_pictures(required(options.input, "input"))
+    chosen = options.device, options.size, options.weights
     if options.checkpoint:
-        chosen = options.device, options.size, options.weights
         predictor = load_predictor(options.checkpoint, *chosen, classes=options.classes)
     else:
         predictor = untrained_predictor(options.model, options.num_classes, options.device, options.size)
-    seen = look_at_pictures(predictor, pictures, make_folder(options.output, "output"), options)
+    other = load_predictor(options.compare, *chosen, classes=options.classes) if options.compare else None
+    seen = look_at_pictures(predictor, pictures, make_folder(options.output, "output"), options, other)
     return int(seen < len(pictures))
 
 

@@ -13,12 +13,14 @@ PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads
 
 
 def check_own_model(options: Config | VisualizeConfig | ProfileConfig) -> None:
-    """Refuse a command's model that cannot be built, unless a checkpoint brings the model."""
+    """Refuse a command's model that cannot be built, unless a checkpoint brings it, and options that need others."""
     if not getattr(options, "checkpoint", None):
         check_model(options.model, options.loss if isinstance(options, Config) else LossConfig())
     if isinstance(options, Config):
         check_freeze(options.train.freeze, options.loss.mimic_weight)
         check_rates(options.train)
+    if isinstance(options, VisualizeConfig) and options.compare and not options.explore:
+        raise UserError("--compare puts a second detector into explorer.html, which only --explore writes; give both")
 
 
 def check_freeze(parts: Sequence[str], mimic_weight: float) -> None:

@@ -488,6 +488,10 @@ class VisualizeConfig:
     (boxes), points of a pixel's tokens (encoder), attention traced to the image (locations), effective receptive
     field (gradient), where a ResNet's unit at a pixel reads (backbone), and, in hundreds of forward passes, the
     smallest region that is enough (saliency)"""
+    explore: bool = False
+    """also write explorer.html, a page that shows the sampling points of any box or place that is clicked"""
+    compare: str | None = None
+    """a second checkpoint, of any kind that checkpoint takes, shown beside the first in explorer.html"""
     threshold: Share = 0.5
     """smallest score of a query to be drawn"""
     top_k: Positive = 3

@@ -16,6 +16,7 @@ from analysis.looks.box_pictures import boxes_picture
 from analysis.looks.canvas import save
 from analysis.looks.conv_sampling import STAGES, conv_sampling
 from analysis.looks.effective import trace
+from analysis.looks.explorer.explore import Seen, short_name, write_explorer
 from analysis.looks.map_pictures import gradient_picture, locations_picture, saliency_picture
 from analysis.looks.receptive_field import box_output, class_output, receptive_field
 from analysis.looks.saliency import cells_of, detection_errors, saliency_region
@@ -58,9 +59,7 @@ class Look:
     """
 
     def __init__(self, predictor: Predictor, picture: Image.Image, config: VisualizeConfig):
-        if not isinstance(predictor.model, DeformableDETR):
-            raise TypeError(f"only a DeformableDETR can be looked into, not a {type(predictor.model).__name__}")
-        self.model, self.picture, self.config = predictor.model, picture, config
+        self.model, self.picture, self.config = _detector(predictor), picture, config
         self.true_names, self.names = predictor.names, drawable(predictor.names)
         batch = predictor.batch_of([picture])
         self.images, self.padding_mask = batch.images, batch.padding_mask
@@ -96,6 +95,23 @@ class Look:
         np.savez_compressed(folder / "sampling.npz", **self.arrays)  # type: ignore[arg-type]
         (folder / "sampling.json").write_text(json.dumps(self.summary, indent=1))
         return [*written, "sampling.npz", "sampling.json"]
+
+    def explore(self, file: Path, name: str, titles: Sequence[str], other: Predictor | None) -> None:
+        """Write the page on which one can ask about any place, beside another detector's answers if there is one.
+
+        Args:
+            file: where to write.
+            name: of the picture's file.
+            titles: what this detector and the other are called.
+            other: the other detector.
+        """
+        seen = [Seen(titles[0], self.record, self.true_names)]
+        if other is not None:
+            batch = other.batch_of([self.picture])
+            model = _detector(other)
+            seen.append(Seen(titles[1], record_sampling(model, batch.images, batch.padding_mask), other.names))
+        shown = self.config.threshold, self.chosen[0].query
+        self.remarks.append(write_explorer(file, self.picture, name, seen, self.point, *shown))
 
     def _decoder(self) -> Figure:
         return decoder_picture(self.picture, self.record, self.chosen, self.layers, self.names)
@@ -187,8 +203,21 @@ class Look:
         }
 
 
-def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Path, config: VisualizeConfig) -> int:
+def look_at_pictures(
+    predictor: Predictor,
+    pictures: Sequence[Path],
+    output: Path,
+    config: VisualizeConfig,
+    other: Predictor | None = None,
+) -> int:
     """Draw the maps of every picture that can be read. Several pictures each get their own folder in `output`.
+
+    Args:
+        predictor: the detector.
+        pictures: files.
+        output: an existing folder.
+        config: what to choose and what to draw.
+        other: the detector beside it in the explorer.
 
     Returns:
         The number of pictures that were read.
@@ -198,6 +227,10 @@ def look_at_pictures(predictor: Predictor, pictures: Sequence[Path], output: Pat
         look, name = Look(predictor, picture, config), unused_name(path.stem, used)
         folder = output if len(pictures) == 1 else make_folder(output / name, "output")
         written = look.draw(folder)
+        if config.explore:
+            titles = [short_name(config.checkpoint or "untrained"), short_name(config.compare or "")]
+            look.explore(folder / "explorer.html", path.name, titles, other)
+            written.append("explorer.html")
         print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
     if len(used) < len(pictures):
         print(f"{len(used)} of {len(pictures)} pictures could be read")
@@ -226,6 +259,12 @@ def check_maps(maps: list[str]) -> None:
     unknown = [name for name in maps if name not in MAPS]
     if unknown or not maps:
         raise UserError(f"maps: there is no {', '.join(unknown) or 'map to draw'}; there are {', '.join(MAPS)}")
+
+
+def _detector(predictor: Predictor) -> DeformableDETR:
+    if not isinstance(predictor.model, DeformableDETR):
+        raise TypeError(f"only a DeformableDETR can be looked into, not a {type(predictor.model).__name__}")
+    return predictor.model
 
 
 def _array(tensor: Tensor) -> np.ndarray:
