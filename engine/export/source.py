@@ -1,11 +1,12 @@
 """The detector that is exported, and what belongs to it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from datasets.categories import Category
 from engine.predict import load_model, named
 from models.detector import DeformableDETR
 from util.config import EvalDataConfig, ExportConfig
+from util.exported import Exported
 
 
 @dataclass
@@ -23,6 +24,18 @@ class Source:
     model: DeformableDETR
     categories: list[Category]
     data: EvalDataConfig
+
+    def describe(self, options: ExportConfig, smallest_side: int, fixed: tuple[int, int] | None) -> Exported:
+        """What a file with this detector says of itself; arguments as of `Exported`."""
+        return Exported(
+            [asdict(category) for category in self.categories],
+            self.data.eval_size,
+            self.data.max_size,
+            options.top_k,
+            options.threshold,
+            smallest_side,
+            fixed,
+        )
 
 
 def read_source(checkpoint: str, options: ExportConfig) -> Source:
