@@ -1,6 +1,8 @@
 """Files that `export` wrote, in the place of a model: `eval` and `predict` with model.onnx or model.pt2."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from datasets.transforms import eval_transform
 from models.postprocess import Detections
 from util.config import TTAConfig
 from util.errors import UserError
-from util.exported import Exported, read_exported
+from util.exported import INSTALL, Exported, read_exported
 from util.remarks import say_once
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # images [B, 3, H, W] in uint8 to boxes, scores, labels
+
+DATA_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 @dataclass
@@ -65,7 +69,7 @@ class ExportedDetector(nn.Module):
         least = self.said.smallest_side
         if min(height, width) < least:
             raise UserError(
-                f"an image is {width} x {height} pixels once it is resized; '{self.path}' takes sides of {least} or more"
+                f"an image is {width} x {height} pixels once it is resized; '{self.path}' takes sides from {least} on"
             )
         return PixelDetections(*self.run(images), (height, width))
 
@@ -79,7 +83,7 @@ class ExportedDetector(nn.Module):
         """The `top_k` best of each image, in pixels of the originals, whose (height, width) are `sizes`."""
         if top_k > self.said.top_k:
             say_once(
-                f"'{self.path}' gives {self.said.top_k} detections of an image; for {top_k}, export with --top_k {top_k}"
+                f"'{self.path}' gives {self.said.top_k} detections of an image; for more, export with --top_k {top_k}"
             )
         height, width = found.size
         scale = torch.tensor([(w / width, h / height) * 2 for h, w in sizes], dtype=found.boxes.dtype)
@@ -97,9 +101,7 @@ def load_exported(path: str, device: str | torch.device, weights: str, tta: TTAC
     """
     said = read_exported(path)
     if str(device) not in ("auto", "cpu"):
-        raise UserError(
-            f"'{path}' runs on the CPU here; leave --device out, or give the checkpoint that it was made of"
-        )
+        raise UserError(f"'{path}' runs on the CPU here; leave --device out, or give the checkpoint of it")
     if weights != "auto":
         raise UserError(f"'{path}' holds one set of weights; leave --weights out")
     if tta != TTAConfig():
@@ -118,7 +120,7 @@ def onnx_runner(path: str | Path) -> Run:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"'{path}' needs ONNX Runtime: pip install onnx onnxruntime onnxscript") from None
+        raise UserError(f"'{path}' is run by ONNX Runtime, which is not installed: {INSTALL}") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; what it warns of are its own optimisations
@@ -145,7 +147,8 @@ def torch_runner(path: str | Path) -> Run:
         UserError: it cannot be loaded, or not be run on images of some size.
     """
     try:
-        program = torch.export.load(str(path)).module()
+        with _data_alone():
+            program = torch.export.load(str(path)).module()
     except Exception as error:  # of many types; every one means that the file is unusable
         raise UserError(f"'{path}' is no program that torch {torch.__version__} loads: {_first_line(error)}") from None
 
@@ -157,6 +160,19 @@ def torch_runner(path: str | Path) -> Run:
             raise UserError(f"'{path}' cannot run on images {size}: {_first_line(error)}") from None
 
     return run
+
+
+@contextmanager
+def _data_alone() -> Iterator[None]:
+    """torch.export.load may unpickle what a file asks for; by this switch of torch it reads tensors alone."""
+    before = os.environ.get(DATA_ALONE)
+    os.environ[DATA_ALONE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(DATA_ALONE)
+        if before is not None:
+            os.environ[DATA_ALONE] = before
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from util.errors import UserError
 
 SUFFIXES = (".onnx", ".pt2")
+INSTALL = "pip install onnx onnxruntime onnxscript"
 FORMAT = "deformable-detr/export/1"
 USE = {
     "input": "images: uint8 [batch, 3, height, width], RGB; all of a batch have one size; nothing is to be normalised",
@@ -99,7 +100,7 @@ def _of_onnx(path: Path) -> dict[str, str]:
         import onnx
         from google.protobuf.message import DecodeError
     except ImportError:
-        raise UserError(f"'{path}' needs ONNX Runtime: pip install onnx onnxruntime onnxscript") from None
+        raise UserError(f"'{path}' is read by the package onnx, which is not installed: {INSTALL}") from None
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:

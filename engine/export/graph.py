@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -46,7 +47,11 @@ class ImagesToDetections(nn.Module):
         """
         batch, _, height, width = images.shape
         normalised = (images.to(self.mean.dtype) * (1 / 255) - self.mean) / self.std
-        predictions = self.model(normalised, images.new_zeros(batch, height, width, dtype=torch.bool))
+        mask = images.new_zeros(batch, height, width, dtype=torch.bool)
+        if (multiple := self.model.size_multiple) > 1:  # always, not where need be: a graph has no choice of that kind
+            more = (0, -width % multiple, 0, -height % multiple)
+            normalised, mask = F.pad(normalised, more), F.pad(mask, more, value=True)
+        predictions = self.model.detect(self.model.backbone(normalised, mask), mask)
         logits, boxes = predictions.logits[-1], predictions.boxes[-1]
         queries, classes = logits.shape[1:]
         scores, pairs = logits.sigmoid().flatten(1).topk(min(self.top_k, queries * classes), dim=1)
@@ -74,7 +79,7 @@ def trace(detector: ImagesToDetections, size: tuple[int, int] | None, reference:
 
 
 def smallest_side(program: torch.export.ExportedProgram) -> int:
-    """The smallest height and width in pixels that a graph with open sizes is right for: maps of a pixel would differ."""
+    """The smallest height and width in pixels that a graph with open sizes is for: maps of one pixel have another."""
     ranges = program.range_constraints.values()
     return max((int(allowed.lower) for allowed in ranges), default=1)
 

@@ -1,6 +1,7 @@
 """Format `onnx`: one file that ONNX Runtime and others run, the sampling operator as `GridSample` and weighted sums."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from engine.export.source import Source
 from engine.exported import onnx_runner
 from util.config import ExportConfig
 from util.errors import UserError
-from util.exported import Exported
+from util.exported import INSTALL, Exported
 from util.profiling import image_size
 
 OPSET = 18
@@ -39,13 +40,10 @@ def need_onnx() -> None:
         UserError: names the packages.
     """
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            import_module(package)
     except ImportError as error:
-        raise UserError(
-            f"ONNX needs packages that are not installed ({error.name}): pip install onnx onnxruntime onnxscript"
-        ) from None
+        raise UserError(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from None
 
 
 def _write_one(
