@@ -99,6 +99,7 @@ def assert_alike(one, other):
     assert len(found[0]) == len(found[1]) and all(len(boxes) == 36 for boxes, _, _ in found[0])
 
 
+@pytest.mark.slow
 def test_onnx_gives_what_the_checkpoint_gives(onnx_file, checkpoint):
     rng = np.random.default_rng(1)
     pictures = [Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)) for _ in range(3)]
@@ -116,6 +117,7 @@ def test_onnx_gives_what_the_checkpoint_gives_at_any_size_and_number(open_file, 
         assert_alike(ours(several), theirs(several))
 
 
+@pytest.mark.slow
 def test_onnx_runs_without_this_project_as_the_page_says(onnx_file, checkpoint, tmp_path, monkeypatch, capsys):
     (block,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
     assert len(block.strip().splitlines()) <= 12 and not re.search(r"import (torch|engine|main)", block)
@@ -131,6 +133,7 @@ def test_onnx_runs_without_this_project_as_the_page_says(onnx_file, checkpoint, 
     assert apart.is_small, apart
 
 
+@pytest.mark.slow
 def test_the_file_says_what_belongs_to_it(onnx_file):
     metadata = onnxruntime.InferenceSession(str(onnx_file)).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["names"]) == {"0": "circle", "1": "square", "2": "triangle"}
@@ -140,6 +143,7 @@ def test_the_file_says_what_belongs_to_it(onnx_file):
     assert not list(onnx_file.parent.glob("unchecked*")) and not list(onnx_file.parent.glob("*.data"))
 
 
+@pytest.mark.slow
 def test_the_operator_is_grid_sample_and_nothing_foreign(onnx_file):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(onnx_file)
@@ -170,6 +174,7 @@ def test_a_program_of_fixed_size(checkpoint, capsys):
     assert_alike([load_predictor(checkpoint, "cpu")(picture)], [load_predictor(file)(picture)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -192,6 +197,7 @@ def test_images_that_are_too_small_for_a_file():
         detector(torch.zeros(1, 3, 32, 40, dtype=torch.uint8), mask[:, :32])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["visualize", "profile"])
 def test_other_commands_want_the_checkpoint(onnx_file, command, capsys, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "p.png")
