@@ -14,6 +14,7 @@ from util import cli, config
 from util.command import Command, required
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
+from util.exported import check_no_export
 from util.files import make_folder
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def visualize(options: config.VisualizeConfig) -> int:
     from engine.predict import load_predictor, untrained_predictor
 
     check_maps(options.maps)
+    check_no_export(options.checkpoint or "")
     pictures = list_pictures(required(options.input, "input"))
     chosen = options.device, options.size, options.weights
     if options.checkpoint:
@@ -121,6 +123,14 @@ def convert_data(options: config.ConvertDataConfig) -> int:
     return 0
 
 
+def export(options: config.ExportConfig) -> int:
+    """Write a detector as ONNX or a torch program, and compare what is written with it on pictures."""
+    from engine.export.command import export
+
+    print(export(options))
+    return 0
+
+
 def profile(options: config.ProfileConfig) -> int:
     """Print what a model costs, by part and by image size."""
     from engine.profile import profile
@@ -159,6 +169,7 @@ COMMANDS = {
         by_pattern=True,
         rewrite=with_grid,
     ),
+    "export": Command(export, config.ExportConfig, "--checkpoint runs/quickstart/best.pth --format onnx"),
     "check-data": Command(check_data, config.CheckDataConfig, "--data.root path/to/coco"),
     "convert-data": Command(convert_data, config.ConvertDataConfig, "--from voc --input Annotations --output all.json"),
     "profile": Command(
