@@ -106,6 +106,14 @@ def check_data(options: config.CheckDataConfig) -> int:
     return int(any(r.remaining for r in reports.values()))
 
 
+def export(options: config.ExportConfig) -> int:
+    """Write a detector as ONNX or a torch program, and compare what is written with it on pictures."""
+    from engine.export.command import export
+
+    print(export(options))
+    return 0
+
+
 def profile(options: config.ProfileConfig) -> int:
     """Print what a model costs, by part and by image size."""
     from engine.profile import profile
@@ -144,6 +152,7 @@ COMMANDS = {
         by_pattern=True,
         rewrite=with_grid,
     ),
+    "export": Command(export, config.ExportConfig, "--checkpoint runs/quickstart/best.pth --format onnx"),
     "check-data": Command(check_data, config.CheckDataConfig, "--data.root path/to/coco"),
     "profile": Command(
         profile, config.ProfileConfig, "--config configs/base.yaml", passed_over=MODEL_ALONE, check=check_own_model

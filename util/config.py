@@ -502,6 +502,33 @@ class VisualizeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Writes a checkpoint's detector in a form that runs elsewhere, and compares what is written with it."""
+
+    checkpoint: str | None = None
+    """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
+    format: Literal["onnx", "torch"] = "onnx"
+    """onnx: model.onnx for ONNX Runtime and others; torch: model.pt2, a program of torch.export"""
+    output: str = "runs/export"
+    """folder for what is written"""
+    weights: Literal["auto", "model", "ema"] = "auto"
+    """weights of the checkpoint: auto takes the moving average if there is one"""
+    images: str | None = None
+    """picture, folder of pictures, or quoted pattern to compare on; null draws shapes"""
+    size: Positive | None = None
+    """shorter side of the images; null takes the checkpoint's"""
+    fixed: list[str] = field(default_factory=list)
+    """image sizes, HEIGHTxWIDTH in pixels, to write a file each for, which takes no others; empty writes one file that
+    takes images of any size"""
+    top_k: Positive = 100
+    """detections that the file gives for each image"""
+    threshold: Share = 0.5
+    """smallest score to draw, kept with the file for whoever uses it; the file itself leaves nothing out"""
+    classes: str | None = None
+    """annotation file that names the classes by their ids, for a checkpoint that keeps no names"""
+
+
+@dataclass
 class ProfileConfig:
     """Counts and measures what a model costs: parameters, operations, latency, memory, by image size."""
 
