@@ -35,7 +35,7 @@ from engine.merge import merge_views
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
 from models.from_config import build_model
-from models.load import load_detector
+from models.load import LoadedDetector, load_detector
 from models.postprocess import Detections, postprocess
 from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
 from util.devices import pick_device
@@ -121,10 +121,13 @@ def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, 
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
     check_weights(weights)
     loaded = load_detector(checkpoint, weights)
-    categories = [Category(**c) for c in loaded.categories]
-    if not categories:
-        categories = foreign_categories(loaded.model.num_classes, loaded.names, loaded.contiguous)
-    return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
+    return loaded.model, categories_of(loaded), from_dict(EvalDataConfig, loaded.data)
+
+
+def categories_of(loaded: LoadedDetector) -> list[Category]:
+    """The classes of a detector: those that its checkpoint lists, else one for each label."""
+    listed = [Category(**c) for c in loaded.categories]
+    return listed or foreign_categories(loaded.model.num_classes, loaded.names, loaded.contiguous)
 
 
 def load_predictor(
