@@ -29,6 +29,7 @@ from engine.check_files import check_files
 from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
+from models.folded_norms import fold_for_inference
 from models.postprocess import postprocess
 from util.command import required
 from util.config import EvalConfig, TTAConfig
@@ -161,6 +162,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     )
 
     evaluated: nn.Module = model.to(device)
+    fold_for_inference(model)
     loader: SampleLoader | EverySize = loaders[0]
     prepare: Callable = ToDevice(device, model.backbone.mean, model.backbone.std)
     pick: Callable = postprocess

@@ -34,6 +34,7 @@ from engine.inputs import (
 from engine.merge import merge_views
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
+from models.folded_norms import fold_for_inference
 from models.from_config import build_model
 from models.load import LoadedDetector, load_detector
 from models.postprocess import Detections, postprocess
@@ -183,7 +184,10 @@ def make_predictor(
     size: int | None,
     tta: TTAConfig | None = None,
 ) -> Predictor:
-    """Make a predictor of a model; the arguments are those of `load_predictor`."""
+    """Make a predictor of a model, which becomes its own: its norms are folded, so it cannot be trained any more.
+
+    The arguments are those of `load_predictor`.
+    """
     size, tta = check_size(size), check_tta(tta)
     views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
@@ -193,6 +197,7 @@ def make_predictor(
         ToDevice(chosen, model.backbone.mean, model.backbone.std),
     )
     model.to(chosen)
+    fold_for_inference(model.eval())
     multi_view = MultiView(model, views, to_device, postprocess, merge_views, tta) if len(views) > 1 else None
 
     def batch_of(pictures: Sequence[Image.Image]) -> Batch | ViewBatch:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def differences(source: Source, theirs, processor, pictures: list[Image.Image]) 
         processor: transformers' image processor.
         pictures: RGB.
     """
-    predictor = make_predictor(source.model, source.categories, source.data, "cpu", None)
+    predictor = make_predictor(deepcopy(source.model), source.categories, source.data, "cpu", None)
     found = Differences()
     for picture in pictures:
         batch = predictor.batch_of([picture])

@@ -157,7 +157,9 @@ def check_sayable(config: ModelConfig) -> None:
     for option in ("encoder_points", "decoder_points"):
         points = getattr(config, option) or config.num_points
         if isinstance(points, list) and len(set(points)) > 1:
-            refuse(option if getattr(config, option) else "num_points", points, "has one number of points for all levels")
+            refuse(
+                option if getattr(config, option) else "num_points", points, "has one number of points for all levels"
+            )
     heads = [getattr(config, option) or config.num_heads for option in ("self_attention_heads", "decoder_heads")]
     if heads[0] != heads[1]:
         refuse("self_attention_heads", heads[0], f"has as many as in the decoder's other attention ({heads[1]})")
@@ -239,7 +241,9 @@ def _tensors(model: DeformableDETR, config: ModelConfig) -> dict[str, Tensor]:
             tensors |= {f"{joined[1]}{letter}_proj.{joined[2]}": part for letter, part in parts}
             continue
         tensors[name] = tensor
-        if name.startswith("bbox_embed.") and config.refinement or name.startswith("class_embed.") and config.two_stage:
+        if (name.startswith("bbox_embed.") and config.refinement) or (
+            name.startswith("class_embed.") and config.two_stage
+        ):
             tensors[HEAD + name] = tensor
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
