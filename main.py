@@ -107,7 +107,7 @@ def check_data(options: config.CheckDataConfig) -> int:
 
 
 def export(options: config.ExportConfig) -> int:
-    """Write a detector as ONNX, a torch program or a transformers folder, and compare what is written with it on pictures."""
+    """Write a detector as ONNX, a torch program or a transformers folder, and compare that with it on pictures."""
     from engine.export.command import export
 
     print(export(options))

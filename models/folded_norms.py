@@ -2,8 +2,8 @@
 
 A batch norm whose statistics stay as they are is y = s * x + t for each channel, with s = weight / sqrt(variance + eps)
 and t = bias - mean * s. After a convolution W * x + b that is (s W) * x + (s b + t). The weights are scaled anew in
-every pass, so the gradient of the convolution's own weights is exact, and whatever is loaded later counts. A copy that is
-neither trained nor saved keeps the scaled weights instead: `fold_for_inference`.
+every pass, so the gradient of the convolution's own weights is exact, and whatever is loaded later counts. A copy that
+is neither trained nor saved keeps the scaled weights instead: `fold_for_inference`.
 """
 
 from typing import Any

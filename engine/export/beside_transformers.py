@@ -129,7 +129,7 @@ def _of_ranked(logits: tuple[Tensor, Tensor], boxes: tuple[Tensor, Tensor]) -> l
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and remarks of transformers while it loads: on tied weights, for instance, which are as they should be."""
+    """No bars and remarks of transformers while it loads, such as those on weights that are not tied."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
-from torch import Tensor, nn
-from torchvision.ops.misc import FrozenBatchNorm2d
+from torch import Tensor
 
 from models.backbone import Backbone
+from models.convert.huggingface_limits import check_backbone, check_sayable
 from models.detector import DeformableDETR
 from util.config import ModelConfig
-from util.errors import UserError
 from util.remarks import say_once
 
-NORM_GROUPS, NORM_EPSILON, HEAD = 32, 1e-5, "model.decoder."  # numbers that are written in transformers' code
 UNUSED = "N/A"  # name of rows that stand for no class, as the published folders have it
 
 # How transformers 4 names what our keys begin with; version 5 reads these names and writes them.
@@ -40,26 +37,6 @@ OUR_NAMES = [
     (r"heads\.(\d+)\.classify\.", r"class_embed.\1."),
     (r"heads\.(\d+)\.regress\.", r"bbox_embed.\1."),
 ]
-
-# Options of the model section of which that architecture has one value alone.
-ONLY: dict[str, Any] = {
-    "encoder": "deformable",
-    "cross_level": True,
-    "norm_groups": NORM_GROUPS,
-    "ignore_padding": False,
-    "query_selection": "position",
-    "proposal_head": "objectness",
-    "proposal_nms": None,
-    "position_temperature": 10000.0,
-    "position_offset": -0.5,
-    "box_epsilon": 1e-5,
-    "distribution_boxes": False,
-    "memory_fusion": False,
-    "relation": False,
-    "decoder_query_position": "learned",
-    "decoder_norm": False,
-    "reference": "point",
-}
 
 
 @dataclass
@@ -92,7 +69,7 @@ def to_transformers(
         UserError: names what transformers' architecture cannot say.
     """
     check_sayable(config)
-    _check_backbone(model.backbone)
+    check_backbone(model.backbone)
     section = {
         "architectures": ["DeformableDetrForObjectDetection"],
         "model_type": "deformable_detr",
@@ -137,58 +114,6 @@ def to_transformers(
         "do_pad": True,
     }
     return Folder(_tensors(model, config), section, preprocessor)
-
-
-def check_sayable(config: ModelConfig) -> None:
-    """Refuse what transformers' architecture cannot say.
-
-    Raises:
-        UserError: names the option and the values that can be exported.
-    """
-
-    def refuse(option: str, value: object, why: str) -> None:
-        raise UserError(f"model.{option} {value} cannot be exported to transformers: its architecture {why}")
-
-    for option, only in ONLY.items():
-        if (value := getattr(config, option)) != only:
-            refuse(option, _said(value), f"has only {_said(only)}")
-    if config.backbone.dcn != "none":
-        refuse("backbone.dcn", config.backbone.dcn, "has no deformable convolutions in the backbone")
-    for option in ("encoder_points", "decoder_points"):
-        points = getattr(config, option) or config.num_points
-        if isinstance(points, list) and len(set(points)) > 1:
-            refuse(
-                option if getattr(config, option) else "num_points", points, "has one number of points for all levels"
-            )
-    heads = [getattr(config, option) or config.num_heads for option in ("self_attention_heads", "decoder_heads")]
-    if heads[0] != heads[1]:
-        refuse("self_attention_heads", heads[0], f"has as many as in the decoder's other attention ({heads[1]})")
-    if config.two_stage and not config.refinement:
-        refuse("two_stage", "true", "has two stages only with model.refinement true")
-
-
-def _said(value: object) -> str:
-    """A value as the command line has it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _check_backbone(backbone: Backbone) -> None:
-    """Refuse networks that transformers would run in another way than we do."""
-
-    def refuse(why: str) -> None:
-        raise UserError(f"model.backbone.name {backbone.name} cannot be exported to transformers, which {why}")
-
-    if backbone.pyramid is not None:
-        refuse("makes no pyramid of one map")
-    if backbone.size_multiple > 1:
-        refuse("builds it for one image size alone")
-    if backbone.channels_last_output:
-        refuse("takes its maps as if their channels came first")
-    for module in backbone.body.modules():
-        if isinstance(module, BatchNormAct2d | FrozenBatchNormAct2d):
-            refuse("drops the activations that its batch norms have inside")
-        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d) and module.eps != NORM_EPSILON:
-            refuse(f"computes its batch norms with epsilon {NORM_EPSILON} in the place of {module.eps}")
 
 
 def _backbone_section(backbone: Backbone, config: ModelConfig) -> dict[str, Any]:
@@ -241,10 +166,9 @@ def _tensors(model: DeformableDETR, config: ModelConfig) -> dict[str, Tensor]:
             tensors |= {f"{joined[1]}{letter}_proj.{joined[2]}": part for letter, part in parts}
             continue
         tensors[name] = tensor
-        if (name.startswith("bbox_embed.") and config.refinement) or (
-            name.startswith("class_embed.") and config.two_stage
-        ):
-            tensors[HEAD + name] = tensor
+        in_decoder = {"bbox_embed": config.refinement, "class_embed": config.two_stage}
+        if in_decoder.get(name.split(".")[0]):
+            tensors[f"model.decoder.{name}"] = tensor
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
@@ -252,4 +176,4 @@ def _renamed(key: str) -> str:
     for pattern, replacement in OUR_NAMES:
         if hit := re.match(pattern, key):
             return hit.expand(replacement) + key[hit.end() :]
-    raise KeyError(f"no name in transformers for '{key}'")  # check_sayable lets through only what the table knows
+    raise KeyError(f"no name in transformers for '{key}'")  # a part that `check_sayable` ought to refuse
