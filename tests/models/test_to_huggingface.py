@@ -107,7 +107,6 @@ def test_what_the_architecture_cannot_say_is_refused_by_name(options):
         UserError, match=rf"^model\.{option}\S* .* cannot be exported to transformers: its architecture"
     ):
         check_sayable(ModelConfig(**options))
-    assert option == "two_stage" or not isinstance(options[option], bool) or check_sayable(ModelConfig()) is None
 
 
 @pytest.mark.parametrize(
