@@ -26,9 +26,11 @@ from datasets.transforms import eval_transform
 from datasets.truth import check_scorable, remarks_on_truth, without_objects
 from engine.backend import selected_backend
 from engine.check_files import check_files
+from engine.exported import ExportedDetector, load_exported
 from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
+from models.detector import DeformableDETR
 from models.folded_norms import fold_for_inference
 from models.postprocess import postprocess
 from util.command import required
@@ -36,6 +38,7 @@ from util.config import EvalConfig, TTAConfig
 from util.devices import autocast, pick_device
 from util.distributed import ALONE, World, check_gpus
 from util.errors import Interrupted, UserError
+from util.exported import is_exported
 from util.files import make_folder
 from util.progress import progress
 from util.remarks import say_once
@@ -131,7 +134,14 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     if padded and len(views) > 1:
         raise UserError("--padding batch would lie on the left of mirrored views; leave out --tta, or the padding")
     checkpoint = required(config.checkpoint, "checkpoint")
-    model, categories, _ = load_model(checkpoint, config.weights)
+    model: DeformableDETR | ExportedDetector
+    if is_exported(checkpoint):
+        model = load_exported(checkpoint, config.device, config.weights, config.tta)
+        if padded or world.size > 1:
+            raise UserError(f"'{checkpoint}' takes no padding, in one process; leave out --padding and torchrun")
+        categories, device, backend = model.categories, torch.device("cpu"), f"of '{Path(checkpoint).name}'"
+    else:
+        model, categories, _ = load_model(checkpoint, config.weights)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
     dataset = check_files({"val": dataset}, config.data, world)["val"]
@@ -145,7 +155,8 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         check_scorable(dataset.annotations)
     workers, loaders = -(-config.data.workers // len(sizes)), []  # the loaders of all sizes run at once
     for size in sizes:
-        sized = dataset.transformed(eval_transform(*size))
+        resize = model.resize(size) if isinstance(model, ExportedDetector) else eval_transform(*size)
+        sized = dataset.transformed(resize)
         share = (world.rank, world.size)
         pin = device.type == "cuda"
         loaders.append(eval_loader(sized, config.batch_size, workers, pin, share, padding=config.padding))
@@ -164,13 +175,18 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     evaluated: nn.Module = model.to(device)
     fold_for_inference(model)
     loader: SampleLoader | EverySize = loaders[0]
-    prepare: Callable = ToDevice(device, model.backbone.mean, model.backbone.std)
-    pick: Callable = postprocess
+    prepare: Callable
+    pick: Callable
+    if isinstance(model, ExportedDetector):  # it normalises by itself, and gives pixels
+        prepare, pick = (lambda batch: batch), model.postprocess
+    else:
+        prepare, pick = ToDevice(device, model.backbone.mean, model.backbone.std), postprocess
     subject = {"checkpoint": checkpoint, "data": str(dataset.annotations.source)}
     if padded:
         subject["padding"] = f"to the largest of {config.batch_size} images, neighbours by id"
     multi_view = None
     if len(views) > 1:
+        assert isinstance(model, DeformableDETR)
         evaluated = multi_view = MultiView(model, views, prepare, pick, merge_views, config.tta)
         loader, prepare, pick = EverySize(loaders), multi_view.prepare, multi_view.postprocess
         print(f"{multi_view.describe()}\n")

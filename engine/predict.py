@@ -18,6 +18,7 @@ from datasets.pictures import read_each
 from datasets.readers import read_annotations
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
+from engine.exported import ExportedDetector, load_exported
 from engine.inputs import (
     Picture,
     check_checkpoint,
@@ -42,6 +43,7 @@ from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
 from util.devices import pick_device
 from util.drawing import draw_detections
 from util.errors import UserError
+from util.exported import is_exported
 from util.files import unused_name
 from util.fonts import legend_of
 from util.remarks import say_once
@@ -142,7 +144,7 @@ def load_predictor(
     """A detector that takes pictures, from any known checkpoint, at the image size it was evaluated with.
 
     Args:
-        checkpoint: path; see `models.load.load_detector`.
+        checkpoint: path; see `models.load.load_detector`; or model.onnx or model.pt2 as `export` writes them.
         device: `auto` takes a GPU if there is one; else `cpu`, `cuda`, `cuda:1`, `mps`.
         size: shorter side in pixels; None takes the checkpoint's. The longer side follows from the picture.
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
@@ -155,6 +157,9 @@ def load_predictor(
     """
     checkpoint, classes = check_checkpoint(checkpoint), check_classes(classes)
     size, tta = check_size(size), check_tta(tta)
+    if is_exported(checkpoint):
+        check_weights(weights)
+        return _exported_predictor(load_exported(checkpoint, device, weights, tta), size, classes)
     chosen = pick_device(device)  # before the checkpoint, which may take long to read
     model, categories, data = load_model(checkpoint, weights)
     return make_predictor(model, named(categories, checkpoint, classes), data, chosen, size, tta)
@@ -207,6 +212,17 @@ def make_predictor(
 
     pick: Callable = multi_view.postprocess if multi_view else postprocess
     return Predictor(multi_view or model, lambda p: to_rgb(upright(p)), batch_of, pick, names)
+
+
+def _exported_predictor(model: ExportedDetector, size: int | None, classes: str | None) -> Predictor:
+    """A predictor of an exported file; the arguments are those of `load_predictor`."""
+    resize = model.resize((size or model.said.size, model.said.max_size))
+    names = {c.label: c.name for c in named(model.categories, model.path, classes) if c.name}
+
+    def batch_of(pictures: Sequence[Image.Image]) -> Batch:
+        return Batch(*pad_images([resize(to_image(p)) for p in pictures]), [], [])
+
+    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, model.postprocess, names)
 
 
 def untrained_predictor(

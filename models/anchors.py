@@ -42,7 +42,7 @@ class AnchorQueries(QuerySource):
         """The same queries for each image."""
         reference = self.anchors.sigmoid()
         position = self.position_of(reference, self.content.dtype)
-        shape = len(memory.tokens), -1, -1
+        shape = memory.tokens.shape[0], -1, -1
         return Queries(
             self.content.expand(shape), None if position is None else position.expand(shape), reference.expand(shape)
         )

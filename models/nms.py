@@ -46,7 +46,7 @@ def survivors(iou: Tensor, threshold: float, block: int = 64, rounds: int = 16) 
         for start in range(0, iou.shape[1], block):
             columns = suppresses[:, :, start : start + block]
             within = columns[:, start : start + block].contiguous()
-            free = within.new_ones(len(iou), 1, within.shape[-1])
+            free = within.new_ones(iou.shape[0], 1, within.shape[-1])
             if blocks:
                 free = (torch.cat(blocks, -1) @ columns[:, :start] == 0).to(within.dtype)
             keep = free  # [B, 1, block], of zeros and ones

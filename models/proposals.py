@@ -146,7 +146,7 @@ class ProposalGenerator(QuerySource):
         reference = take(proposals.unactivated.detach(), best).sigmoid()
         position, content = self.encode(reference, proposals.tokens.dtype)
         if learned is not None:
-            content = learned[: best.shape[1]].expand(len(best), -1, -1)
+            content = learned[: best.shape[1]].expand(best.shape[0], -1, -1)
         elif content is None:
             content = take(proposals.tokens.detach(), best)
         return Queries(content, position, reference)

@@ -238,6 +238,6 @@ class LearnedQueries(QuerySource):
         """The same queries for each image."""
         with torch.autocast(self.position.device.type, enabled=False):  # in half precision they would move by pixels
             reference = self.reference_points(self.position).sigmoid()
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         position, content, reference = (t[None].expand(batch, -1, -1) for t in (self.position, self.content, reference))
         return Queries(content, position if self.has_position else None, reference)

@@ -168,7 +168,14 @@ STAND_IN = """#!/usr/bin/env bash
 printf "%q " "$(basename "$0")" "$@" >> asked.txt
 echo >> asked.txt
 """
-NOT_RUN = {"tensorboard --logdir runs": "it serves pages until it is stopped"}
+EXPORTS = "tests/engine/test_export.py does it with a smaller detector"
+NOT_RUN = {
+    "tensorboard --logdir runs": "it serves pages until it is stopped",
+    "python main.py export --checkpoint runs/quickstart/best.pth": EXPORTS,
+    "python main.py export --checkpoint runs/quickstart/best.pth --format torch": EXPORTS,
+    "python main.py eval --checkpoint runs/export/model.onnx --data.root path/to/coco": EXPORTS,
+    "python main.py predict --checkpoint runs/export/model.onnx --input photo.jpg": EXPORTS,
+}
 # What takes minutes and has no option to make it small, by module.
 SMALLER = {
     "scripts.bench.deform": {"CONVOLUTIONS": [(1, 4, 8, 8, 1)], "POOLED": (2, 4, 8, 8)},

@@ -18,6 +18,7 @@ import torch
 from util import cli
 from util.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from util.errors import UserError
+from util.exported import is_exported, read_exported
 from util.files import matches
 from util.remarks import say_once
 
@@ -158,6 +159,8 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         return newest
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
+    if is_exported(path):
+        raise UserError(f"'{path}' is an exported detector, for eval and predict alone; give the checkpoint of it")
     content = load_plain(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         parts = {"model": dict, "config": dict, "categories": list, "epoch": int}
@@ -369,6 +372,9 @@ def described_options(path: str, option: str, argv: Sequence[str], by_pattern: b
             return {}
     elif by_pattern:
         path = checkpoints_of(path)[0]
+    if not resume and is_exported(path):
+        said = read_exported(path)
+        return {"data": {"eval_size": said.size, "max_size": said.max_size}}
     config = saved_config(path, keep_paths=not cli.peek(argv, "data.root"))
     return config if resume else {k: config[k] for k in config if k == "data"}
 

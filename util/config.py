@@ -521,6 +521,9 @@ class ExportConfig:
     fixed: list[str] = field(default_factory=list)
     """image sizes, HEIGHTxWIDTH in pixels, to write a file each for, which takes no others; empty writes one file that
     takes images of any size"""
+    operator: Literal["auto", "reference"] = "auto"
+    """torch: auto writes a call of the compiled sampling operator where it is built (the file then needs `import ops`
+    before it is loaded); reference: PyTorch's own operators alone, as onnx always has"""
     top_k: Positive = 100
     """detections that the file gives for each image"""
     threshold: Share = 0.5

@@ -22,6 +22,7 @@ from util.errors import UserError
 
 TOLERANCE = 1e-4  # of logits, and of boxes in [0, 1]
 MOST = 8  # pictures that are compared
+LARGEST = 320  # mean side in pixels of those that are drawn; they are resized as all are
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Differences:
     other_size: int = 0
 
 
-def compare(source: Source, options: ExportConfig, output: Path) -> str:
+def compare(source: Source, options: ExportConfig, folder: Path) -> str:
     """Run both on pictures, and say by how much they differ.
 
     Raises:
@@ -49,11 +50,13 @@ def compare(source: Source, options: ExportConfig, output: Path) -> str:
     """
     with _quiet():
         try:
-            theirs = transformers.AutoModelForObjectDetection.from_pretrained(output, local_files_only=True).eval()
-            processor = transformers.AutoImageProcessor.from_pretrained(output, local_files_only=True)
+            theirs = transformers.AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True).eval()
+            processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"transformers {transformers.__version__} cannot load '{output}': {reason}") from None
+            raise UserError(
+                f"what was written is not kept: transformers {transformers.__version__} cannot load it: {reason}"
+            ) from None
     pictures = pictures_to_compare(options.images, source.data.eval_size)
     found = differences(source, theirs, processor, pictures)
     said = (
@@ -61,7 +64,7 @@ def compare(source: Source, options: ExportConfig, output: Path) -> str:
         f"largest differences: {found.logits:.1e} of logits, {found.boxes:.1e} of boxes in [0, 1]"
     )
     if found.logits > TOLERANCE or found.boxes > TOLERANCE:
-        raise UserError(f"'{output}' is not the same detector: {said}; {TOLERANCE:.0e} is the most that rounding makes")
+        raise UserError(f"what was written is another detector, and is not kept: {said}; {TOLERANCE} would be rounding")
     if found.other_size < len(pictures):
         said += f", {found.pixels:.1e} of normalised pixels"
     if found.other_size:
@@ -100,11 +103,11 @@ def differences(source: Source, theirs, processor, pictures: list[Image.Image]) 
 
 
 def pictures_to_compare(pattern: str | None, size: int) -> list[Image.Image]:
-    """The first pictures of a file, folder or pattern; or three of shapes, with a mean side of `size` pixels."""
+    """The first pictures of a file, folder or pattern; or three of shapes, of about `size` pixels."""
     if pattern is not None:
         return [picture for _, picture in read_each(list_pictures(pattern)[:MOST], "compare")]
     rng = np.random.default_rng(0)
-    return [draw_scene(rng, min(size, 320))[0] for _ in range(3)]
+    return [draw_scene(rng, min(size, LARGEST))[0] for _ in range(3)]
 
 
 def _largest(a: Tensor, b: Tensor) -> float:

@@ -1,12 +1,13 @@
 """The detector that is exported, and what belongs to it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from datasets.categories import Category
 from engine.predict import categories_of, named
 from models.detector import DeformableDETR
 from models.load import load_detector
 from util.config import EvalDataConfig, ExportConfig, ModelConfig, from_dict
+from util.exported import Exported
 
 
 @dataclass
@@ -26,6 +27,18 @@ class Source:
     config: ModelConfig
     categories: list[Category]
     data: EvalDataConfig
+
+    def describe(self, options: ExportConfig, smallest_side: int, fixed: tuple[int, int] | None) -> Exported:
+        """What a file with this detector says of itself; arguments as of `Exported`."""
+        return Exported(
+            [asdict(category) for category in self.categories],
+            self.data.eval_size,
+            self.data.max_size,
+            options.top_k,
+            options.threshold,
+            smallest_side,
+            fixed,
+        )
 
 
 def read_source(checkpoint: str, options: ExportConfig) -> Source:

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -15,13 +16,13 @@ from util.errors import UserError
 
 
 def export_transformers(source: Source, options: ExportConfig, output: Path) -> str:
-    """Write config.json, model.safetensors and preprocessor_config.json into the folder.
+    """Write config.json, model.safetensors and preprocessor_config.json into the folder, and compare them first.
 
     Raises:
         UserError: names what transformers' architecture cannot say, or an option that such a folder does not keep; or
-            the folder, read again, is another detector.
+            the files, read again, are another detector, and are not kept.
     """
-    for option in ("fixed", "top_k", "threshold"):
+    for option in ("fixed", "operator", "top_k", "threshold"):
         if getattr(options, option) != getattr(ExportConfig(), option):
             raise UserError(
                 f"--{option} is not kept in a transformers folder; its image processor is told when it is called: "
@@ -29,14 +30,19 @@ def export_transformers(source: Source, options: ExportConfig, output: Path) -> 
             )
     names = {c.label: c.name for c in source.categories if c.name}
     folder = to_transformers(source.model, source.config, names, source.data.eval_size, source.data.max_size)
-    size = write_folder(folder, output)
-    _check_weights(source, output)
+    with TemporaryDirectory(prefix="unchecked_", dir=output) as place:
+        unchecked = Path(place)
+        size = write_folder(folder, unchecked)
+        _check_weights(source, unchecked)
+        difference = _beside(source, options, unchecked)
+        for file in unchecked.iterdir():
+            file.replace(output / file.name)
     return "\n".join(
         [
             f"config.json, preprocessor_config.json and model.safetensors ({len(folder.tensors)} tensors, "
             f"{size / 1e6:.1f} MB) are in {output}",
             "read again by this project: every weight is the same to the bit",
-            _beside(source, options, output),
+            difference,
             f'pipeline("object-detection", "{output}") and AutoModelForObjectDetection.from_pretrained("{output}") '
             "load it",
         ]
@@ -52,17 +58,17 @@ def write_folder(folder: Folder, output: Path) -> int:
     return weights.stat().st_size
 
 
-def _check_weights(source: Source, output: Path) -> None:
-    """Read the folder as any other checkpoint, and compare every weight that inference needs."""
-    read = load_detector(str(output)).model.state_dict()
+def _check_weights(source: Source, folder: Path) -> None:
+    """Read the files as any other checkpoint, and compare every weight that inference needs."""
+    read = load_detector(str(folder)).model.state_dict()
     own = {k: v for k, v in source.model.state_dict().items() if not k.startswith("training_queries.")}
     for key in (own.keys() | read.keys()) - {k for k in own.keys() | read.keys() if k.endswith("num_batches_tracked")}:
         if key not in own or key not in read or not torch.equal(own[key], read[key]):
-            raise UserError(f"'{output}' was written, but '{key}' is not the same when it is read again")
+            raise UserError(f"what was written is not kept: '{key}' is not the same when it is read again")
 
 
-def _beside(source: Source, options: ExportConfig, output: Path) -> str:
-    """What transformers makes of the folder, beside the detector."""
+def _beside(source: Source, options: ExportConfig, folder: Path) -> str:
+    """What transformers makes of the files, beside the detector."""
     if find_spec("transformers") is None:
         return (
             "not compared with transformers, which is not installed: pip install transformers, and export again to "
@@ -70,4 +76,4 @@ def _beside(source: Source, options: ExportConfig, output: Path) -> str:
         )
     from engine.export.beside_transformers import compare  # the package takes seconds, and help needs none of it
 
-    return compare(source, options, output)
+    return compare(source, options, folder)

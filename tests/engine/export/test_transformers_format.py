@@ -61,8 +61,10 @@ def test_the_pipeline_finds_what_predict_finds(one_stage, tmp_path, capsys):
 
 def test_a_folder_that_differs_is_an_error(tmp_path, monkeypatch):
     path = checkpoint(tmp_path / "last.pth", model_config(refinement=True, two_stage=True))
-    options = ExportConfig(checkpoint=path, format="transformers", output=str(tmp_path / "folder"))
+    folder = tmp_path / "folder"
+    options = ExportConfig(checkpoint=path, format="transformers", output=str(folder))
     assert "largest differences" in export(options)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
     def spoiled(*arguments):
         folder = made(*arguments)
@@ -74,8 +76,9 @@ def test_a_folder_that_differs_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"'position\.level_embed' is not the same when it is read again"):
         export(options)
     monkeypatch.setattr(transformers_format, "_check_weights", lambda source, output: None)
-    with pytest.raises(UserError, match="is not the same detector: beside transformers"):
+    with pytest.raises(UserError, match="is another detector, and is not kept: beside transformers"):
         export(options)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before  # of the one that was right
 
 
 def test_without_transformers_the_folder_is_written_and_that_is_said(one_stage, tmp_path, monkeypatch):
@@ -84,7 +87,7 @@ def test_without_transformers_the_folder_is_written_and_that_is_said(one_stage, 
     assert "not compared with transformers, which is not installed" in said and "largest" not in said
 
 
-@pytest.mark.parametrize("option", [{"fixed": ["480x640"]}, {"top_k": 300}, {"threshold": 0.3}])
+@pytest.mark.parametrize("option", [{"fixed": ["480x640"]}, {"operator": "reference"}, {"top_k": 300}])
 def test_options_that_a_folder_does_not_keep_are_refused(option, one_stage, tmp_path):
     with pytest.raises(UserError, match=f"--{next(iter(option))} is not kept in a transformers folder"):
         export(ExportConfig(checkpoint=one_stage, format="transformers", output=str(tmp_path), **option))

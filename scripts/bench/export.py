@@ -1,0 +1,90 @@
+"""Times a detector as it is, compiled, as a program of torch.export and in ONNX Runtime, from bytes to boxes in pixels.
+
+    python scripts/bench/export.py --config configs/finetune_small.yaml --size 256 256
+    python scripts/bench/export.py --config configs/base.yaml --size 480 640 --threads 2 --repeats 5
+
+Weights are random. Files are written for the one size, and compared with the detector as `main.py export` does.
+Contenders take turns in a new order every round; the figures are medians over rounds.
+"""
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from datasets.categories import Category
+from engine.export.command import FORMATS
+from engine.export.graph import ImagesToDetections
+from engine.export.source import Source
+from engine.exported import onnx_runner, torch_runner
+from models.from_config import build_model
+from scripts.bench import timing
+from util import cli
+from util.config import Config, EvalDataConfig, ExportConfig
+from util.console import exit_quietly
+
+CLASSES = 3
+
+
+@torch.inference_mode()
+def main(argv: list[str] | None = None) -> int:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(
+        prog="bench/export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/base.yaml", help="preset (default: configs/base.yaml)")
+    parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
+    parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+    with timing.cpu_threads(args.threads), tempfile.TemporaryDirectory() as folder:
+        contenders = make_contenders(args.config, tuple(args.size), Path(folder))
+        images = torch.randint(0, 256, (1, 3, *args.size), dtype=torch.uint8)
+        for run in contenders.values():
+            run(images)  # what is compiled is compiled now
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for name in timing.in_turns(list(contenders), args.repeats):
+            seconds[name].append(timing.seconds(partial(contenders[name], images), torch.device("cpu")))
+        about = timing.machine(torch.device("cpu"))
+    first = median(seconds["eager"])
+    rows = [
+        [name, timing.figure(1000 * median(s)), timing.figure(first / median(s)) + "x"] for name, s in seconds.items()
+    ]
+    print(f"{Path(args.config).stem}, one image of {args.size[0]}x{args.size[1]}, {timing.machine_line(about)}")
+    print(timing.markdown_table(["", "ms", "of eager"], rows))
+    return 0
+
+
+def make_contenders(preset: str, size: tuple[int, int], folder: Path) -> dict[str, Callable]:
+    """By name what takes images `[1, 3, H, W]` in uint8 and gives boxes, scores and labels."""
+    config = cli.parse(Config, ["--config", preset], "bench/export.py")
+    torch.manual_seed(0)
+    model = build_model(config.model, CLASSES, backbone_weights="none").eval()
+    categories = [Category(i, i, str(i)) for i in range(CLASSES)]
+    source = Source(preset, model, categories, EvalDataConfig(eval_size=min(size), max_size=max(size)))
+    options = ExportConfig(fixed=["x".join(map(str, size))])
+    with torch.inference_mode(False):  # tensors of that mode cannot be traced
+        for form in ("onnx", "torch"):
+            print(FORMATS[form](source, options, folder))
+    (onnx,), (program,) = (list(folder.glob(f"*.{suffix}")) for suffix in ("onnx", "pt2"))
+    eager = ImagesToDetections(model, options.top_k).eval()
+    compiled = copy.deepcopy(eager)
+    compiled.model.compile_parts()
+    return {
+        "eager": eager,
+        "torch.compile": compiled,
+        "torch.export": torch_runner(program),
+        "ONNX Runtime": onnx_runner(onnx),
+    }
+
+
+if __name__ == "__main__":
+    exit_quietly(main, sys.argv[1:])
