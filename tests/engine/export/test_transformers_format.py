@@ -1,11 +1,12 @@
 """`export --format transformers`: the pipeline finds what `predict` finds, and what differs is an error."""
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
 
 from datasets.shapes import draw_scene
 from engine.export import beside_transformers, transformers_format
@@ -18,6 +19,8 @@ from tests.models.test_to_huggingface import model_config
 from util.checkpoint import save_checkpoint
 from util.config import ExportConfig, ModelConfig
 from util.errors import UserError
+
+ROOT = Path(__file__).parents[3]
 
 
 def checkpoint(path, config: ModelConfig) -> str:
@@ -46,7 +49,10 @@ def test_the_pipeline_finds_what_predict_finds(one_stage, tmp_path, capsys):
         "model.safetensors",
         "preprocessor_config.json",
     ]
-    theirs, ours = pipeline("object-detection", str(tmp_path), device="cpu"), load_predictor(one_stage, "cpu")
+    (block,) = re.findall(r"```python3\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    draw_scene(np.random.default_rng(0), 110)[0].save(tmp_path / "photo.jpg")
+    exec(block.replace("runs/hub", str(tmp_path)).replace("photo.jpg", str(tmp_path / "photo.jpg")), scope := {})
+    theirs, ours = scope["detector"], load_predictor(one_stage, "cpu")
     rng = np.random.default_rng(1)
     for _ in range(3):
         picture = draw_scene(rng, 110)[0]
