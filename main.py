@@ -14,6 +14,7 @@ from util import cli, config
 from util.command import Command, required
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
+from util.exported import check_no_export
 from util.files import make_folder
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def visualize(options: config.VisualizeConfig) -> int:
     from engine.predict import load_predictor, untrained_predictor
 
     check_maps(options.maps)
+    check_no_export(options.checkpoint or "")
     pictures = list_pictures(required(options.input, "input"))
     if options.checkpoint:
         chosen = options.device, options.size, options.weights

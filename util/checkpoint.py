@@ -18,7 +18,7 @@ import torch
 from util import cli
 from util.config import IMAGENET_MEAN, IMAGENET_STD, Config
 from util.errors import UserError
-from util.exported import is_exported, read_exported
+from util.exported import check_no_export, is_exported, read_exported
 from util.files import matches
 from util.remarks import say_once
 
@@ -159,8 +159,7 @@ def read_checkpoint(path: str | Path) -> RawCheckpoint:
         return newest
     if not path.is_file():
         raise UserError(f"no checkpoint '{path}'")
-    if is_exported(path):
-        raise UserError(f"'{path}' is an exported detector, for eval and predict alone; give the checkpoint of it")
+    check_no_export(path)
     content = load_plain(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         parts = {"model": dict, "config": dict, "categories": list, "epoch": int}

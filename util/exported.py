@@ -77,6 +77,16 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
+def check_no_export(path: str | Path) -> None:
+    """Refuse a file for another runtime, whose model cannot be looked into.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_exported(path):
+        raise UserError(f"'{path}' is an exported detector, for eval and predict alone; give the checkpoint of it")
+
+
 def read_exported(path: str | Path) -> Exported:
     """What a file says of itself.
 

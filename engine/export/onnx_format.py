@@ -28,9 +28,9 @@ def export_onnx(source: Source, options: ExportConfig, output: Path) -> str:
     """
     need_onnx()
     check_onnx_can_say(source.model)
-    sizes = [image_size(text) for text in options.fixed] or [None]
+    sizes: list[tuple[int, int] | None] = [image_size(text) for text in options.fixed]
     detector = ImagesToDetections(source.model, options.top_k).eval()
-    return "\n".join(_write_one(detector, source, options, output, size) for size in sizes)
+    return "\n".join(_write_one(detector, source, options, output, size) for size in sizes or [None])
 
 
 def need_onnx() -> None:
@@ -54,6 +54,7 @@ def _write_one(
     size: tuple[int, int] | None,
 ) -> str:
     path = output / (f"model_{size[0]}x{size[1]}.onnx" if size else "model.onnx")
+    batches = sample_batches(options.images, source.data, size)  # first, for a mistake to be told at once
     print(f"writing {path}; a large detector takes minutes", flush=True)
     with exporter_errors("ONNX"), quiet("onnxscript", "onnx_ir", "torch.onnx"):
         program = trace(detector, size, reference=True)
@@ -70,7 +71,7 @@ def _write_one(
     assert written is not None
     said = source.describe(options, least, size)
     written.model.metadata_props.update(said.to_strings())
-    difference = checked(path, written.save, onnx_runner, detector, sample_batches(options.images, source.data, size))
+    difference = checked(path, written.save, onnx_runner, detector, batches)
     megabytes = path.stat().st_size / 1e6
     return f"{path}: {megabytes:.1f} MB, opset {OPSET}, {sizes_text(said)}\n{difference}"
 

@@ -21,9 +21,9 @@ def export_torch(source: Source, options: ExportConfig, output: Path) -> str:
     Raises:
         UserError: the exporter cannot write it, or a file differs from the detector, and is not kept.
     """
-    sizes = [image_size(text) for text in options.fixed] or [None]
+    sizes: list[tuple[int, int] | None] = [image_size(text) for text in options.fixed]
     detector = ImagesToDetections(source.model, options.top_k).eval()
-    return "\n".join(_write_one(detector, source, options, output, size) for size in sizes)
+    return "\n".join(_write_one(detector, source, options, output, size) for size in sizes or [None])
 
 
 def _write_one(
@@ -34,6 +34,7 @@ def _write_one(
     size: tuple[int, int] | None,
 ) -> str:
     path = output / (f"model_{size[0]}x{size[1]}.pt2" if size else "model.pt2")
+    batches = sample_batches(options.images, source.data, size)  # first, for a mistake to be told at once
     print(f"writing {path}; a large detector takes minutes", flush=True)
     reference = options.operator == "reference" or ops.selected_backend("cpu") == "reference"
     with exporter_errors("a program"):
@@ -45,6 +46,5 @@ def _write_one(
     def save(to: str) -> None:
         torch.export.save(program, to, extra_files=extra)
 
-    batches = sample_batches(options.images, source.data, size)
     difference = checked(path, save, torch_runner, detector, batches)
     return f"{path}: {path.stat().st_size / 1e6:.1f} MB, operator {said.operator}, {sizes_text(said)}\n{difference}"

@@ -34,7 +34,7 @@ from util.console import exit_quietly
 CLASSES = 3
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main(argv: list[str] | None = None) -> int:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(
@@ -44,9 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
     parser.add_argument("--threads", type=int, help="threads on the CPU (default: torch's choice)")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--without-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     args = parser.parse_args(argv)
     with timing.cpu_threads(args.threads), tempfile.TemporaryDirectory() as folder:
         contenders = make_contenders(args.config, tuple(args.size), Path(folder))
+        if args.without_compile:
+            del contenders["torch.compile"]
         images = torch.randint(0, 256, (1, 3, *args.size), dtype=torch.uint8)
         for run in contenders.values():
             run(images)  # what is compiled is compiled now
@@ -71,9 +74,8 @@ def make_contenders(preset: str, size: tuple[int, int], folder: Path) -> dict[st
     categories = [Category(i, i, str(i)) for i in range(CLASSES)]
     source = Source(preset, model, categories, EvalDataConfig(eval_size=min(size), max_size=max(size)))
     options = ExportConfig(fixed=["x".join(map(str, size))])
-    with torch.inference_mode(False):  # tensors of that mode cannot be traced
-        for form in ("onnx", "torch"):
-            print(FORMATS[form](source, options, folder))
+    for form in ("onnx", "torch"):
+        print(FORMATS[form](source, options, folder))
     (onnx,), (program,) = (list(folder.glob(f"*.{suffix}")) for suffix in ("onnx", "pt2"))
     eager = ImagesToDetections(model, options.top_k).eval()
     compiled = copy.deepcopy(eager)

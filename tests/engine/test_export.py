@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.shapes import generate
 from engine.export import compare
 from engine.export.compare import difference
 from engine.export.onnx_format import checked
 from engine.export.refuse import check_onnx_can_say
-from engine.exported import DATA_ALONE, torch_runner
+from engine.exported import DATA_ALONE, ExportedDetector, torch_runner
 from engine.predict import load_predictor
 from main import main
 from models.from_config import build_model
@@ -44,8 +46,6 @@ NAMES = ("circle", "square", "triangle")
 
 def save(path: Path, **model) -> Path:
     """A checkpoint of a tiny detector whose layers that start at zero do not."""
-    from dataclasses import asdict
-
     config = from_dict(Config, {"model": TINY | model, "data": {"eval_size": 64, "max_size": 96}})
     torch.manual_seed(0)
     detector = build_model(config.model, len(NAMES), backbone_weights="none")
@@ -71,6 +71,14 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_file(checkpoint) -> Path:
+    """Of one size of images, which takes a fraction of the time."""
+    assert exported(checkpoint, "--fixed", "[64x80]") == 0
+    return checkpoint.parent / "model_64x80.onnx"
+
+
+@pytest.fixture(scope="module")
+def open_file(checkpoint) -> Path:
+    """Of images of any size."""
     assert exported(checkpoint) == 0
     return checkpoint.parent / "model.onnx"
 
@@ -91,18 +99,29 @@ def assert_alike(one, other):
     assert len(found[0]) == len(found[1]) and all(len(boxes) == 36 for boxes, _, _ in found[0])
 
 
-def test_onnx_gives_what_the_checkpoint_gives_at_any_size_and_number(onnx_file, checkpoint, pictures):
+@pytest.mark.slow
+def test_onnx_gives_what_the_checkpoint_gives(onnx_file, checkpoint):
+    rng = np.random.default_rng(1)
+    pictures = [Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)) for _ in range(3)]
     ours, theirs = load_predictor(checkpoint, "cpu"), load_predictor(onnx_file)
-    for several in (pictures, [pictures[0]] * 3):  # three at once
-        assert_alike(ours(several), theirs(several))
+    assert_alike(ours(pictures), theirs(pictures))
+    assert_alike([ours(pictures[0])], [theirs(pictures[0])])
     assert ours.names == theirs.names
     assert ours(pictures[0]).scores.std() > 1e-3  # the weights say something
 
 
+@pytest.mark.slow
+def test_onnx_gives_what_the_checkpoint_gives_at_any_size_and_number(open_file, checkpoint, pictures):
+    ours, theirs = load_predictor(checkpoint, "cpu"), load_predictor(open_file)
+    for several in (pictures, [pictures[0]] * 3):  # three at once
+        assert_alike(ours(several), theirs(several))
+
+
+@pytest.mark.slow
 def test_onnx_runs_without_this_project_as_the_page_says(onnx_file, checkpoint, tmp_path, monkeypatch, capsys):
     (block,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
     assert len(block.strip().splitlines()) <= 12 and not re.search(r"import (torch|engine|main)", block)
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8))  # no resizing
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8))  # no resizing
     picture.save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     block = block.replace("runs/export/model.onnx", str(onnx_file)).replace("photo.jpg", "photo.png")
@@ -114,6 +133,7 @@ def test_onnx_runs_without_this_project_as_the_page_says(onnx_file, checkpoint, 
     assert apart.is_small, apart
 
 
+@pytest.mark.slow
 def test_the_file_says_what_belongs_to_it(onnx_file):
     metadata = onnxruntime.InferenceSession(str(onnx_file)).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["names"]) == {"0": "circle", "1": "square", "2": "triangle"}
@@ -123,6 +143,7 @@ def test_the_file_says_what_belongs_to_it(onnx_file):
     assert not list(onnx_file.parent.glob("unchecked*")) and not list(onnx_file.parent.glob("*.data"))
 
 
+@pytest.mark.slow
 def test_the_operator_is_grid_sample_and_nothing_foreign(onnx_file):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(onnx_file)
@@ -131,18 +152,18 @@ def test_the_operator_is_grid_sample_and_nothing_foreign(onnx_file):
     assert next(o.version for o in model.opset_import) >= 18
 
 
-def test_eval_takes_the_file(onnx_file, checkpoint, tmp_path):
-    from datasets.shapes import generate
-
+@pytest.mark.slow
+def test_eval_takes_the_file(open_file, checkpoint, tmp_path):
     data = ["--data.root", str(generate(tmp_path / "shapes", train=1, val=12)), "--data.workers", "0"]
-    for name, file in (("a", checkpoint), ("b", onnx_file)):
+    for name, file in (("a", checkpoint), ("b", open_file)):
         assert main(["eval", "--checkpoint", str(file), *data, "--output", str(tmp_path / name)]) == 0
     one, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("a", "b"))
-    assert one["AP"] == pytest.approx(other["AP"], abs=1e-6)
+    assert one["figures"] == pytest.approx(other["figures"], abs=1e-6)
     found = [json.loads((tmp_path / name / "detections.json").read_text()) for name in ("a", "b")]
     assert len(found[0]) == len(found[1]) == 12 * 36
 
 
+@pytest.mark.slow
 def test_a_program_of_fixed_size(checkpoint, capsys):
     size = "64x80"
     assert exported(checkpoint, "--format", "torch", "--operator", "reference", "--fixed", f"[{size}]") == 0
@@ -153,6 +174,7 @@ def test_a_program_of_fixed_size(checkpoint, capsys):
     assert_alike([load_predictor(checkpoint, "cpu")(picture)], [load_predictor(file)(picture)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -166,14 +188,16 @@ def test_options_that_a_file_has_no_answer_to(onnx_file, options, said):
         load_predictor(onnx_file, **options)
 
 
-def test_images_that_are_too_small_for_the_file(onnx_file):
-    least = read_exported(onnx_file).smallest_side
-    picture = Image.new("RGB", (least, least))
-    assert len(load_predictor(onnx_file, size=least)(picture).scores) == 36
-    with pytest.raises(UserError, match=f"takes sides from {least} on"):
-        load_predictor(onnx_file, size=least - 1)(picture)
+def test_images_that_are_too_small_for_a_file():
+    said = Exported([{"label": 0, "id": 1, "name": "a"}], 320, 500, 7, 0.25, smallest_side=33)
+    detector = ExportedDetector("model.onnx", said, lambda images: (images, images, images))
+    mask = torch.zeros(1, 33, 40, dtype=torch.bool)
+    assert detector(torch.zeros(1, 3, 33, 40, dtype=torch.uint8), mask).size == (33, 40)
+    with pytest.raises(UserError, match=r"an image is 40 x 32 pixels.*takes sides from 33 on"):
+        detector(torch.zeros(1, 3, 32, 40, dtype=torch.uint8), mask[:, :32])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["visualize", "profile"])
 def test_other_commands_want_the_checkpoint(onnx_file, command, capsys, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "p.png")
