@@ -124,7 +124,7 @@ def convert_data(options: config.ConvertDataConfig) -> int:
 
 
 def export(options: config.ExportConfig) -> int:
-    """Write a detector as ONNX or a torch program, and compare what is written with it on pictures."""
+    """Write a detector as ONNX, a torch program or a transformers folder, and compare that with it on pictures."""
     from engine.export.command import export
 
     print(export(options))

@@ -32,6 +32,7 @@ from engine.merge import merge_views
 from engine.predict import load_model
 from engine.tta import EverySize, MultiView, sizes_of, views_of
 from models.detector import DeformableDETR
+from models.folded_norms import fold_for_inference
 from models.postprocess import postprocess
 from util.command import required
 from util.config import EvalConfig, TTAConfig
@@ -195,6 +196,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     )
 
     evaluated: nn.Module = model.to(device)
+    fold_for_inference(model)
     loader: SampleLoader | EverySize = loaders[0]
     prepare: Callable
     pick: Callable

@@ -37,8 +37,9 @@ from engine.merge import merge_views
 from engine.results import NamedDetections
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
+from models.folded_norms import fold_for_inference
 from models.from_config import build_model
-from models.load import load_detector
+from models.load import LoadedDetector, load_detector
 from models.postprocess import Detections, postprocess
 from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
 from util.devices import pick_device
@@ -140,10 +141,13 @@ def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, 
     """A model in evaluation mode from any known checkpoint, its classes, and the data section it was trained with."""
     check_weights(weights)
     loaded = load_detector(checkpoint, weights)
-    categories = [Category(**c) for c in loaded.categories]
-    if not categories:
-        categories = foreign_categories(loaded.model.num_classes, loaded.names, loaded.contiguous)
-    return loaded.model, categories, from_dict(EvalDataConfig, loaded.data)
+    return loaded.model, categories_of(loaded), from_dict(EvalDataConfig, loaded.data)
+
+
+def categories_of(loaded: LoadedDetector) -> list[Category]:
+    """The classes of a detector: those that its checkpoint lists, else one for each label."""
+    listed = [Category(**c) for c in loaded.categories]
+    return listed or foreign_categories(loaded.model.num_classes, loaded.names, loaded.contiguous)
 
 
 def load_predictor(
@@ -202,7 +206,10 @@ def make_predictor(
     size: int | None,
     tta: TTAConfig | None = None,
 ) -> Predictor:
-    """Make a predictor of a model; the arguments are those of `load_predictor`."""
+    """Make a predictor of a model, which becomes its own: its norms are folded, so it cannot be trained any more.
+
+    The arguments are those of `load_predictor`.
+    """
     size, tta = check_size(size), check_tta(tta)
     views, chosen = views_of(tta, size or data.eval_size, data.max_size), pick_device(device)
     selected_backend(chosen)
@@ -212,6 +219,7 @@ def make_predictor(
         ToDevice(chosen, model.backbone.mean, model.backbone.std),
     )
     model.to(chosen)
+    fold_for_inference(model.eval())
     multi_view = MultiView(model, views, to_device, postprocess, merge_views, tta) if len(views) > 1 else None
 
     def batch_of(pictures: Sequence[Image.Image]) -> Batch | ViewBatch:

@@ -2,7 +2,8 @@
 
 A batch norm whose statistics stay as they are is y = s * x + t for each channel, with s = weight / sqrt(variance + eps)
 and t = bias - mean * s. After a convolution W * x + b that is (s W) * x + (s b + t). The weights are scaled anew in
-every pass, so the gradient of the convolution's own weights is exact, and whatever is loaded later counts.
+every pass, so the gradient of the convolution's own weights is exact, and whatever is loaded later counts. A copy that
+is neither trained nor saved keeps the scaled weights instead: `fold_for_inference`.
 """
 
 from typing import Any
@@ -121,6 +122,33 @@ def fold_norms(network: nn.Module) -> int:
         convolution.__class__ = CONVOLUTIONS[type(convolution)]
         norm.__class__ = NORMS[type(norm)]
     return len(pairs)
+
+
+@torch.no_grad()
+def fold_for_inference(network: nn.Module) -> int:
+    """Scale the weights once and for all, where a convolution applies a norm whose statistics stay as they are.
+
+    What is computed is the same to the bit. The network changes in place and must not be trained or saved any more: its
+    convolutions have other weights, and a bias. Only what `fold_norms` has prepared is folded, and a second call
+    changes nothing.
+
+    Args:
+        network: in evaluation mode, on any device.
+
+    Returns:
+        How many norms were folded.
+    """
+    plain = {normed: convolution for convolution, normed in CONVOLUTIONS.items()}
+    count = 0
+    for module in network.modules():
+        if not isinstance(module, _NormedConvolution) or not is_fixed(module.norm_after[0]):
+            continue
+        trained = module.weight.requires_grad
+        weight, bias = module.scaled()
+        module.weight, module.bias = nn.Parameter(weight, trained), nn.Parameter(bias, trained)
+        module.__class__ = plain[type(module)]
+        count += 1
+    return count
 
 
 def norms_after_convolutions(network: nn.Module) -> list[tuple[Any, Any]]:

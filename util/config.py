@@ -523,8 +523,9 @@ class ExportConfig:
 
     checkpoint: str | None = None
     """checkpoint: ours, a .pth of another project (docs/evaluate.md lists them), or a transformers directory"""
-    format: Literal["onnx", "torch"] = "onnx"
-    """onnx: model.onnx for ONNX Runtime and others; torch: model.pt2, a program of torch.export"""
+    format: Literal["onnx", "torch", "transformers"] = "onnx"
+    """onnx: model.onnx for ONNX Runtime and others; torch: model.pt2, a program of torch.export; transformers: a folder
+    that AutoModelForObjectDetection and pipeline load"""
     output: str = "runs/export"
     """folder for what is written"""
     weights: Literal["auto", "model", "ema"] = "auto"

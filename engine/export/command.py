@@ -6,12 +6,17 @@ from pathlib import Path
 from engine.export.onnx_format import export_onnx
 from engine.export.source import Source, read_source
 from engine.export.torch_format import export_torch
+from engine.export.transformers_format import export_transformers
 from util.command import required
 from util.config import ExportConfig
 from util.files import make_folder
 
 # Each writes into the folder, compares what it has written with the detector, and returns what there is to say.
-FORMATS: dict[str, Callable[[Source, ExportConfig, Path], str]] = {"onnx": export_onnx, "torch": export_torch}
+FORMATS: dict[str, Callable[[Source, ExportConfig, Path], str]] = {
+    "onnx": export_onnx,
+    "torch": export_torch,
+    "transformers": export_transformers,
+}
 
 
 def export(options: ExportConfig) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from models.detector import DeformableDETR
+from models.folded_norms import fold_for_inference
 from ops.functional import BACKEND_VARIABLE
 
 # Sides that are traced: of unequal lengths, so that neither is taken for the other.
@@ -23,7 +24,7 @@ class ImagesToDetections(nn.Module):
     Images of a batch have one size, so there is no padding but that which the backbone asks for.
 
     Args:
-        model: the detector, in evaluation mode.
+        model: the detector, in evaluation mode; its norms are folded in place.
         top_k: detections of each image.
     """
 
@@ -32,6 +33,7 @@ class ImagesToDetections(nn.Module):
 
     def __init__(self, model: DeformableDETR, top_k: int):
         super().__init__()
+        fold_for_inference(model)
         self.model, self.top_k = model, top_k
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(model.backbone, name)).view(3, 1, 1), persistent=False)

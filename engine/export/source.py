@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass
 
 from datasets.categories import Category
-from engine.predict import load_model, named
+from engine.predict import categories_of, named
 from models.detector import DeformableDETR
-from util.config import EvalDataConfig, ExportConfig
+from models.load import load_detector
+from util.config import EvalDataConfig, ExportConfig, ModelConfig, from_dict
 from util.exported import Exported
 
 
@@ -16,12 +17,14 @@ class Source:
     Attributes:
         checkpoint: path of the checkpoint, as it was given.
         model: the detector, in evaluation mode, on the CPU.
+        config: the model section that it was built from.
         categories: its classes.
         data: the data section of its training, with the sizes that images are brought to.
     """
 
     checkpoint: str
     model: DeformableDETR
+    config: ModelConfig
     categories: list[Category]
     data: EvalDataConfig
 
@@ -44,7 +47,8 @@ def read_source(checkpoint: str, options: ExportConfig) -> Source:
     Raises:
         UserError: no such checkpoint or weights, or a file of classes that names none of them.
     """
-    model, categories, data = load_model(checkpoint, options.weights)
+    loaded = load_detector(checkpoint, options.weights)
+    categories, data = categories_of(loaded), from_dict(EvalDataConfig, loaded.data)
     if options.size:
         data.eval_size = options.size
-    return Source(checkpoint, model, named(categories, checkpoint, options.classes), data)
+    return Source(checkpoint, loaded.model, loaded.config, named(categories, checkpoint, options.classes), data)

@@ -5,11 +5,16 @@ import copy
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from models.folded_norms import NORMS, fold_norms
+from engine.predict import make_predictor
+from models.folded_norms import CONVOLUTIONS, NORMS, fold_for_inference, fold_norms
+from models.from_config import build_model
+from tests.models.helpers import scramble, small_config
+from util.config import BackboneConfig, EvalDataConfig
 
 TINY = ["test_resnet", "tf_efficientnet_lite0", "mobilenetv3_small_050"]
 
@@ -94,6 +99,45 @@ def test_copies_apply_norms_of_their_own():
             module.weight.mul_(3)
     assert all(torch.equal(a, b) for a, b in zip(before, other(images)))
     assert not torch.equal(before[-1], body(images)[-1])
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("test_resnet", True), ("test_resnet", False), (TINY[1], True)])
+def test_folding_once_changes_no_bit(name, frozen):
+    body = network(name, frozen)
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        separate = body(images)
+        count = fold_norms(body)
+        each_time = body(images)
+        assert fold_for_inference(body) == count > 10
+        once = body(images)
+    assert not any(type(m) in CONVOLUTIONS.values() for m in body.modules())  # nothing scales weights any more
+    assert all(torch.equal(a, b) for a, b in zip(each_time, once))
+    for a, b in zip(separate, once):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+    assert fold_for_inference(body) == 0
+
+
+def test_predictors_fold_once_and_find_the_same():
+    config = small_config(backbone=BackboneConfig(name="test_resnet", weights="none"))
+    model = build_model(config, 3).eval()
+    scramble(model)
+    kept = copy.deepcopy(model)
+    predictor = make_predictor(model, [], EvalDataConfig(eval_size=48), "cpu", None)
+    assert not any(type(m) in CONVOLUTIONS.values() for m in predictor.model.modules())
+    batch = predictor.batch_of([Image.effect_noise((64, 48), 80).convert("RGB")])
+    with torch.no_grad():
+        found, expected = (m(batch.images, batch.padding_mask) for m in (predictor.model, kept))
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.boxes, expected.boxes)
+
+
+def test_norms_that_see_their_batch_are_not_folded_once():
+    body = network("test_resnet", frozen=False)
+    fold_norms(body)
+    body.train()
+    keys = list(body.state_dict())
+    assert fold_for_inference(body) == 0
+    assert list(body.state_dict()) == keys
 
 
 class Shared(nn.Module):
