@@ -1,40 +1,25 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-Id: TypeAlias = int | float | str  # a whole number (also written 7.0), or text, as some tools have it
+from datasets.entries import CategoryEntry, Id, ImageEntry
+from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
+from util.shared import SharesArrays, shared
 
-
-@dataclass(frozen=True, slots=True)
-class CategoryEntry:
-    """A class as the file lists it."""
-
-    id: Id
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEntry:
-    """An image as the file lists it: a file name in the image folder; width and height in pixels, if they are said."""
-
-    id: Id
-    file_name: str
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels; None if the file does not say both."""
-        return None if self.width is None or self.height is None else (self.width, self.height)
+__all__ = ["Annotations", "CategoryEntry", "Id", "ImageEntry"]
 
 
 @dataclass
-class Annotations:
+class Annotations(SharesArrays):
     """A whole annotation file. Objects lie in columns: a row of each column is one object.
+
+    It may be made of lists, and keeps arrays, which workers share: no image and no object is an object of Python's.
 
     Attributes:
         source: the file, which errors name.
@@ -51,10 +36,10 @@ class Annotations:
 
     source: Path
     categories: list[CategoryEntry]
-    images: list[ImageEntry]
-    ids: list[Id]
-    image_ids: list[Id]
-    category_ids: list[Id]
+    images: Sequence[ImageEntry]
+    ids: Sequence[Id]
+    image_ids: Sequence[Id]
+    category_ids: Sequence[Id]
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
@@ -66,7 +51,24 @@ class Annotations:
         if any(len(column) != len(self.ids) for column in columns) or self.boxes.shape[1:] != (4,):
             rows = [len(column) for column in columns]
             raise ValueError(f"columns of {rows} rows for {len(self.ids)} objects, boxes {list(self.boxes.shape)}")
+        self.images = ImageTable.of(self.images)
+        self.ids, self.image_ids, self.category_ids = map(IdColumn.of, (self.ids, self.image_ids, self.category_ids))
+        self.boxes, self.areas, self.crowds = shared(self.boxes, self.areas, np.asarray(self.crowds))
+
+    @cached_property
+    def image_at(self) -> np.ndarray:
+        """`[N]`, the image of each object as a position in `images`; -1 for one that the file does not list."""
+        return _positions(self.image_ids, ImageTable.of(self.images).ids)
+
+    @cached_property
+    def class_at(self) -> np.ndarray:
+        """`[N]`, the class of each object as a position in `categories`; -1 for one that the file does not list."""
+        return _positions(self.category_ids, IdColumn.of([category.id for category in self.categories]))
 
     def __len__(self) -> int:
         """How many objects there are, crowds included."""
         return len(self.ids)
+
+
+def _positions(ids: Sequence[Id], listed: IdColumn) -> np.ndarray:
+    return shared(IdColumn.of(ids).positions_in(listed))[0]
