@@ -158,7 +158,7 @@ COMMANDS = {
     "python scripts/bench/op.py --help": "",
     "python scripts/bench/model.py --help": "",
     "python scripts/bench/learning.py --help": "",
-    "python scripts/bench/faster_rcnn.py --help": "",
+    "python scripts/bench/torchvision_detectors.py --help": "",
     "python scripts/bench/train.py --config configs/base.yaml":
         "--size 64 64 --batch 1 --repeats 1 --backend reference -- --config tiny.yaml",
     "python scripts/bench/deform.py": "--repeats 1",

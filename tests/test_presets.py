@@ -26,6 +26,7 @@ from datasets.shapes import generate
 from engine.predict import load_model
 from main import COMMANDS, main
 from models import from_config
+from models.hybrid_encoder import CrossScaleFusion, IntraScaleLayer
 from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.processes import Forked
 from util.config import Config, LossConfig, ModelConfig
@@ -140,11 +141,16 @@ def check_weights(checkpoint: Path, options: dict[str, Any]) -> None:
     assert model.backbone.strides[-1] == (options["model.backbone.output_stride"] or 32)
     trained = [k for k in state if k.startswith("backbone.") and k.endswith("num_batches_tracked")]
     assert bool(trained) == (options["model.backbone.norm"] == "trainable")
-    for layer in model.transformer.encoder:
+    encoder = list(model.transformer.encoder)
+    if options["model.encoder"] == "hybrid":  # the fusion comes last
+        assert [type(layer) for layer in encoder[:-1]] == [IntraScaleLayer] * options["model.encoder_layers"]
+        assert type(encoder[-1]) is CrossScaleFusion
+        return
+    for layer in encoder:
         assert layer.cross_level == options["model.cross_level"]
         assert layer.self_attn.num_heads == options["model.num_heads"]
         assert set(layer.self_attn.num_points) == {options["model.num_points"]}
-    assert len(model.transformer.encoder) == options["model.encoder_layers"]
+    assert len(encoder) == options["model.encoder_layers"]
 
 
 def train(file: Path, folder: Path, shapes: Path, built: list[ModelConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Tables and a picture of the runs that `learning.py` and `faster_rcnn.py` have recorded."""
+"""Tables and a picture of the runs that `learning.py` and `torchvision_detectors.py` have recorded."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence

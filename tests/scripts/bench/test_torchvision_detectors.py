@@ -8,8 +8,8 @@ import torch
 from datasets.loader import Batch
 from datasets.shapes import generate
 from models.from_config import build_backbone
-from scripts.bench import faster_rcnn, faster_rcnn_model, learning
-from scripts.bench.faster_rcnn_model import MAPS, TorchvisionDetector, pick, targets_of, unpadded_sizes
+from scripts.bench import learning, torchvision_detectors, torchvision_models
+from scripts.bench.torchvision_models import MAPS, TorchvisionDetector, pick, targets_of, unpadded_sizes
 from util.config import BackboneConfig
 from util.objects import Objects
 
@@ -23,7 +23,7 @@ FEW = ["--rois", "8", "--proposals", "10"]
 def narrow():
     """A pyramid of few channels: most of the time would go into 13 million weights of the second stage."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faster_rcnn_model, "WIDTH", 16)
+        patch.setattr(torchvision_models, "WIDTH", 64)
         yield
 
 
@@ -36,8 +36,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(narrow):
     torch.manual_seed(0)
-    backbone = build_backbone(BackboneConfig("test_resnet", "none"), MAPS)
-    return TorchvisionDetector(backbone, 3, 64, rois=8, proposals=10)
+    backbone = build_backbone(BackboneConfig("test_resnet", "none"), MAPS["faster_rcnn"])
+    return TorchvisionDetector(backbone, 3, "faster_rcnn", 64, rois=8, proposals=10)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def padded():
 
 def test_a_run_is_recorded_like_any_other(data, tmp_path, capsys):
     file = tmp_path / "rcnn.json"
-    assert faster_rcnn.main(["--json", str(file), "--steps", "3", *FEW, "--", *data]) == 0
+    assert torchvision_detectors.main(["--json", str(file), "--steps", "3", *FEW, "--", *data]) == 0
     record = json.loads(file.read_text())
     assert (record["steps"], record["images"]) == (3, 6) and record["final"]["weights"] == "EMA"
     assert [look["step"] for look in record["looks"]] == [1, 2, 3]
@@ -61,25 +61,42 @@ def test_a_run_is_recorded_like_any_other(data, tmp_path, capsys):
     assert set(log["losses"]) == {"loss", "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"}
     assert log["losses"]["loss"] > 0 and record["ms_per_step"] > 0
     assert learning.main(["table", str(file)]) == 0
-    assert "| Faster R-CNN | 1 | 3 | 0." in capsys.readouterr().out
+    assert "| faster_rcnn | 1 | 3 | 0." in capsys.readouterr().out
     assert learning.main(["plot", str(file), "--png", str(tmp_path / "rcnn.png")]) == 0
 
 
-def test_minutes_end_a_run(data, tmp_path):
+@pytest.mark.parametrize("clock", ["--minutes", "--cpu-minutes"])
+def test_minutes_end_a_run(data, tmp_path, clock):
     file = tmp_path / "rcnn.json"
-    assert faster_rcnn.main(["--json", str(file), "--minutes", "0.0001", *FEW, "--", *data]) == 0
+    assert torchvision_detectors.main(["--json", str(file), clock, "0.0001", *FEW, "--", *data]) == 0
     record = json.loads(file.read_text())
     assert record["steps"] == 1 and record["looks"][-1]["step"] == 1 and "AP50" in record["final"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "losses"),
+    [
+        ("retinanet", {"classification", "bbox_regression"}),
+        ("fcos", {"classification", "bbox_regression", "bbox_ctrness"}),
+    ],
+)
+def test_one_stage_detectors(data, tmp_path, kind, losses):
+    file = tmp_path / f"{kind}.json"
+    options = ["--detector", kind, "--json", str(file), "--steps", "1", "--", *data]
+    assert torchvision_detectors.main(options) == 0
+    record = json.loads(file.read_text())
+    assert set(record["logs"][0]["losses"]) == {"loss", *losses} and record["final"]["AP"] >= 0
+    assert record["name"] == kind and record["cpu_seconds"] > 0
+
+
 def test_only_the_time(data, capsys):
-    assert faster_rcnn.main(["--time-only", "1", *FEW, "--", *data]) == 0
+    assert torchvision_detectors.main(["--time-only", "1", *FEW, "--", *data]) == 0
     assert "ms a step, median of 1" in capsys.readouterr().out
 
 
 def test_images_reach_the_backbone_as_they_are(detector, padded):
     seen = []
-    handle = detector.rcnn.backbone.body.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    handle = detector.detector.backbone.body.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     detector.train().losses(padded.images, padded)
     detector.eval()(padded.images, padded.padding_mask)
     handle.remove()
@@ -124,5 +141,5 @@ def test_objects_come_back_as_they_were_given(padded):
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
     with pytest.raises(SystemExit) as stop:
-        faster_rcnn.main(options)
+        torchvision_detectors.main(options)
     assert stop.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]

@@ -1,19 +1,20 @@
-"""Trains torchvision's Faster R-CNN on a preset's backbone and data, to compare with: what one would take instead.
+"""Trains a detector of torchvision on a preset's backbone and data, to compare with: what one would take instead.
 
-    python scripts/bench/faster_rcnn.py --config configs/finetune_small.yaml --json rcnn_1.json --steps 2000 \\
-        -- --data.train_images my/train --data.train_annotations my/train.json \\
+    python scripts/bench/torchvision_detectors.py --config configs/finetune_small.yaml --json rcnn_1.json \\
+        --steps 2000 -- --data.train_images my/train --data.train_annotations my/train.json \\
         --data.val_images my/val --data.val_annotations my/val.json --train.seed 1
-    python scripts/bench/faster_rcnn.py --time-only 20 -- --data.train_images ...
+    python scripts/bench/torchvision_detectors.py --detector fcos --time-only 20 -- --data.train_images ...
     python scripts/bench/learning.py table ours_1.json rcnn_1.json
 
 From the preset and the options after a lone -- it takes the whole `data` section, the backbone with its weights, frozen
 norms and stages, and of `train` batch_size, seed, weight_decay, warmup_steps, ema_decay, precision (fp32 or bf16) and
 device. Data sets, loader, augmentation and evaluation are the project's own; neither does torchvision resize or
 normalise again. Of its own it has the feature pyramid, anchors (its usual ones, scaled to data.eval_size), heads,
-losses and learning rates; the schedule is a cosine with warm-up. Detections are kept from a score of 0.001 on.
+losses and learning rates; the schedule is a cosine with warm-up. Detections are kept from a score of 0.001 on. The
+detectors are Faster R-CNN, RetinaNet and FCOS.
 
-On a CPU most of a step goes into torchvision's 512 regions of each image; --rois 128 --proposals 300 makes it about
-twice as fast on small images (300 is the paper's number, arXiv 1506.01497, section 4.1).
+On a CPU most of a step of Faster R-CNN goes into torchvision's 512 regions of each image; --rois 128 --proposals 300
+makes it about twice as fast on small images (300 is the paper's number, arXiv 1506.01497, section 4.1).
 
 The file has the form of `learning.py`'s, so that its `plot` and `table` take both.
 """
@@ -42,16 +43,16 @@ from engine.set_up import make_loaders, read_data
 from main import COMMANDS
 from models.from_config import build_backbone
 from scripts.bench import timing
-from scripts.bench.faster_rcnn_model import MAPS, TorchvisionDetector, pick
 from scripts.bench.learning_looks import errors_of, figures_of
 from scripts.bench.learning_run import StepTimes
+from scripts.bench.torchvision_models import MAPS, TorchvisionDetector, pick
 from util.config import Config
 from util.console import exit_quietly
 from util.devices import autocast, pick_device
 from util.distributed import ALONE
 from util.errors import UserError
 
-PROG = "bench/faster_rcnn.py"
+PROG = "bench/torchvision_detectors.py"
 LOOKS, LOG_EVERY, WARM = 6, 20, 3
 FINE = 10**6  # parts of a run that the schedule tells apart
 
@@ -72,9 +73,10 @@ class Trainer:
         dataset, val_dataset, _ = read_data(config, None, ALONE)
         self.category_of = match_categories(dataset.categories, val_dataset.categories).category_of
         self.loader, self.val_loader = make_loaders(config, dataset, val_dataset, self.device, ALONE)
-        backbone = build_backbone(config.model.backbone, MAPS)
+        backbone = build_backbone(config.model.backbone, MAPS[args.detector])
         num_classes, size = 1 + max(c.label for c in dataset.categories), config.data.eval_size
-        self.model = TorchvisionDetector(backbone, num_classes, size, args.rois, args.proposals).to(self.device)
+        own = args.detector, size, args.rois, args.proposals
+        self.model = TorchvisionDetector(backbone, num_classes, *own).to(self.device)
         self.prepare = ToDevice(self.device, backbone.mean, backbone.std)
         self.optimizer = adamw(self.model, args.lr, args.lr * args.backbone_factor, self.cfg.weight_decay)
         self.ema = ModelEmaV3(self.model, self.cfg.ema_decay, use_warmup=True) if self.cfg.ema_decay else None
@@ -200,10 +202,13 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     )
     length.add_argument("--time-only", type=int, metavar="K", help="print the median time of K steps, and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the file to write")
-    parser.add_argument("--name", default="Faster R-CNN", help="in plots and tables (default: Faster R-CNN)")
+    parser.add_argument("--detector", choices=MAPS, default="faster_rcnn", help="default: faster_rcnn")
+    parser.add_argument("--name", help="in plots and tables (default: the detector's)")
     parser.add_argument("--lr", type=float, default=2e-4, help="of all but the backbone (default: 2e-4)")
     parser.add_argument("--backbone-factor", type=float, default=0.25, help="on it, of the backbone (default: 0.25)")
-    parser.add_argument("--rois", type=int, default=512, help="regions of an image in a step (default: 512)")
+    parser.add_argument(
+        "--rois", type=int, default=512, help="Faster R-CNN's regions of an image in a step (default: 512)"
+    )
     parser.add_argument("--proposals", type=int, default=1000, help="and in evaluation (default: 1000)")
     parser.add_argument("--device", help="train.device: cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", help="options of main.py train after a lone --")
@@ -221,6 +226,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         parser.error(str(error))
     if args.time_only:
         args.steps = args.time_only + WARM
+    args.name = args.name or args.detector
     config.train.device = args.device or config.train.device
     config.train.max_images_per_device = None
     return args, config
