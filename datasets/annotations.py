@@ -1,9 +1,9 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from datasets.image_table import ImageTable
 from util.shared import SharesArrays, shared
 
 __all__ = ["Annotations", "CategoryEntry", "Id", "ImageEntry"]
+
+COLUMNS = {"images": ImageTable, "ids": IdColumn, "image_ids": IdColumn, "category_ids": IdColumn}
 
 
 @dataclass
@@ -36,10 +38,10 @@ class Annotations(SharesArrays):
 
     source: Path
     categories: list[CategoryEntry]
-    images: Sequence[ImageEntry]
-    ids: Sequence[Id]
-    image_ids: Sequence[Id]
-    category_ids: Sequence[Id]
+    images: ImageTable
+    ids: IdColumn
+    image_ids: IdColumn
+    category_ids: IdColumn
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
@@ -51,24 +53,31 @@ class Annotations(SharesArrays):
         if any(len(column) != len(self.ids) for column in columns) or self.boxes.shape[1:] != (4,):
             rows = [len(column) for column in columns]
             raise ValueError(f"columns of {rows} rows for {len(self.ids)} objects, boxes {list(self.boxes.shape)}")
-        self.images = ImageTable.of(self.images)
-        self.ids, self.image_ids, self.category_ids = map(IdColumn.of, (self.ids, self.image_ids, self.category_ids))
         self.boxes, self.areas, self.crowds = shared(self.boxes, self.areas, np.asarray(self.crowds))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lists become columns, whoever sets them; what follows from others is then found anew."""
+        for known in ("image_at", "class_at"):
+            self.__dict__.pop(known, None)
+        object.__setattr__(self, name, COLUMNS[name].of(value) if name in COLUMNS else value)
 
     @cached_property
     def image_at(self) -> np.ndarray:
         """`[N]`, the image of each object as a position in `images`; -1 for one that the file does not list."""
-        return _positions(self.image_ids, ImageTable.of(self.images).ids)
+        return shared(self.image_ids.positions_in(self.images.ids))[0]
 
     @cached_property
     def class_at(self) -> np.ndarray:
         """`[N]`, the class of each object as a position in `categories`; -1 for one that the file does not list."""
-        return _positions(self.category_ids, IdColumn.of([category.id for category in self.categories]))
+        return shared(self.category_ids.positions_in(IdColumn.of([c.id for c in self.categories])))[0]
+
+    def of_objects(self, rows: np.ndarray) -> "Annotations":
+        """The annotations with some of the objects, in their order, and all images."""
+        ids, image_ids, category_ids = (c.take(rows) for c in (self.ids, self.image_ids, self.category_ids))
+        boxes, areas, crowds = (column[rows] for column in (self.boxes, self.areas, self.crowds))
+        columns = {"ids": ids, "image_ids": image_ids, "category_ids": category_ids}
+        return replace(self, **columns, boxes=boxes, areas=areas, crowds=crowds)
 
     def __len__(self) -> int:
         """How many objects there are, crowds included."""
         return len(self.ids)
-
-
-def _positions(ids: Sequence[Id], listed: IdColumn) -> np.ndarray:
-    return shared(IdColumn.of(ids).positions_in(listed))[0]

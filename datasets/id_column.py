@@ -33,7 +33,7 @@ class IdColumn(SharesArrays, Sequence[Id]):
             return values
         if isinstance(values, np.ndarray) and values.dtype.kind == "i":
             return cls(values)
-        listed = list(values)
+        listed = [int(v) if isinstance(v, np.integer) else v for v in values]
         if all(type(v) is int and -(2**63) <= v < 2**63 for v in listed):
             return cls(np.array(listed, dtype=np.int64))
         return cls(Texts.of(map(_written, listed)))
