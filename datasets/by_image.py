@@ -17,9 +17,10 @@ class ByImage(SharesArrays, Sequence[np.ndarray]):
     """
 
     def __init__(self, rows: np.ndarray, positions: np.ndarray, count: int):
-        order = np.argsort(positions, kind="stable")
+        if np.any(positions[1:] < positions[:-1]):
+            rows = rows[np.argsort(positions, kind="stable")]
         ends = np.append(0, np.cumsum(np.bincount(positions, minlength=count)))
-        self.rows, self.ends = shared(rows[order], ends)
+        self.rows, self.ends = shared(rows, ends)
 
     def __len__(self) -> int:
         return len(self.ends) - 1

@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry
+from datasets.areas import remark_on_areas
 from datasets.id_column import IdColumn
 from datasets.image_table import UNKNOWN, ImageTable
 from datasets.texts import Texts
-from datasets.areas import remark_on_areas
 from datasets.values import LARGEST_SIDE
 
 AT_ONCE = 10_000  # entries that are Python objects at one time

@@ -146,6 +146,7 @@ class CocoDetection(Dataset):
         labels = np.array([label_of[c.id] for c in read.categories], dtype=np.int64)
         boxes, possible = clip_boxes(read.boxes, sizes_of_objects(read))
         kept = np.flatnonzero(possible & ~read.crowds)
+        kept = kept[np.argsort(read.image_at[kept], kind="stable")]
         positions, count = read.image_at[kept], len(self.images)
         dropped = int((~possible & ~read.crowds).sum())
         return ByImage(boxes[kept], positions, count), ByImage(labels[read.class_at[kept]], positions, count), dropped

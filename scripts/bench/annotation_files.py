@@ -9,7 +9,6 @@ COCO = (118_287, 860_001, 80, 23)  # images, objects, classes, points of a polyg
 OBJECTS365 = (217_000, 3_100_000, 365, 0)  # an eighth of Objects365: 450 MB, no polygons
 
 
-
 def write_annotations(file: Path, images: int, objects: int, classes: int, points: int, seed: int = 0) -> None:
     """Write a COCO file, a part at a time.
 
@@ -36,7 +35,9 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
             of_image = rng.integers(0, images, count)
             places = rng.uniform(0, 300, (count, 2)).round(2)
             extents = rng.uniform(8, 170, (count, 2)).round(2)
-            polygons = (np.tile(places, points) + rng.uniform(0, 1, (count, 2 * points)) * np.tile(extents, points)).round(2)
+            polygons = (
+                np.tile(places, points) + rng.uniform(0, 1, (count, 2 * points)) * np.tile(extents, points)
+            ).round(2)
             kinds, crowds = rng.integers(1, classes + 1, count).tolist(), (rng.random(count) < 0.01).tolist()
             entries = []
             for k, (box, polygon) in enumerate(zip(np.concatenate([places, extents], 1).tolist(), polygons.tolist())):
