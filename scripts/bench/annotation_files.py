@@ -21,7 +21,7 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
         seed: of the random numbers.
     """
     rng = np.random.default_rng(seed)
-    upright = rng.random(images) < 0.3
+    upright = upright_images(images)
     with file.open("w") as out:
         out.write('{"info": {"description": "made up"}, "licenses": [], "images": [')
         for i in range(images):
@@ -51,3 +51,8 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
         out.write('], "categories": [')
         listed = ({"supercategory": "thing", "id": k, "name": f"class {k}"} for k in range(1, classes + 1))
         out.write(", ".join(map(json.dumps, listed)) + "]}")
+
+
+def upright_images(count: int) -> np.ndarray:
+    """`[count]`, which images are 480 wide and 640 high."""
+    return np.random.default_rng(0).random(count) < 0.3
