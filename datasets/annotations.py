@@ -14,7 +14,7 @@ from util.shared import SharesArrays, shared
 
 __all__ = ["Annotations", "CategoryEntry", "Id", "ImageEntry"]
 
-COLUMNS = {"images": ImageTable, "ids": IdColumn, "image_ids": IdColumn, "category_ids": IdColumn}
+COLUMNS: dict[str, Any] = {"images": ImageTable, "ids": IdColumn, "image_ids": IdColumn, "category_ids": IdColumn}
 
 
 @dataclass
@@ -75,8 +75,15 @@ class Annotations(SharesArrays):
         """The annotations with some of the objects, in their order, and all images."""
         ids, image_ids, category_ids = (c.take(rows) for c in (self.ids, self.image_ids, self.category_ids))
         boxes, areas, crowds = (column[rows] for column in (self.boxes, self.areas, self.crowds))
-        columns = {"ids": ids, "image_ids": image_ids, "category_ids": category_ids}
-        return replace(self, **columns, boxes=boxes, areas=areas, crowds=crowds)
+        return replace(
+            self,
+            ids=ids,
+            image_ids=image_ids,
+            category_ids=category_ids,
+            boxes=boxes,
+            areas=areas,
+            crowds=crowds,
+        )
 
     def __len__(self) -> int:
         """How many objects there are, crowds included."""

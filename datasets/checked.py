@@ -9,7 +9,7 @@ import numpy as np
 from datasets.annotations import Annotations
 from datasets.by_image import ByImage
 from datasets.filenames import FileNames
-from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
 from datasets.inspection import Look, inspect
 from datasets.picture_file import BrokenImage, MissingImage
 from util.errors import UserError
@@ -104,11 +104,11 @@ def refuse(splits: Sequence[Checked]) -> None:
 
 def keep(annotations: Annotations, looks: Sequence[Look]) -> Annotations:
     """The annotations of the images that are used, with their sizes in the frame that they are read in."""
-    images = [replace(k.entry, width=k.size[0], height=k.size[1]) if k.size else k.entry for k in looks]
+    images = ImageTable.of(replace(k.entry, width=k.size[0], height=k.size[1]) if k.size else k.entry for k in looks)
     if len(images) == len(annotations.images):
         return replace(annotations, images=images)
     # The last is of images that are not listed: their position is -1.
-    left_out = np.append(annotations.images.ids.positions_in(IdColumn.of([image.id for image in images])) < 0, False)
+    left_out = np.append(annotations.images.ids.positions_in(images.ids) < 0, False)
     return replace(annotations.of_objects(np.flatnonzero(~left_out[annotations.image_at])), images=images)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from datasets.annotations import Annotations, CategoryEntry, ImageEntry
 from datasets.areas import remark_on_areas
 from datasets.coco_columns import read_usual
+from datasets.id_column import IdColumn
 from datasets.ids import counterparts, remark_on, renamed
+from datasets.image_table import ImageTable
 from datasets.json_file import read_json
 from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_id, is_name, stated_size, typed
 from util.errors import UserError
@@ -88,10 +90,12 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
     return Annotations(
         Path(source),
         [CategoryEntry(c["id"], as_text(c["name"])) for c in lists["categories"]],
-        [ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]],
-        [a["id"] for a in objects],
-        columns["image_id"],
-        columns["category_id"],
+        ImageTable.of(
+            ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]
+        ),
+        IdColumn.of([a["id"] for a in objects]),
+        IdColumn.of(columns["image_id"]),
+        IdColumn.of(columns["category_id"]),
         boxes,
         areas,
         np.array([as_flag(a.get("iscrowd")) for a in objects], dtype=bool),

@@ -20,11 +20,13 @@ class IdColumn(SharesArrays, Sequence[Id]):
     """
 
     def __init__(self, values: np.ndarray | Texts):
+        self.numbers: np.ndarray | None = None
+        self.texts: Texts | None = None
         if isinstance(values, Texts):
-            self.numbers, self.texts = None, values
+            self.texts = values
         else:
             small = not len(values) or -(2**31) <= values.min() <= values.max() < 2**31
-            (self.numbers,), self.texts = shared(values.astype(np.int32 if small else np.int64, copy=False)), None
+            (self.numbers,) = shared(values.astype(np.int32 if small else np.int64, copy=False))
 
     @classmethod
     def of(cls, values: Iterable[Id] | np.ndarray) -> "IdColumn":
@@ -40,7 +42,7 @@ class IdColumn(SharesArrays, Sequence[Id]):
 
     def take(self, rows: np.ndarray) -> "IdColumn":
         """The column of some rows, in their order."""
-        return IdColumn(self.texts.take(rows) if self.numbers is None else self.numbers[rows])
+        return IdColumn(self.texts.take(rows) if self.texts is not None else self._whole[rows])
 
     def positions_in(self, listed: "IdColumn") -> np.ndarray:
         """`[N]`, where each id stands in another column, whose ids differ; -1 for one that it has not."""
@@ -59,11 +61,16 @@ class IdColumn(SharesArrays, Sequence[Id]):
         """Where an id stands in this column, whose ids differ; -1 if it does not."""
         return int(IdColumn.of([value]).positions_in(self)[0])
 
+    @property
+    def _whole(self) -> np.ndarray:
+        assert self.numbers is not None  # where there are no texts
+        return self.numbers
+
     @cached_property
     def _order(self) -> np.ndarray | None:
         """The rows in the order of their numbers; None if they are in it."""
-        assert self.numbers is not None
-        return None if np.all(self.numbers[1:] > self.numbers[:-1]) else np.argsort(self.numbers, kind="stable")
+        numbers = self._whole
+        return None if np.all(numbers[1:] > numbers[:-1]) else np.argsort(numbers, kind="stable")
 
     @cached_property
     def _rows(self) -> dict[Id, int]:
@@ -71,15 +78,15 @@ class IdColumn(SharesArrays, Sequence[Id]):
         return {value: row for row, value in enumerate(self)}
 
     def __len__(self) -> int:
-        return len(self.texts) if self.numbers is None else len(self.numbers)
+        return len(self.texts) if self.texts is not None else len(self._whole)
 
     def __getitem__(self, row):  # type: ignore[no-untyped-def]  # an id, or a column of some
         if isinstance(row, slice):
             return self.take(np.arange(len(self))[row])
-        return _read(self.texts[row]) if self.numbers is None else int(self.numbers[row])
+        return _read(self.texts[row]) if self.texts is not None else int(self._whole[row])
 
     def __iter__(self) -> Iterator[Id]:
-        return map(_read, self.texts) if self.numbers is None else iter(self.numbers.tolist())
+        return map(_read, self.texts) if self.texts is not None else iter(self._whole.tolist())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, IdColumn) and self.numbers is not None and other.numbers is not None:
