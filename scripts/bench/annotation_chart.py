@@ -33,6 +33,8 @@ def _draw(axes: Axes, name: str, reading: dict, key: str) -> None:
     sets = {True: [f for file, f in reading.items() if file.startswith("COCO")]}
     sets[False] = [f for file, f in reading.items() if not file.startswith("COCO")]
     for of_coco, figures in sets.items():
+        if not figures:
+            continue
         x, y = [f["objects"] / 1e6 for f in figures], [f[key] for f in figures]
         label = f"{name}, {'COCO with polygons' if of_coco else 'Objects365, 1/8'}"
         axes.plot(x, y, color=COLOURS[name], marker="o" if of_coco else "s", label=label)
