@@ -1,36 +1,21 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 
-Id: TypeAlias = int | float | str  # a whole number (also written 7.0), or text, as some tools have it
+from datasets.entries import CategoryEntry, Id, ImageEntry
+from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
+from util.shared import SharesArrays, shared
 
+__all__ = ["Annotations", "CategoryEntry", "Id", "ImageEntry"]
 
-@dataclass(frozen=True, slots=True)
-class CategoryEntry:
-    """A class as the file lists it."""
-
-    id: Id
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEntry:
-    """An image as the file lists it: a file name in the image folder; width and height in pixels, if they are said."""
-
-    id: Id
-    file_name: str
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(width, height) in pixels; None if the file does not say both."""
-        return None if self.width is None or self.height is None else (self.width, self.height)
+COLUMNS: dict[str, Any] = {"images": ImageTable, "ids": IdColumn, "image_ids": IdColumn, "category_ids": IdColumn}
 
 
 @dataclass(frozen=True)
@@ -51,8 +36,10 @@ class Federated:
 
 
 @dataclass
-class Annotations:
+class Annotations(SharesArrays):
     """A whole annotation file. Objects lie in columns: a row of each column is one object.
+
+    It may be made of lists, and keeps arrays, which workers share: no image and no object is an object of Python's.
 
     Attributes:
         source: the file, which errors name.
@@ -70,10 +57,10 @@ class Annotations:
 
     source: Path
     categories: list[CategoryEntry]
-    images: list[ImageEntry]
-    ids: list[Id]
-    image_ids: list[Id]
-    category_ids: list[Id]
+    images: ImageTable
+    ids: IdColumn
+    image_ids: IdColumn
+    category_ids: IdColumn
     boxes: np.ndarray
     areas: np.ndarray
     crowds: np.ndarray
@@ -86,6 +73,37 @@ class Annotations:
         if any(len(column) != len(self.ids) for column in columns) or self.boxes.shape[1:] != (4,):
             rows = [len(column) for column in columns]
             raise ValueError(f"columns of {rows} rows for {len(self.ids)} objects, boxes {list(self.boxes.shape)}")
+        self.boxes, self.areas, self.crowds = shared(self.boxes, self.areas, np.asarray(self.crowds))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lists become columns, whoever sets them; what follows from others is then found anew."""
+        for known in ("image_at", "class_at"):
+            self.__dict__.pop(known, None)
+        object.__setattr__(self, name, COLUMNS[name].of(value) if name in COLUMNS else value)
+
+    @cached_property
+    def image_at(self) -> np.ndarray:
+        """`[N]`, the image of each object as a position in `images`; -1 for one that the file does not list."""
+        return shared(self.image_ids.positions_in(self.images.ids))[0]
+
+    @cached_property
+    def class_at(self) -> np.ndarray:
+        """`[N]`, the class of each object as a position in `categories`; -1 for one that the file does not list."""
+        return shared(self.category_ids.positions_in(IdColumn.of([c.id for c in self.categories])))[0]
+
+    def of_objects(self, rows: np.ndarray) -> "Annotations":
+        """The annotations with some of the objects, in their order, and all images."""
+        ids, image_ids, category_ids = (c.take(rows) for c in (self.ids, self.image_ids, self.category_ids))
+        boxes, areas, crowds = (column[rows] for column in (self.boxes, self.areas, self.crowds))
+        return replace(
+            self,
+            ids=ids,
+            image_ids=image_ids,
+            category_ids=category_ids,
+            boxes=boxes,
+            areas=areas,
+            crowds=crowds,
+        )
 
     def __len__(self) -> int:
         """How many objects there are, crowds included."""

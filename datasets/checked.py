@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotations import Annotations
+from datasets.by_image import ByImage
 from datasets.filenames import FileNames
+from datasets.image_table import ImageTable
 from datasets.inspection import Look, inspect
 from datasets.picture_file import BrokenImage, MissingImage
 from util.errors import UserError
@@ -102,35 +104,20 @@ def refuse(splits: Sequence[Checked]) -> None:
 
 def keep(annotations: Annotations, looks: Sequence[Look]) -> Annotations:
     """The annotations of the images that are used, with their sizes in the frame that they are read in."""
-    images = [replace(k.entry, width=k.size[0], height=k.size[1]) if k.size else k.entry for k in looks]
+    images = ImageTable.of(replace(k.entry, width=k.size[0], height=k.size[1]) if k.size else k.entry for k in looks)
     if len(images) == len(annotations.images):
         return replace(annotations, images=images)
-    left_out = {image.id for image in annotations.images} - {image.id for image in images}
-    rows = [i for i, image in enumerate(annotations.image_ids) if image not in left_out]
-    ids, image_ids, category_ids = (
-        [column[i] for i in rows] for column in (annotations.ids, annotations.image_ids, annotations.category_ids)
-    )
-    boxes, areas, crowds = (column[rows] for column in (annotations.boxes, annotations.areas, annotations.crowds))
-    return replace(
-        annotations,
-        images=images,
-        ids=ids,
-        image_ids=image_ids,
-        category_ids=category_ids,
-        boxes=boxes,
-        areas=areas,
-        crowds=crowds,
-    )
+    # The last is of images that are not listed: their position is -1.
+    left_out = np.append(annotations.images.ids.positions_in(images.ids) < 0, False)
+    return replace(annotations.of_objects(np.flatnonzero(~left_out[annotations.image_at])), images=images)
 
 
 def boxes_of_images(annotations: Annotations, positions: Sequence[int]) -> list[np.ndarray]:
     """The boxes `[N, 4]`, as written, of the images at these positions."""
-    place = {annotations.images[position].id: i for i, position in enumerate(positions)}
-    rows: list[list[int]] = [[] for _ in positions]
-    for row, image in enumerate(annotations.image_ids):
-        if image in place:
-            rows[place[image]].append(row)
-    return [annotations.boxes[some] for some in rows]
+    place = np.full(len(annotations.images) + 1, -1)  # the last is of images that are not listed, whose position is -1
+    place[list(positions)] = np.arange(len(positions))
+    of = place[annotations.image_at]
+    return list(ByImage(annotations.boxes[of >= 0], of[of >= 0], len(positions)))
 
 
 def all_missing(looks: Sequence[Look], folder: Path, split: str) -> str | None:

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry, ImageEntry
+from datasets.areas import remark_on_areas
+from datasets.coco_columns import read_usual
+from datasets.id_column import IdColumn
 from datasets.ids import counterparts, remark_on, renamed
+from datasets.image_table import ImageTable
 from datasets.json_file import read_json
 from datasets.lvis import federated_of, to_lists, with_file_name
 from datasets.values import as_area, as_box, as_flag, as_text, is_box, is_crowd, is_id, is_name, stated_size, typed
@@ -52,7 +56,8 @@ def read_coco(path: str | Path) -> Annotations:
     Raises:
         UserError: no such file, no JSON, or a part is missing or malformed; names the entry.
     """
-    return from_coco(read_lists(path), path)
+    usual = read_usual(Path(path))
+    return from_coco(read_lists(path), path) if usual is None else usual
 
 
 def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
@@ -84,10 +89,7 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
     boxes = np.array([as_box(a["bbox"]) for a in objects], dtype=np.float64).reshape(-1, 4)
     areas, of_boxes = _areas([a.get("area") for a in objects], boxes)
     if of_boxes:
-        remarks.append(
-            f"'{source}': the area of {of_boxes} of {len(objects)} annotations is no positive number; width x height "
-            "is taken instead"
-        )
+        remarks.append(remark_on_areas(of_boxes, len(objects), source))
     crowds = np.array([is_crowd(a) for a in objects], dtype=bool)
     ignored = int(crowds.sum()) - sum(bool(as_flag(a.get("iscrowd"))) for a in objects)
     if ignored:
@@ -100,10 +102,12 @@ def from_coco(content: dict[str, Any], source: str | Path) -> Annotations:
     return Annotations(
         Path(source),
         [CategoryEntry(c["id"], as_text(c["name"])) for c in lists["categories"]],
-        [ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]],
-        [a["id"] for a in objects],
-        columns["image_id"],
-        columns["category_id"],
+        ImageTable.of(
+            ImageEntry(i["id"], as_text(i["file_name"]), *(stated_size(i) or (None, None))) for i in lists["images"]
+        ),
+        IdColumn.of([a["id"] for a in objects]),
+        IdColumn.of(columns["image_id"]),
+        IdColumn.of(columns["category_id"]),
         boxes,
         areas,
         crowds,

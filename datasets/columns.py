@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.annotations import Annotations, CategoryEntry, Id, ImageEntry
+from datasets.annotations import Annotations, CategoryEntry, Id
 from datasets.federated import LookedFor, best_of_images
+from datasets.id_column import IdColumn
 from datasets.ids import id_order
+from datasets.image_table import ImageTable
 from datasets.protocol import COCO, LVIS, MAX_DETECTIONS
 from datasets.results import Results
 from datasets.truth import possible_objects
@@ -52,7 +54,7 @@ class Columns:
         frequencies: `[C]`, how frequent each class is, `r`, `c`, `f` or ""; None if the file does not say.
     """
 
-    images: list[ImageEntry]
+    images: ImageTable
     categories: list[CategoryEntry]
     truth: Boxes
     crowds: np.ndarray
@@ -79,17 +81,17 @@ def to_columns(
         protocol: whose rules they will be scored by.
         max_detections: of an image, all classes together; only LVIS's protocol leaves the others out here.
     """
-    entry_of = {image.id: image for image in annotations.images}
-    chosen = entry_of if image_ids is None else set(image_ids)
-    images = [entry_of[i] for i in sorted(chosen, key=id_order)]
+    listed_ids = annotations.images.ids
+    chosen = listed_ids if image_ids is None else IdColumn.of(dict.fromkeys(image_ids))
+    in_order = sorted(zip(chosen, chosen.positions_in(listed_ids).tolist()), key=lambda pair: id_order(pair[0]))
+    images = annotations.images.take(np.array([row for _, row in in_order], dtype=np.int64))
     categories = sorted(annotations.categories, key=lambda category: id_order(category.id))
-    image_at = {image.id: i for i, image in enumerate(images)}
-    class_at = {category.id: k for k, category in enumerate(categories)}
+    class_ids = IdColumn.of([category.id for category in categories])
 
-    def places(of_images: list[Id], of_classes: list[Id]) -> np.ndarray:
+    def places(of_images: IdColumn, of_classes: IdColumn) -> np.ndarray:
         """`[N, 2]`, image and class of each row; -1 for one that is not scored."""
-        rows = [(image_at.get(i, -1), class_at.get(c, -1)) for i, c in zip(of_images, of_classes)]
-        return np.array(rows, dtype=np.int64).reshape(-1, 2)
+        at = of_images.positions_in(images.ids), of_classes.positions_in(class_ids)
+        return np.stack(at, 1).astype(np.int64)
 
     def boxes_at(rows: np.ndarray, at: np.ndarray, boxes: np.ndarray, areas: np.ndarray) -> Boxes:
         return Boxes(at[rows, 0], at[rows, 1], boxes[rows], np.minimum(areas[rows], LARGEST_AREA))
@@ -97,7 +99,7 @@ def to_columns(
     at = places(annotations.image_ids, annotations.category_ids)
     objects = possible_objects(annotations) & np.all(at >= 0, axis=1)
     truth = boxes_at(objects, at, annotations.boxes, annotations.areas)
-    at = places(results.image_ids, results.category_ids)
+    at = places(IdColumn.of(results.image_ids), IdColumn.of(results.category_ids))
     listed: np.ndarray = np.all(at >= 0, axis=1)
     neutral = frequencies = None
     if protocol == LVIS and annotations.federated is not None:

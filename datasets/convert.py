@@ -9,6 +9,7 @@ from datasets.annotations import Annotations
 from datasets.checked import boxes_of_images
 from datasets.coco import read_coco, to_coco
 from datasets.fix import new_numbers
+from datasets.image_table import ImageTable
 from datasets.inspection import inspect
 from datasets.readers import Reader, reader_of
 from datasets.values import as_text
@@ -83,7 +84,7 @@ def _with_sizes(annotations: Annotations, folder: Path) -> Annotations:
             f"'{folder}': {len(unread)} pictures cannot be read, so that their sizes stay unknown "
             f"({', '.join(unread[:3])}{more})"
         )
-    return replace(annotations, images=images, remarks=remarks)
+    return replace(annotations, images=ImageTable.of(images), remarks=remarks)
 
 
 def _number(content: dict) -> None:

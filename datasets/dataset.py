@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.annotations import Annotations
 from datasets.boxes import clip_boxes
+from datasets.by_image import ByImage
 from datasets.categories import categories_of
 from datasets.checked import REMEDY, keep
 from datasets.ids import check_listed
@@ -138,19 +139,17 @@ class CocoDetection(Dataset):
         dataset.strong, dataset.strong_epochs = strong, epochs
         return dataset
 
-    def _by_image(self) -> tuple[list[np.ndarray], list[np.ndarray], int]:
+    def _by_image(self) -> tuple[ByImage, ByImage, int]:
         read = self.annotations
-        position_of = {image.id: i for i, image in enumerate(self.images)}
         label_of = {c.id: c.label for c in self.categories}
         check_listed(read)
-        positions = np.array([position_of[i] for i in read.image_ids], dtype=np.int64)
-        labels = np.array([label_of[c] for c in read.category_ids], dtype=np.int64)
+        labels = np.array([label_of[c.id] for c in read.categories], dtype=np.int64)
         boxes, possible = clip_boxes(read.boxes, sizes_of_objects(read))
         kept = np.flatnonzero(possible & ~read.crowds)
-        kept = kept[np.argsort(positions[kept], kind="stable")]
-        ends = np.cumsum(np.bincount(positions[kept], minlength=len(self.images)))[:-1]
+        kept = kept[np.argsort(read.image_at[kept], kind="stable")]
+        positions, count = read.image_at[kept], len(self.images)
         dropped = int((~possible & ~read.crowds).sum())
-        return np.split(boxes[kept], ends), np.split(labels[kept], ends), dropped
+        return ByImage(boxes[kept], positions, count), ByImage(labels[read.class_at[kept]], positions, count), dropped
 
     def __len__(self) -> int:
         return len(self.images)

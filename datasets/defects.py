@@ -2,16 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.annotations import Id, ImageEntry
-from datasets.checked import all_missing
+from datasets.annotations import Annotations, Id, ImageEntry
+from datasets.checked import all_missing, boxes_of_images
 from datasets.coco import read_coco, read_lists, to_coco
+from datasets.coco_columns import read_usual
 from datasets.faults import IMPOSSIBLE, area_fault, box_fault
 from datasets.findings import Finding, listing
 from datasets.fix import Change, copies_of, mend, write_copy
@@ -20,6 +21,7 @@ from datasets.inspection import Look, SizeMismatch, inspect
 from datasets.paths import dataset_paths
 from datasets.picture_file import MissingImage
 from datasets.readers import read_annotations, reader_of
+from datasets.suspects import entries_of, plain_enough, suspects
 from datasets.values import as_box, as_flag, as_text, is_box, is_crowd, is_id, is_name, stated_size, typed
 from util.config import DataPaths
 from util.errors import UserError
@@ -141,14 +143,23 @@ def check_dataset(
     if not image_folder.is_dir():
         raise UserError(f"no image folder '{image_folder}'")
     is_coco = reader_of(annotation_file) is read_coco
-    content = read_lists(annotation_file) if is_coco else to_coco(read_annotations(annotation_file, image_folder))
+    read = read_usual(annotation_file) if is_coco else read_annotations(annotation_file, image_folder)
+    if read is not None and (mended or not plain_enough(read)):
+        content, read = read_lists(annotation_file) if is_coco else to_coco(read), None
+    elif read is None:
+        content = read_lists(annotation_file)
+    else:  # what is usual is looked at in columns, and entry by entry only where something may be wrong
+        content = to_coco(replace(read.of_objects(np.zeros(0, dtype=np.int64)), annotated=False))
     report = DataReport(str(annotation_file), str(image_folder))
     categories = _check_categories(content.get("categories") or [], report)
     images = _check_entries(content["images"], report)
     listed = len(report.defects)
-    _check_files(images, content.get("annotations") or [], image_folder, report, exif, split)
+    _check_files(images, read or content.get("annotations") or [], image_folder, report, exif, split)
     of_files = report.defects[listed:]
-    _check_annotations(content.get("annotations"), images, categories, report)
+    if read is None:
+        _check_annotations(content.get("annotations"), images, categories, report)
+    else:
+        _check_columns(read, images, categories, report)
     if mended:
         sizes = {number: size for number, entry in images.items() if (size := stated_size(entry))}
         copy, report.changes = mend(content, sizes)
@@ -228,11 +239,15 @@ def _check_entries(entries: list, report: DataReport) -> dict:
     return images
 
 
-def _check_files(images: dict, annotations: list, folder: Path, report: DataReport, exif: str, split: str) -> None:
+def _check_files(
+    images: dict, annotations: list | Annotations, folder: Path, report: DataReport, exif: str, split: str
+) -> None:
     """Decode every image; its size, in the frame that it is read in, becomes the size of its entry."""
     entries = list(images.values())
 
     def boxes_of(positions: Sequence[int]) -> list[np.ndarray]:
+        if isinstance(annotations, Annotations):
+            return boxes_of_images(annotations, positions)
         boxes: dict[Any, list] = {entries[position]["id"]: [] for position in positions}
         for entry in annotations:
             image = entry.get("image_id") if isinstance(entry, dict) else None
@@ -296,10 +311,34 @@ def _check_annotations(annotations: list | None, images: dict, categories: dict,
     for key, known in (("image_id", images), ("category_id", categories)):
         used = [e[key] for e in annotations if isinstance(e, dict) and is_id(e.get(key))]
         listed.meant[key] = counterparts(used, known)
+    crowds, objects = _list_faults(annotations, listed, report)
+    report.crowds = crowds
+    _count(objects, listed, report)
+
+
+def _check_columns(read: Annotations, images: dict, categories: dict, report: DataReport) -> None:
+    """The same for objects in columns, whose images are those of the dictionary, in its order."""
+    report.annotations, report.crowds = len(read), int(read.crowds.sum())
+    sizes = np.array([stated_size(entry) or (math.inf, math.inf) for entry in images.values()], dtype=np.float64)
+    suspected = entries_of(read, suspects(read, sizes.reshape(-1, 2)))
+    _list_faults(suspected, _Listed(images, categories, {"image_id": {}, "category_id": {}}), report)
+    counted = ~read.crowds & (read.image_at >= 0) & (read.class_at >= 0)
+    of_class = Counter(dict.fromkeys(categories.values(), 0))
+    for name, n in zip(categories.values(), np.bincount(read.class_at[counted], minlength=len(categories)).tolist()):
+        of_class[name] += n
+    with np.errstate(over="ignore"):
+        areas = read.boxes[counted, 2] * read.boxes[counted, 3]
+    kinds = np.digitize(areas[np.isfinite(areas)], (32**2, 96**2))
+    sizes_of = dict(zip(("small", "medium", "large"), np.bincount(kinds, minlength=3).tolist()))
+    _note_counts(report, of_class, sizes_of, np.bincount(read.image_at[counted], minlength=len(images)))
+
+
+def _list_faults(entries: Iterable, listed: _Listed, report: DataReport) -> tuple[int, list[dict]]:
+    """Add what is wrong with each annotation to the report; the number of crowds, and the objects."""
     ids: set[Id] = set()
     seen: dict[tuple, Any] = {}
-    objects = []
-    for i, entry in enumerate(annotations):
+    objects, crowds = [], 0
+    for i, entry in enumerate(entries):
         faults = _malformed(entry, i)
         if not faults:
             if entry["id"] in ids:
@@ -307,7 +346,7 @@ def _check_annotations(annotations: list | None, images: dict, categories: dict,
             ids.add(entry["id"])
             faults += _annotation_faults(entry, listed)
             if is_box(entry["bbox"]) and is_crowd(entry):
-                report.crowds += 1
+                crowds += 1
             elif is_box(entry["bbox"]):
                 objects.append(entry)
                 same = (listed.id(entry, "image_id"), listed.id(entry, "category_id"), *entry["bbox"])
@@ -318,7 +357,7 @@ def _check_annotations(annotations: list | None, images: dict, categories: dict,
         number = entry.get("id", f"(entry {i})") if isinstance(entry, dict) else None
         file = image["file_name"] if image else None
         report.defects += [Defect(kind, file, number, detail) for kind, detail in faults]
-    _count(objects, listed, report)
+    return crowds, objects
 
 
 def _malformed(entry: object, i: int) -> list[tuple[str, str]]:
@@ -369,9 +408,12 @@ def _count(objects: list[dict], listed: _Listed, report: DataReport) -> None:
             area = math.prod((as_box(entry["bbox"]) or [])[2:])
             if math.isfinite(area):
                 sizes["small" if area < 32**2 else "medium" if area < 96**2 else "large"] += 1
-    report.objects_of_class = dict(of_class)
-    report.box_sizes = dict(sizes)
-    counts = list(per_image.values())
-    report.without_objects = sum(n == 0 for n in counts)
-    if counts:
-        report.objects_per_image = (min(counts), float(np.median(counts)), max(counts))
+    _note_counts(report, of_class, sizes, np.array(list(per_image.values()), dtype=np.int64))
+
+
+def _note_counts(report: DataReport, of_class: dict, sizes: dict, of_image: np.ndarray) -> None:
+    """Put numbers of objects into the report: by class name, by size, and `[I]` of each image."""
+    report.objects_of_class, report.box_sizes = dict(of_class), dict(sizes)
+    report.without_objects = int((of_image == 0).sum())
+    if len(of_image):
+        report.objects_per_image = (int(of_image.min()), float(np.median(of_image)), int(of_image.max()))

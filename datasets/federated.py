@@ -6,7 +6,7 @@ a detection of it that finds none is neither right nor wrong. The limit of detec
 classes together, and is applied first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class LookedFor:
         categories: the scored classes.
     """
 
-    def __init__(self, federated: Federated, images: list[ImageEntry], categories: list[CategoryEntry]):
+    def __init__(self, federated: Federated, images: Iterable[ImageEntry], categories: list[CategoryEntry]):
         self.num_classes = len(categories)
         self.image_at = {image.id: i for i, image in enumerate(images)}
         self.class_at = {category.id: k for k, category in enumerate(categories)}

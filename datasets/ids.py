@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from datasets.annotations import Annotations, Id
 from datasets.values import as_whole, typed
 from util.errors import UserError
@@ -66,17 +68,17 @@ def check_listed(annotations: Annotations) -> None:
     Raises:
         UserError: it does not; quotes the id with its type, beside those of the file.
     """
-    images = {image.id: None for image in annotations.images}
-    categories = {category.id: None for category in annotations.categories}
-    for number, image, category in zip(annotations.ids, annotations.image_ids, annotations.category_ids):
-        where = f"annotation {number} in '{annotations.source}'"
-        if image not in images:
-            raise UserError(
-                f"{where} is of image {typed(image)}, which the file does not list; the ids of its images are "
-                f"{some_ids(images)}"
-            )
-        if category not in categories:
-            raise UserError(
-                f"{where} has the unknown category {typed(category)}; the ids of the file's categories are "
-                f"{some_ids(categories)}"
-            )
+    unlisted = np.flatnonzero((annotations.image_at < 0) | (annotations.class_at < 0))
+    if not len(unlisted):
+        return
+    first = int(unlisted[0])
+    where = f"annotation {annotations.ids[first]} in '{annotations.source}'"
+    if annotations.image_at[first] < 0:
+        raise UserError(
+            f"{where} is of image {typed(annotations.image_ids[first])}, which the file does not list; the ids of its "
+            f"images are {some_ids(annotations.images.ids)}"
+        )
+    raise UserError(
+        f"{where} has the unknown category {typed(annotations.category_ids[first])}; the ids of the file's categories "
+        f"are {some_ids(c.id for c in annotations.categories)}"
+    )

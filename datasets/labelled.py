@@ -9,6 +9,8 @@ import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry
 from datasets.annotations import ImageEntry as Entry
+from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
 
 SHOWN = 3  # places that a remark names
 
@@ -61,10 +63,10 @@ def to_annotations(
     return Annotations(
         Path(source),
         categories,
-        [Entry(i, picture.file_name, *(picture.size or (None, None))) for i, picture in enumerate(pictures, 1)],
-        list(range(1, len(objects) + 1)),
-        list(image_ids),
-        [labelled.category for labelled in objects],
+        ImageTable.of(Entry(i, p.file_name, *(p.size or (None, None))) for i, p in enumerate(pictures, 1)),
+        IdColumn.of(range(1, len(objects) + 1)),
+        IdColumn.of(image_ids),
+        IdColumn.of([labelled.category for labelled in objects]),
         boxes,
         areas,
         np.array([labelled.crowd for labelled in objects], dtype=bool),

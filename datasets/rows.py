@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.annotations import Annotations, CategoryEntry, Id, ImageEntry
+from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
 from datasets.values import as_float
 
 
@@ -44,10 +46,10 @@ def annotations_of(
     return Annotations(
         source,
         [CategoryEntry(k, name) for k, name in zip(every, names)],
-        list(images),
-        list(range(1, len(spread) + 1)),
-        [row.image for row, _ in spread],
-        [k for _, k in spread],
+        ImageTable.of(images),
+        IdColumn.of(range(1, len(spread) + 1)),
+        IdColumn.of([row.image for row, _ in spread]),
+        IdColumn.of([k for _, k in spread]),
         boxes,
         boxes[:, 2] * boxes[:, 3],
         np.array([row.ignored for row, _ in spread], dtype=bool),

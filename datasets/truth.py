@@ -6,15 +6,15 @@ import numpy as np
 
 from datasets.annotations import Annotations
 from datasets.boxes import clip_boxes
+from datasets.doubles import rows_alike
 from datasets.ids import check_listed
 from util.errors import UserError
 
 
 def sizes_of_objects(annotations: Annotations) -> np.ndarray:
     """`[N, 2]`, (width, height) of the image of each object in pixels; infinite where the file does not say."""
-    size_of = {image.id: image.size or (np.inf, np.inf) for image in annotations.images}
-    sizes = [size_of.get(image, (np.inf, np.inf)) for image in annotations.image_ids]
-    return np.array(sizes, dtype=np.float64).reshape(-1, 2)
+    # The last row is of images that are not listed: their position is -1.
+    return np.append(annotations.images.sizes, [[np.inf, np.inf]], 0)[annotations.image_at]
 
 
 def possible_objects(annotations: Annotations) -> np.ndarray:
@@ -93,8 +93,9 @@ def remarks_on_truth(annotations: Annotations) -> list[str]:
             "as they are; check-data --fix clips them"
         )
     kept = possible & ~annotations.crowds
-    rows = zip(annotations.image_ids, annotations.category_ids, map(tuple, boxes.tolist()), kept)
-    doubled = sum(n - 1 for n in Counter(row[:3] for row in rows if row[3]).values())
+    columns = [annotations.image_at[kept], annotations.class_at[kept], *boxes[kept].T]
+    alike = rows_alike(columns)
+    doubled = sum(n - 1 for n in Counter(zip(*(column[alike].tolist() for column in columns))).values())
     if doubled:
         remarks.append(
             f"{source}: {doubled} boxes are doubled (the same image, class and box), so that a detection "

@@ -44,6 +44,7 @@ from util.files import make_folder
 from util.progress import progress
 from util.remarks import say_once
 from util.signals import StopRequest
+from util.workers import prepare_workers
 
 
 @dataclass
@@ -163,6 +164,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         categories, device, backend = model.categories, torch.device("cpu"), f"of '{Path(checkpoint).name}'"
     else:
         model, categories, _ = load_model(checkpoint, config.weights)
+    prepare_workers(config.data.workers, "datasets.loader")
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
     dataset = check_files({"val": dataset}, config.data, world)["val"]

@@ -20,9 +20,9 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     weights = "" if brought else f" (weights: {backbone.weights})"
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
-        "train": f"{len(dataset)} images, {sum(map(len, dataset.labels))} objects"
+        "train": f"{len(dataset)} images, {dataset.labels.counts.sum()} objects"
         + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
-        "val": f"{len(val_dataset)} images, {sum(map(len, val_dataset.labels))} objects"
+        "val": f"{len(val_dataset)} images, {val_dataset.labels.counts.sum()} objects"
         + (
             ", scored by LVIS's protocol" if protocol_for(val_dataset.annotations, config.data.protocol) == LVIS else ""
         ),

@@ -40,6 +40,7 @@ from util.config import Config, TrainConfig
 from util.devices import pick_device
 from util.distributed import World, check_gpus
 from util.errors import UserError
+from util.workers import prepare_workers
 
 
 @dataclass
@@ -143,6 +144,7 @@ def read_data(
         UserError: annotations or image files that cannot be used, or classes that are not the checkpoint's.
     """
     cfg = config.train
+    prepare_workers(config.data.workers, "datasets.loader")
     with world.one_a_machine_first():  # which generates shapes
         dataset = build_dataset(config.data, "train", cfg.seed, cfg.epochs)
         val_dataset = build_dataset(config.data, "val")

@@ -145,6 +145,7 @@ def fold_for_inference(network: nn.Module) -> int:
             continue
         trained = module.weight.requires_grad
         weight, bias = module.scaled()
+        assert bias is not None  # a norm has a shift
         module.weight, module.bias = nn.Parameter(weight, trained), nn.Parameter(bias, trained)
         module.__class__ = plain[type(module)]
         count += 1

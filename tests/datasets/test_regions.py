@@ -158,5 +158,5 @@ def test_what_is_not_there(tmp_path):
         read_annotations(tmp_path / "gone.odgt")
     (tmp_path / "yolo").mkdir()
     (tmp_path / "yolo" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(UserError, match="is a folder"):  # of another format: not taken for VisDrone's
+    with pytest.raises(UserError, match="nothing names the classes"):  # of another format: not taken for VisDrone's
         read_annotations(tmp_path / "yolo")
