@@ -28,15 +28,17 @@ class ImagesToDetections(nn.Module):
         top_k: detections of each image.
     """
 
-    mean: Tensor
-    std: Tensor
+    # No names that values of a graph may have: with buffers called mean and std, ONNX Runtime refused the file.
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, model: DeformableDETR, top_k: int):
         super().__init__()
         fold_for_inference(model)
         self.model, self.top_k = model, top_k
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(getattr(model.backbone, name)).view(3, 1, 1), persistent=False)
+            values = torch.tensor(getattr(model.backbone, name)).view(3, 1, 1)
+            self.register_buffer(f"pixel_{name}", values, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect.
@@ -48,7 +50,7 @@ class ImagesToDetections(nn.Module):
             Boxes `[B, N, 4]`, xyxy in pixels of these images; scores `[B, N]`, the best first; labels `[B, N]`.
         """
         batch, _, height, width = images.shape
-        normalised = (images.to(self.mean.dtype) * (1 / 255) - self.mean) / self.std
+        normalised = (images.to(self.pixel_mean.dtype) * (1 / 255) - self.pixel_mean) / self.pixel_std
         mask = images.new_zeros(batch, height, width, dtype=torch.bool)
         if (multiple := self.model.size_multiple) > 1:  # always, not where need be: a graph has no choice of that kind
             more = (0, -width % multiple, 0, -height % multiple)
