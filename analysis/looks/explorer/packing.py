@@ -9,8 +9,8 @@ import numpy as np
 from util.errors import UserError
 
 # The first that holds every value is taken; a page reads each by the name of its typed array.
-_INTEGERS: dict[str, np.dtype] = {"Uint16": np.dtype("<u2"), "Int16": np.dtype("<i2"), "Int32": np.dtype("<i4")}
-_TYPES: dict[str, np.dtype] = {**_INTEGERS, "Float32": np.dtype("<f4")}
+_INTEGERS: dict[str, np.dtype[Any]] = {"Uint16": np.dtype("<u2"), "Int16": np.dtype("<i2"), "Int32": np.dtype("<i4")}
+_TYPES: dict[str, np.dtype[Any]] = {**_INTEGERS, "Float32": np.dtype("<f4")}
 
 
 def pack_decimals(values: np.ndarray, decimals: int) -> dict[str, Any]:
