@@ -6,7 +6,7 @@ from engine.backend import selected_backend
 from engine.predict import load_model
 from models.from_config import build_model
 from util.config import ProfileConfig
-from util.devices import pick_device
+from util.devices import pick_device, remark_on_precision
 from util.profiling import image_size, profile_model
 
 
@@ -18,6 +18,7 @@ def profile(options: ProfileConfig) -> str:
     """
     device, sizes = pick_device(options.device), [image_size(text) for text in options.sizes]
     backend = selected_backend(device)
+    remark_on_precision(device, options.precision)
     if options.checkpoint:
         model = load_model(options.checkpoint)[0]
     else:
