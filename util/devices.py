@@ -46,7 +46,9 @@ def remark_on_precision(device: torch.device, precision: str) -> None:
         )
 
 
-def has_bf16_units() -> bool:
-    """Whether the CPU multiplies bf16 by itself, as torch says; also if torch does not know (older, or not x86)."""
+def has_bf16_units(unknown: bool = True) -> bool:
+    """Whether the CPU multiplies bf16 by itself, as torch says; `unknown` where torch is older, or it is no x86."""
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(found.get("architecture") != "x86_64" or found.get("avx512_bf16") or found.get("amx_bf16"))
+    if found.get("architecture") != "x86_64":
+        return unknown
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
