@@ -32,7 +32,7 @@ from engine.tta import EverySize, MultiView, sizes_of, views_of
 from models.postprocess import postprocess
 from util.command import required
 from util.config import EvalConfig, TTAConfig
-from util.devices import autocast, pick_device, remark_on_precision
+from util.devices import autocast, pick_device
 from util.distributed import ALONE, World, check_gpus
 from util.errors import Interrupted, UserError
 from util.files import make_folder
@@ -124,7 +124,6 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
     """
     check_gpus(world, config.device)
     device = pick_device(config.device, world.local_rank)
-    remark_on_precision(device, config.precision)
     backend = selected_backend(device)
     views = views_of(config.tta, config.data.eval_size, config.data.max_size)
     sizes, padded = sizes_of(views), config.padding == "batch"

@@ -132,7 +132,8 @@ class HungarianMatcher:
 
 def _together(groups: Sequence[PredictionGroup], counts: Sequence[Sequence[int]]) -> Iterator[list[Block]]:
     """Blocks of images that go to the host in one transfer: on a GPU all, on a CPU about `BLOCK` costs."""
-    waiting, held = [], 0
+    waiting: list[Block] = []
+    held = 0
     for i, (group, of_images) in enumerate(zip(groups, counts)):
         rows = len(group.logits) * group.logits.shape[2]
         for images in runs_of_images(of_images, rows, BLOCK):

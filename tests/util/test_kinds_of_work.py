@@ -60,7 +60,7 @@ def test_advice_is_for_what_was_seen(threads, units, monkeypatch):
 
 def test_one_thread_takes_another_way_through_1x1_convolutions():
     """What the advice rests on; should torch change it, it is to go."""
-    x, weight, before = torch.randn(1, 16, 20, 20), torch.randn(16, 16, 1, 1), torch.get_num_threads()
+    x, weight, before = torch.randn(1, 64, 40, 40), torch.randn(64, 64, 1, 1), torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
