@@ -6,18 +6,22 @@ from engine.backend import selected_backend
 from engine.predict import load_model
 from models.from_config import build_model
 from util.config import ProfileConfig
-from util.devices import pick_device
-from util.profiling import image_size, profile_model
+from util.devices import pick_device, remark_on_precision
+from util.kinds_of_work import work_of
+from util.profiling import ForwardPass, image_size, profile_model
 
 
 def profile(options: ProfileConfig) -> str:
-    """What a checkpoint's detector, or one of the options with random weights, costs: a table by part and image size.
+    """What a checkpoint's detector, or one of the options with random weights, costs: tables.
+
+    By part, by image size, and by kind of work; then what is known to help.
 
     Raises:
         UserError: no such device, checkpoint or image size.
     """
     device, sizes = pick_device(options.device), [image_size(text) for text in options.sizes]
     backend = selected_backend(device)
+    remark_on_precision(device, options.precision)
     if options.checkpoint:
         model = load_model(options.checkpoint)[0]
     else:
@@ -26,4 +30,11 @@ def profile(options: ProfileConfig) -> str:
     if options.compile:
         model.compile_parts()
     costs = profile_model(model, sizes, options.batch_size, options.precision, device, options.repeats)
-    return f"operator {backend} on {costs}"
+    measured = next((size for size in costs.sizes if not size.failure), None)
+    if measured is None:
+        return f"operator {backend} on {costs}"
+    size = (measured.height, measured.width)
+    call = ForwardPass(model, size, options.batch_size, options.precision, device)
+    call()
+    work = work_of(call, device, options.precision)
+    return f"operator {backend} on {costs}\n\nOne pass at {size[0]}x{size[1]}, by kind of work:\n\n{work}"

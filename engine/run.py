@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from util.distributed import World
 from util.errors import UserError
 from util.files import make_folder
 from util.logging import RunLog
+from util.write_behind import WriteBehind, host_copy
 
 
 def checkpoint_to_resume(resume: str | None, folder: Path) -> RawCheckpoint | None:
@@ -60,6 +62,7 @@ class Run:
         self.folder, self.state, self.config, self.world = folder, state, config, world
         self.categories = categories
         self.log = None
+        self.writer = WriteBehind()
         if world.is_main:
             make_folder(folder, "train.output")
             (folder / "config.yaml").write_text(yaml)
@@ -75,22 +78,36 @@ class Run:
         self.write("train", lr=self.state.optimizer.param_groups[-1]["lr"], **means)
 
     def save(self, best: bool = False, instead: bool = False) -> None:
-        """Keep the state as the newest checkpoint.
+        """Keep the state as the newest checkpoint; it is written while the run goes on, from a copy.
 
         Args:
-            best: also as the best one (rank 0 decides).
+            best: also as the best one (rank 0 decides): the same file under both names.
             instead: replace the newest checkpoint, which is of the same step; the older ones stay.
+
+        Raises:
+            UserError: the checkpoint before this one could not be written.
         """
         if self.log is not None:
             self.state.log_bytes = self.log.sync()
         content = self.state.to_checkpoint(self.config, self.categories, self.world)
         if content is not None:
-            if best:  # first: killed after it, the run evaluates again and comes back here
-                save_checkpoint(self.folder / "best.pth", content)
+            self.writer.wait()  # before a second copy is made
+            content = host_copy(content)
+            # Named best first: killed after it, the run evaluates again and comes back here.
+            also = self.folder / "best.pth" if best else None
             if instead:
-                save_checkpoint(self.folder / "last.pth", content)
+                write = partial(save_checkpoint, self.folder / "last.pth", content, also)
             else:
-                save_newest(self.folder, content, self.config.train.keep_checkpoints)
+                write = partial(save_newest, self.folder, content, self.config.train.keep_checkpoints, also)
+            self.writer.start(write)
+
+    def wait(self) -> None:
+        """Let what is being written get onto the disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self.writer.wait()
 
     def save_in_time(self) -> None:
         """Save if this step is one of every `train.save_every`; at an epoch's end it is saved anyway."""
@@ -116,6 +133,7 @@ class Run:
 
     def finish(self) -> None:
         """Close the log and draw it."""
+        self.wait()
         if self.log is not None:
             self.log.close()
             plot_run(self.folder)

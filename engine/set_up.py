@@ -37,7 +37,7 @@ from models.load import LoadedDetector, load_detector
 from util import cli
 from util.checkpoint import RawCheckpoint
 from util.config import Config, TrainConfig
-from util.devices import pick_device
+from util.devices import pick_device, remark_on_precision
 from util.distributed import World, check_gpus
 from util.errors import UserError
 from util.workers import prepare_workers
@@ -75,6 +75,7 @@ def set_up(config: Config, world: World) -> Training | None:
     cfg = config.train
     check_gpus(world, cfg.device)
     device = pick_device(cfg.device, world.local_rank)
+    remark_on_precision(device, cfg.precision)
     backend = selected_backend(device)
     output = Path(cfg.output) / ("fast_dev_run" if cfg.fast_dev_run else "")
     resumed = checkpoint_to_resume(None if cfg.fast_dev_run and cfg.resume == "auto" else cfg.resume, output)

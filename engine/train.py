@@ -35,9 +35,12 @@ def train(config: Config, world: World) -> int:
             except Interrupted:
                 if state.step < state.steps_per_epoch:  # else it was saved before the evaluation
                     run.save()
+                run.wait()
                 world.barrier()  # whoever ends first has the others ended, and rank 0 is writing
                 print(f"stopped after step {state.global_step}; go on with --train.resume {run.folder}", flush=True)
                 return STOPPED
+            finally:
+                run.wait()  # whatever happened, a checkpoint that was begun is finished, or said to have failed
         minutes = (time.perf_counter() - begun) / 60
         if state.epoch < training.epochs:
             print(f"\n{ended(state, run.config.train, training.epochs)}")

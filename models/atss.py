@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.matcher import plain_iou
 from models.memory import Memory
+from models.overlaps import plain_iou
 from models.predictions import Assignment
 from util.objects import Objects
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.background import background, sum_and_pick
 from models.losses import MatchedGroup
 
 
@@ -32,8 +33,11 @@ class FocalLoss:
 
     def __call__(self, group: MatchedGroup) -> Tensor:
         """`[N]`."""
-        one_hot = group.at_labels(torch.ones_like(group.wanted[:, 0]))
-        return group.over_queries(sigmoid_focal_loss(group.logits, one_hot, self.alpha, self.gamma))
+
+        def of_pairs(scored: Tensor) -> Tensor:
+            return self.alpha * (1 - scored.sigmoid()) ** self.gamma * cross_entropy(scored, torch.ones_like(scored))
+
+        return add_up(group, of_pairs, self.gamma, 1 - self.alpha)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,7 @@ class VarifocalLoss:
 
     def __call__(self, group: MatchedGroup) -> Tensor:
         """`[N]`."""
-        pairs = group.iou * cross_entropy(group.scored, group.iou)
-        return add_up(group, pairs, lambda logits: self.alpha * background(logits, self.gamma))
+        return add_up(group, lambda z: group.iou * cross_entropy(z, group.iou), self.gamma, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,13 @@ class AlignedLoss:
 
     def __call__(self, group: MatchedGroup) -> Tensor:
         """`[N]`."""
-        probability = group.scored.detach().sigmoid()
-        target = (probability**self.alpha * group.iou ** (1 - self.alpha)).clamp(min=self.least)
-        return add_up(group, cross_entropy(group.scored, target), lambda logits: background(logits, self.gamma))
+
+        def of_pairs(scored: Tensor) -> Tensor:
+            probability = scored.detach().sigmoid()
+            target = (probability**self.alpha * group.iou ** (1 - self.alpha)).clamp(min=self.least)
+            return cross_entropy(scored, target)
+
+        return add_up(group, of_pairs, self.gamma)
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,7 @@ class MatchabilityLoss:
 
     def __call__(self, group: MatchedGroup) -> Tensor:
         """`[N]`."""
-        pairs = cross_entropy(group.scored, group.iou**self.gamma)
-        return add_up(group, pairs, lambda logits: background(logits, self.gamma, logits.detach()))
+        return add_up(group, lambda z: cross_entropy(z, group.iou**self.gamma), self.gamma, weighted=True)
 
 
 @dataclass(frozen=True)
@@ -119,31 +125,35 @@ class PositionLoss:
         """`[N]`."""
         quality = group.iou**2
         target = quality / (best_of_image(group, quality) + 1e-8)  # where no box overlaps, all targets are 0
-        miss = (target - group.scored.sigmoid()).abs()
-        pairs = self.alpha * miss**self.gamma * cross_entropy(group.scored, target)
-        return add_up(group, pairs, lambda logits: (1 - self.alpha) * background(logits, self.gamma))
+
+        def of_pairs(scored: Tensor) -> Tensor:
+            return self.alpha * (target - scored.sigmoid()).abs() ** self.gamma * cross_entropy(scored, target)
+
+        return add_up(group, of_pairs, self.gamma, 1 - self.alpha)
 
 
 ClassLoss = FocalLoss | VarifocalLoss | AlignedLoss | MatchabilityLoss | PositionLoss
 
 
-def add_up(group: MatchedGroup, pairs: Tensor, elsewhere: Callable[[Tensor], Tensor]) -> Tensor:
-    """Loss of each layer, `[N]`: a term for pairs, and one of the logit for all other queries and classes.
+def add_up(
+    group: MatchedGroup, of_pairs: Callable[[Tensor], Tensor], gamma: float, share: float = 1.0, weighted: bool = False
+) -> Tensor:
+    """Loss of each layer, `[N]`: a term for pairs, and share p^gamma BCE(p, 0) for all other queries and classes.
 
     The latter is computed everywhere and taken back at pairs, which needs no targets as large as the logits.
 
     Args:
         group: the group.
-        pairs: `[P]`.
-        elsewhere: elementwise, of logits.
+        of_pairs: from the logit of each pair to its term, `[P]`.
+        gamma: focusing exponent of the background.
+        share: factor on the background.
+        weighted: p^gamma of the background is a weight, without a gradient.
     """
-    return group.over_queries(elsewhere(group.logits)) + group.per_layer(pairs - elsewhere(group.scored))
-
-
-def background(logits: Tensor, gamma: float, weighting: Tensor | None = None) -> Tensor:
-    """p^gamma BCE(p, 0), elementwise; p^gamma is that of the logits `weighting`, if they are given."""
-    probability = (logits if weighting is None else weighting).sigmoid()
-    return probability**gamma * F.softplus(logits, threshold=40)  # beyond the threshold it is linear: exact in fp64
+    matches = group.matches
+    at = (matches.layer, matches.image, matches.query, group.labels)
+    everywhere, scored = sum_and_pick(group.logits, gamma, weighted, group.factors, at)
+    not_there = background(scored, gamma, scored.detach() if weighted else None)
+    return share * everywhere + group.per_layer(of_pairs(scored) - share * not_there)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -157,11 +167,3 @@ def best_of_image(group: MatchedGroup, values: Tensor) -> Tensor:
     place = matches.layer * images + matches.image
     counted = values if matches.valid is None else values.where(matches.valid, 0.0)
     return values.new_zeros(layers * images).scatter_reduce(0, place, counted, "amax")[place]
-
-
-def sigmoid_focal_loss(logits: Tensor, one_hot: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (arXiv 1708.02002, equation 5), elementwise: `[..., C]` -> `[..., C]`."""
-    probability = logits.sigmoid()
-    miss = probability + one_hot - 2 * probability * one_hot  # 1 - p of the truth
-    balance = (1 - alpha) + (2 * alpha - 1) * one_hot
-    return balance * cross_entropy(logits, one_hot) * miss**gamma

@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models.matcher import Matches, generalized_iou, plain_iou
+from models.matcher import Matches
+from models.overlaps import generalized_iou, plain_iou
 from models.predictions import Distributions, PredictionGroup
 from util.objects import Objects
 
@@ -51,14 +52,18 @@ class MatchedGroup:
         return self.boxes[self.matches.layer, self.matches.image, self.matches.query]
 
     @cached_property
-    def scored(self) -> Tensor:
-        """Logits of the pairs, each of its object's class, `[P]`."""
-        return self.logits[self.matches.layer, self.matches.image, self.matches.query, self.labels]
-
-    @cached_property
     def iou(self) -> Tensor:
         """IoU of the boxes of pairs, `[P]`, in [0, 1] and without a gradient."""
         return plain_iou(self.predicted.detach(), self.wanted).clamp(0, 1)
+
+    @property
+    def factors(self) -> Tensor | None:
+        """Factor on each query, `[B, q]`; 0 for those that do not count. None for 1."""
+        if self.penalised is None and self.weights is None:
+            return None
+        ones = torch.ones_like(self.logits[0, ..., 0])
+        counted = ones if self.penalised is None else self.penalised.to(ones.dtype)
+        return counted if self.weights is None else counted * self.weights[:, None]
 
     def per_layer(self, values: Tensor) -> Tensor:
         """Values of the pairs `[P]` added up by layer, `[N]`, each with the weight of its image."""
@@ -76,14 +81,6 @@ class MatchedGroup:
         if self.weights is not None:
             values = values * self.weights[:, None, None]
         return values.sum((1, 2, 3))
-
-    def at_labels(self, values: Tensor) -> Tensor:
-        """Values of the pairs `[P]` at the query and the class of each pair, zero elsewhere: `[N, B, q, C]`."""
-        spread, matches = torch.zeros_like(self.logits), self.matches
-        at = (matches.layer, matches.image, matches.query, self.labels)
-        if matches.valid is None:
-            return spread.index_put(at, values)
-        return spread.index_put(at, values.where(matches.valid, 0.0), accumulate=True)  # of one query, one pair counts
 
 
 # To the sum over queries or pairs of each layer, `[N]`; None for a group without what it is about.

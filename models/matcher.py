@@ -1,17 +1,23 @@
 """Hungarian matching of every layer at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from models.pair_costs import PairCost, runs_of_images
 from models.predictions import Assignment, PredictionGroup
 from util.errors import NonFinite
 from util.objects import Objects
+
+BLOCK = (
+    2**22
+)  # costs that are computed, and on a CPU solved, together; those of an image and all its layers may be more
+Block = tuple[int, range]  # a group by number, and images in a row
+Pairs = tuple[np.ndarray, np.ndarray]  # queries, and the objects of their image, by number
 
 
 @dataclass
@@ -63,12 +69,14 @@ class HungarianMatcher:
         gamma: float = 2.0,
         modulation: float = 0.0,
     ):
-        self.class_cost, self.l1_cost, self.giou_cost = class_cost, l1_cost, giou_cost
-        self.alpha, self.gamma, self.modulation = alpha, gamma, modulation
+        self.pair_cost = PairCost(class_cost, l1_cost, giou_cost, alpha, gamma, modulation)
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[PredictionGroup], objects: Sequence[Sequence[Objects]]) -> list[Matches]:
         """Match groups of layers, all with a single device-to-host transfer.
+
+        On a CPU, which has nothing to transfer, crowds are matched a few images at a time: what is held of their costs
+        does not grow with the batch.
 
         Args:
             groups: the predictions; there may be none.
@@ -80,88 +88,63 @@ class HungarianMatcher:
         Raises:
             NonFinite: a cost is not finite; names the image, the layer and the tensor at fault.
         """
-        if not groups:
-            return []
-        costs = [self.cost(group, truth) for group, truth in zip(groups, objects)]
-        lists = [shortlist(cost, group.repeats) for cost, group in zip(costs, groups)]
-        finite = torch.stack([torch.isfinite(cost).all() for cost in costs]).all()
-        parts = [part for pair in lists for part in pair if part is not None]
-        host = torch.cat([part.flatten().to(costs[0].dtype) for part in (*parts, finite)]).cpu()  # sync: the only one
+        counts = [[len(o.labels) for o in truth] for truth in objects]
+        found: list[list[list[Pairs]]] = [[[] for _ in group.names] for group in groups]
+        for blocks in _together(groups, counts):
+            for (i, images), (costs, queries) in zip(blocks, self._on_host(blocks, groups, objects)):
+                of_images = counts[i][images.start : images.stop]
+                for pairs, more in zip(found[i], _solve(costs, queries, of_images, groups[i].repeats)):
+                    pairs += more
+        return [_matches(pairs, n, group.logits.device) for pairs, n, group in zip(found, counts, groups)]
+
+    def _on_host(
+        self, blocks: Sequence[Block], groups: Sequence[PredictionGroup], objects: Sequence[Sequence[Objects]]
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """For each block its costs `[N, b, R, T]` and the query of each row `[N, b, R]`; None if row r is query r."""
+        lists, finite = [], []
+        for i, images in blocks:
+            cost = self._cost(groups[i], objects[i], images)
+            finite.append(torch.isfinite(cost).all())
+            lists.append(shortlist(cost, groups[i].repeats))
+        # The memory of the costs is laid out object by object.
+        parts = [part for cost, rows in lists for part in (cost.mT, rows) if part is not None]
+        flags = torch.stack(finite).all()
+        host = torch.cat([part.flatten().to(lists[0][0].dtype) for part in (*parts, flags)]).cpu()  # sync: the only one
         if not host[-1]:
             for group, truth in zip(groups, objects):
                 _explain_non_finite(group, truth)
             raise NonFinite("a matching cost overflowed although predictions and objects are finite")
         pieces = (h.view(part.shape).numpy() for h, part in zip(host.split([*map(Tensor.numel, parts), 1]), parts))
-        matches = []
-        for group, (short, rows), truth in zip(groups, lists, objects):
-            block, queries = next(pieces), None if rows is None else next(pieces).astype(int)
-            matches.append(_assign(block, queries, [len(o.labels) for o in truth], short.device, group.repeats))
-        return matches
+        return [(next(pieces).swapaxes(2, 3), None if rows is None else next(pieces).astype(int)) for _, rows in lists]
 
+    @torch.no_grad()
     def cost(self, group: PredictionGroup, objects: Sequence[Objects]) -> Tensor:
-        """Costs `[N, B, Q, T]` in fp32 (fp64 for fp64 input), T the most objects of any image; the rest is zero.
+        """Costs `[N, B, Q, T]` in fp32 (fp64 for fp64 input), T the most objects of any image.
 
-        A query is only ever compared with the objects of its own image.
+        A query is only ever compared with the objects of its own image; what is beyond those means nothing.
         """
-        dtype = torch.promote_types(group.logits.dtype, torch.float32)
-        most = max((len(o.labels) for o in objects), default=0)
-        labels = group.logits.new_zeros(len(objects), most, dtype=torch.long)
-        boxes = group.boxes.new_zeros(len(objects), most, 4, dtype=dtype)
-        for i, of_image in enumerate(objects):
-            labels[i, : len(of_image.labels)] = of_image.labels
-            boxes[i, : len(of_image.labels)] = of_image.boxes
+        return self._cost(group, objects, range(len(objects)))
+
+    def _cost(self, group: PredictionGroup, objects: Sequence[Objects], images: range) -> Tensor:
         with torch.autocast(group.logits.device.type, enabled=False):
-            layers, batch, queries, _ = group.logits.shape
-            logits = group.logits.to(dtype).gather(
-                -1, labels[None, :, None].expand(layers, batch, queries, most)
-            )  # [N, B, Q, T]: of each object's own class, before the sigmoid to compute no other
-            predicted = group.boxes.to(dtype)[..., :, None, :]  # [N, B, Q, 1, 4]
-            wanted = boxes[None, :, None]  # [1, B, 1, T, 4]
-            giou, probability = generalized_iou(predicted, wanted), logits.sigmoid()
-            if self.modulation:
-                # GIoU is never below -1, not even by rounding.
-                probability = probability * ((giou + 1) / 2) ** self.modulation
-            cost = self.class_cost * focal_cost(probability, self.alpha, self.gamma)
-            cost = cost + self.l1_cost * (predicted - wanted).abs().sum(-1)
-            return cost - self.giou_cost * giou
+            return self.pair_cost(group, objects, images).mT
 
 
-def focal_cost(probability: Tensor, alpha: float, gamma: float) -> Tensor:
-    """What calling a class present costs in focal loss, less what calling it absent costs; elementwise."""
-    positive = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
-    negative = (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
-    return positive - negative
-
-
-def generalized_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
-    """GIoU (arXiv 1902.09630) of boxes cxcywh that broadcast against each other: `[..., 4]` -> `[...]`.
-
-    Areas count as `least` at least, a millionth of the image wide and high, so that empty boxes give no NaN. All others
-    are exact: a number added to every area would lower the IoU of thin ones.
-    """
-    a, b = box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy")
-    intersection, union = _areas(a, b)
-    outer = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = _area(outer.clamp(min=0))
-    return intersection / union.clamp(min=least) - (hull - union) / hull.clamp(min=least)
-
-
-def plain_iou(a: Tensor, b: Tensor, least: float = 1e-12) -> Tensor:
-    """IoU of boxes as in `generalized_iou`: `[..., 4]` -> `[...]`."""
-    intersection, union = _areas(box_convert(a, "cxcywh", "xyxy"), box_convert(b, "cxcywh", "xyxy"))
-    return intersection / union.clamp(min=least)
-
-
-def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union of boxes xyxy, `[..., 4]` -> `[...]` each."""
-    inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    intersection = _area(inner.clamp(min=0))
-    return intersection, _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - intersection
-
-
-def _area(size: Tensor) -> Tensor:
-    """Width times height, `[..., 2]` -> `[...]`. The derivative of `prod` would ask the device for zeros, and wait."""
-    return size[..., 0] * size[..., 1]
+def _together(groups: Sequence[PredictionGroup], counts: Sequence[Sequence[int]]) -> Iterator[list[Block]]:
+    """Blocks of images that go to the host in one transfer: on a GPU all, on a CPU about `BLOCK` costs."""
+    waiting: list[Block] = []
+    held = 0
+    for i, (group, of_images) in enumerate(zip(groups, counts)):
+        rows = len(group.logits) * group.logits.shape[2]
+        for images in runs_of_images(of_images, rows, BLOCK):
+            size = rows * sum(of_images[images.start : images.stop])
+            if waiting and held + size > BLOCK and group.logits.device.type == "cpu":
+                yield waiting
+                waiting, held = [], 0
+            waiting.append((i, images))
+            held += size
+    if waiting:
+        yield waiting
 
 
 def shortlist(cost: Tensor, repeats: int = 1, longest: int = 1024) -> tuple[Tensor, Tensor | None]:
@@ -187,24 +170,24 @@ def shortlist(cost: Tensor, repeats: int = 1, longest: int = 1024) -> tuple[Tens
     return cost.gather(2, rows[..., None].expand(-1, -1, -1, objects)), rows
 
 
-def _assign(
-    costs: np.ndarray, queries: np.ndarray | None, counts: list[int], device: torch.device, repeats: int = 1
-) -> Matches:
+def _solve(costs: np.ndarray, queries: np.ndarray | None, counts: Sequence[int], repeats: int = 1) -> list[list[Pairs]]:
     """Solve every `[R, T]` block of `costs` `[N, B, R, T]`, the first `counts[b]` columns of it.
 
     Args:
         costs: see above.
         queries: `[N, B, R]`, which query each row is of; None if row r is of query r.
         counts: objects of each image.
-        device: device of the result.
         repeats: how many queries each object is matched to. Its columns are repeated here, the last moment, for on the
             way they would take so many times the memory.
+
+    Returns:
+        The pairs of each layer and image.
     """
-    offsets = [sum(counts[:i]) for i in range(len(counts))]
-    found = []
-    for layer in range(costs.shape[0]):
-        for image, count in enumerate(counts):
-            block = costs[layer, image, :, :count]
+    found: list[list[Pairs]] = []
+    for layer, of_layer in enumerate(costs):
+        found.append([])
+        for image, (of_image, count) in enumerate(zip(of_layer, counts)):
+            block = of_image[:, :count]
             if repeats > 1:
                 block = np.tile(block, (1, repeats))
             if queries is None:
@@ -213,9 +196,20 @@ def _assign(
                 once, first = np.unique(queries[layer, image], return_index=True)
                 chosen, objects = linear_sum_assignment(block[first])
                 chosen = once[chosen]
-            found += [(layer, image, int(q), offsets[image] + int(t) % count) for q, t in zip(chosen, objects)]
-    indices = torch.tensor(found, dtype=torch.long).reshape(-1, 4).to(device, non_blocking=True)
-    return Matches(*indices.unbind(1))
+            found[-1].append((chosen, objects % max(1, count)))
+    return found
+
+
+def _matches(found: Sequence[Sequence[Pairs]], counts: Sequence[int], device: torch.device) -> Matches:
+    """The pairs of each layer and image, images of so many objects, as index vectors on a device."""
+    offsets = np.cumsum([0, *counts])
+    each = [
+        (np.full(len(queries), layer), np.full(len(queries), image), queries, objects + offsets[image])
+        for layer, of_layer in enumerate(found)
+        for image, (queries, objects) in enumerate(of_layer)
+    ]
+    indices = np.concatenate([np.zeros((4, 0), int), *map(np.stack, each)], axis=1)
+    return Matches(*torch.from_numpy(indices).to(device, non_blocking=True).unbind(0))
 
 
 def _explain_non_finite(group: PredictionGroup, objects: Sequence[Objects]) -> None:

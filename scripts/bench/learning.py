@@ -60,6 +60,7 @@ def train(args: argparse.Namespace, config: "Config", keep: bool) -> None:
         run.run(StopRequest())
         if keep:
             training.run.save()
+            training.run.wait()
         if training.run.log is not None:
             training.run.log.close()
     record["machine"]["load_after"] = timing.load()

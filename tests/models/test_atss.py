@@ -4,10 +4,9 @@ import statistics
 
 import pytest
 import torch
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, sigmoid_focal_loss
 
 from models.atss import assign_tokens
-from models.class_losses import sigmoid_focal_loss
 from models.criterion import total_loss
 from models.from_config import build_criterion
 from models.memory import Memory, flatten_levels, resize_mask
@@ -128,7 +127,7 @@ def test_losses_of_all_tokens_are_those_of_a_loop(head):
             one_hot[token, objects[image].labels[number] if head == "class" else 0] = 1
             apart = (group.boxes[0, image, token] - objects[image].boxes[number]).abs().sum()
             expected["l1"] += 5 * apart * count / len(tokens) / 5
-        focal = sigmoid_focal_loss(group.logits[0, image], one_hot).sum()
+        focal = sigmoid_focal_loss(group.logits[0, image], one_hot, 0.25, 2).sum()
         expected["class"] += 2 * focal * count / len(tokens) / 5
     for name, value in expected.items():
         torch.testing.assert_close(losses[f"{name}/proposals"], value, rtol=1e-5, atol=1e-6)

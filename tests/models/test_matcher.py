@@ -1,6 +1,7 @@
 """Matching against brute force and the formulas."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import permutations, product
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
 from models.from_config import build_criterion
-from models.matcher import HungarianMatcher, _assign, generalized_iou, shortlist
+from models.matcher import HungarianMatcher, _matches, _solve, shortlist
+from models.overlaps import crossed_iou, generalized_iou
+from models.pair_costs import runs_of_images
 from tests.models.helpers import random_objects
-from tests.models.outputs import predictions
+from tests.models.outputs import decoder, predictions, random_group
 from util.config import LossConfig
+from util.profiling import measure_peak
 
 
 def cost_by_hand(logits, boxes, target):
@@ -30,6 +34,10 @@ def cost_by_hand(logits, boxes, target):
 def pairs_of(matches, layer, image):
     here = (matches.layer == layer) & (matches.image == image)
     return sorted(zip(matches.query[here].tolist(), matches.object[here].tolist()))
+
+
+def solved(costs, queries, counts, repeats=1):
+    return _matches(_solve(costs, queries, counts, repeats), counts, torch.device("cpu"))
 
 
 def test_costs_equal_the_formulas_of_each_image_alone():
@@ -82,8 +90,8 @@ def test_the_shortlist_holds_the_cheapest_assignment(objects):
     assert short.shape == (2, 3, objects * objects, objects)
     for layer, image in product(range(2), range(3)):
         assert torch.equal(cost[layer, image, rows[layer, image]], short[layer, image])
-    found = _assign(short.numpy(), rows.numpy(), [objects] * 3, torch.device("cpu"))
-    plain = _assign(cost.numpy(), None, [objects] * 3, torch.device("cpu"))
+    found = solved(short.numpy(), rows.numpy(), [objects] * 3)
+    plain = solved(cost.numpy(), None, [objects] * 3)
     for name in ("layer", "image", "query", "object"):
         assert torch.equal(getattr(found, name), getattr(plain, name)), name
 
@@ -109,8 +117,8 @@ def test_the_shortlist_holds_the_cheapest_assignment_with_repetitions():
     cost[0, 0, 7] -= 9  # a query that is the best one for every object
     short, rows = shortlist(cost, 6)
     assert short.shape == (1, 2, 6 * 4 * 4, 4)
-    found = _assign(short.numpy(), rows.numpy(), [4, 4], torch.device("cpu"), 6)
-    plain = _assign(cost.repeat(1, 1, 1, 6).numpy(), None, [24, 24], torch.device("cpu"))
+    found = solved(short.numpy(), rows.numpy(), [4, 4], 6)
+    plain = solved(cost.repeat(1, 1, 1, 6).numpy(), None, [24, 24])
     assert found.query.tolist() == plain.query.tolist() and len(found.query) == 48
     wanted = plain.object % 24 % 4 + 4 * plain.image
     assert torch.equal(found.object, wanted) and torch.equal(found.image, plain.image)
@@ -132,3 +140,50 @@ def test_overlaps_of_thin_boxes_are_exact_and_of_empty_ones_finite():
     found = generalized_iou(empty[:, None], torch.cat([empty.detach(), torch.tensor([[0.5, 0.5, 0.1, 0.1]])]))
     found.sum().backward()
     assert found.isfinite().all() and empty.grad.isfinite().all()
+
+
+def test_overlaps_of_planes_are_those_of_boxes_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        a, b = (torch.rand(n, 4, generator=generator, dtype=dtype) for n in (70, 50))
+        a[:5] = b[:5]
+        a[5, 2:], b[7, 3] = 0, 0
+        planes = crossed_iou(a.T[:, :, None], b.T[:, None, :])
+        assert torch.equal(planes, generalized_iou(a[:, None], b))
+
+
+@pytest.mark.parametrize("modulation", [0.0, 0.5])
+@pytest.mark.parametrize("classes", [3, 40])  # fewer and more of them than objects
+def test_crowds_in_pieces_are_matched_as_at_once(monkeypatch, classes, modulation):
+    counts, generator = [12, 0, 7, 30], torch.Generator().manual_seed(4)
+    targets = random_objects(counts, num_classes=classes)
+    logits, boxes = random_group(generator, 2, 4, 25, classes=classes)
+    groups = [decoder(logits, boxes), decoder(logits[:1], boxes[:1], repeats=3)]
+    matcher, tables = HungarianMatcher(modulation=modulation), []
+    for most in (2**22, 500, 1):
+        monkeypatch.setattr("models.matcher.BLOCK", most)
+        monkeypatch.setattr("models.pair_costs.AT_ONCE", {"cpu": most})
+        found = matcher(groups, [targets, targets])
+        cost = matcher.cost(groups[0], targets)
+        tables.append([*(vars(matches)[k] for matches in found for k in ("layer", "image", "query", "object")), cost])
+    for table in tables[1:]:
+        *indices, cost = zip(tables[0], table)
+        assert all(torch.equal(*pair) for pair in indices)
+        torch.testing.assert_close(*cost, rtol=1e-14, atol=1e-14)
+    assert len(tables[0][0]) == 2 * (12 + 7 + 25)
+
+
+@pytest.mark.parametrize(
+    ("counts", "runs"), [([], [(0, 0)]), ([0, 0], [(0, 2)]), ([3, 3, 9, 1, 1], [(0, 2), (2, 3), (3, 5)])]
+)
+def test_runs_of_images_hold_so_many_pairs(counts, runs):
+    assert runs_of_images(counts, 10, 60) == [range(*run) for run in runs]
+
+
+def test_memory_of_a_crowd_does_not_grow_with_the_batch(monkeypatch):
+    monkeypatch.setattr("models.matcher.BLOCK", 2**17)
+    monkeypatch.setattr("models.pair_costs.AT_ONCE", {"cpu": 2**14})
+    logits, boxes = random_group(torch.Generator().manual_seed(0), 2, 24, 300, classes=5, dtype=torch.float32)
+    call = partial(HungarianMatcher(), [decoder(logits, boxes)], [random_objects([80] * 24, num_classes=5)])
+    pairs = 2 * 24 * 300 * 80
+    assert measure_peak(call, torch.device("cpu"), []) < 4 * pairs / 2

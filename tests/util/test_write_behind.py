@@ -1,0 +1,77 @@
+"""Checkpoints are written once, from a copy, while training goes on; what fails is told."""
+
+from collections import OrderedDict
+from io import BytesIO
+from threading import Event
+
+import pytest
+import torch
+from torch import nn
+
+from util.checkpoint import save_checkpoint, save_newest
+from util.errors import UserError
+from util.write_behind import WriteBehind, host_copy
+
+
+def content_of(model: nn.Module) -> dict:
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    state = model.state_dict() | {"again": next(model.parameters()).detach()}
+    return {"model": OrderedDict(state), "optimizer": optimizer.state_dict(), "epoch": 3, "rng": [(1, (2, None))]}
+
+
+def test_a_copy_holds_the_same_shares_what_is_shared_and_stays():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    content = content_of(model)
+    copy = host_copy(content)
+    files = [BytesIO(), BytesIO()]
+    for file, saved in zip(files, (content, copy)):
+        torch.save(saved, file)
+    assert len(files[0].getvalue()) == len(files[1].getvalue())  # no memory that is shared is there twice
+    before = torch.load(BytesIO(files[0].getvalue()), weights_only=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert str(copy) == str(before) and str(copy) != str(content)
+    assert copy["model"]["again"].data_ptr() == copy["model"]["0.weight"].data_ptr()
+
+
+def test_a_call_runs_behind_and_the_next_waits_for_it():
+    writer, go, done = WriteBehind(), Event(), []
+    writer.start(lambda: (go.wait(10), done.append(1)))
+    assert not done
+    go.set()
+    writer.start(lambda: done.append(2))
+    writer.wait()
+    assert done == [1, 2]
+
+
+@pytest.mark.parametrize("by", ["wait", "start"])
+def test_a_failure_is_told_once(by, tmp_path):
+    writer = WriteBehind()
+    writer.start(lambda: save_checkpoint(tmp_path / "none" / "last.pth", {}))
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*No such file"):
+        writer.wait() if by == "wait" else writer.start(list)
+    writer.wait()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
+    """Where a file system has no hard links it is copied. A later checkpoint leaves the file with the other name."""
+    if not links:
+        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    written, save = [], torch.save
+    monkeypatch.setattr("util.checkpoint.torch.save", lambda *args: written.append(1) or save(*args))
+    best, last = tmp_path / "best.pth", tmp_path / "last.pth"
+    (tmp_path / "best.pth.tmp").write_bytes(b"of a kill")
+    save_newest(tmp_path, {"epoch": 1}, also=best)
+    assert written == [1] and best.samefile(last) == links
+    assert best.read_bytes() == last.read_bytes()
+    save_checkpoint(last, {"epoch": 2})
+    found = [torch.load(path, weights_only=True)["epoch"] for path in (best, last)]
+    assert found == [1, 2] and sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
+
+
+def refuse(self, target):
+    raise OSError(95, "not supported")
