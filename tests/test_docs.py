@@ -145,9 +145,9 @@ COMMANDS = {
     ' --pixel "[120,80]"': "--maps [encoder]",
     "python main.py visualize --config configs/base.yaml --input photo.jpg":
         "--config tiny.yaml --size 64 --top_k 1 --maps [decoder]",
-    "python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --explore true":
+    "python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --explore":
         "--maps [boxes] --top_k 1",
-    "python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --explore true"
+    "python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --explore"
     " --compare runs/base/best.pth": "--maps [boxes] --top_k 1",
     'python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --maps "[saliency]" --bound 0.1':
         "--top_k 1 --cells 2",

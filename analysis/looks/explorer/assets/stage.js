@@ -45,6 +45,10 @@ class Stage {
       if (event.pointerType === "touch" && point) return this.on.hover(point);  // fingers cannot hover
       this.on.pick(place);
     });
+    this.svg.addEventListener("mousedown", (event) => {
+      event.preventDefault();  // a pointer gives no box the focus, which would name it
+      document.activeElement?.blur();  // so that arrows step through layers and move no switch
+    });
     this.svg.addEventListener("pointermove", (event) => {
       if (event.pointerType === "touch" || (!event.movementX && !event.movementY)) return;  // the page moved, not the pointer
       const place = this.placeOf(event), point = this.nearest(place);
