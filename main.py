@@ -62,10 +62,7 @@ def predict(options: config.PredictConfig) -> int:
     done = predict_videos(predictor, videos, output, *shown, options.batch_size) if videos else 0
     if pictures:
         listed = predict_pictures(predictor, pictures, output, *shown)
-        save_predictions(options, listed, predictor, output)
-        boxes = sum(len(entry["detections"]) for entry in listed)
-        count = len(listed) if len(listed) == len(pictures) else f"{len(listed)} of {len(pictures)}"
-        print(f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}")
+        print(save_predictions(options, listed, len(pictures), predictor, output))
         done += len(listed)
     if isinstance(predictor.model, MultiView):
         print(predictor.model.cost_line())
@@ -74,19 +71,14 @@ def predict(options: config.PredictConfig) -> int:
 
 def visualize(options: config.VisualizeConfig) -> int:
     """Draw where a detector looks on every picture; exits with 1 if a picture could not be read."""
-    from analysis.looks.look import check_maps, look_at_pictures
+    from analysis.looks.look import check_maps
+    from analysis.looks.visualize import look_at_pictures, predictors_of
     from datasets.pictures import list_pictures
-    from engine.predict import load_predictor, untrained_predictor
 
     check_maps(options.maps)
     check_no_export(options.checkpoint or "")
     pictures = list_pictures(required(options.input, "input"))
-    chosen = options.device, options.size, options.weights
-    if options.checkpoint:
-        predictor = load_predictor(options.checkpoint, *chosen, classes=options.classes)
-    else:
-        predictor = untrained_predictor(options.model, options.num_classes, options.device, options.size)
-    other = load_predictor(options.compare, *chosen, classes=options.classes) if options.compare else None
+    predictor, other = predictors_of(options)
     seen = look_at_pictures(predictor, pictures, make_folder(options.output, "output"), options, other)
     return int(seen < len(pictures))
 

@@ -14,12 +14,15 @@ from util.files import make_folder
 LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
 
 
-def save_predictions(options: PredictConfig, listed: list[dict[str, Any]], predictor: Predictor, output: Path) -> None:
-    """Write `predictions.json`, and the other forms that are asked for, into the output folder.
+def save_predictions(
+    options: PredictConfig, listed: list[dict[str, Any]], given: int, predictor: Predictor, output: Path
+) -> str:
+    """Write `predictions.json`, and the other forms that are asked for, into the output folder; a line on it.
 
     Args:
         options: `save_txt`, `save_conf` and `save_coco` count.
         listed: the pictures and their detections, as `predict_pictures` returns them.
+        given: pictures, those that could not be read among them.
         predictor: names the classes.
         output: the folder.
     """
@@ -34,6 +37,9 @@ def save_predictions(options: PredictConfig, listed: list[dict[str, Any]], predi
         results, images = to_coco_files(listed, predictor)
         (output / RESULTS).write_text(json.dumps(results))
         (output / IMAGES).write_text(json.dumps(images))
+    boxes = sum(len(entry["detections"]) for entry in listed)
+    count = len(listed) if len(listed) == given else f"{len(listed)} of {given}"
+    return f"{boxes} boxes on {count} pictures; the drawn pictures and predictions.json are in {output}"
 
 
 def yolo_lines(entry: dict[str, Any], scores: bool) -> list[str]:

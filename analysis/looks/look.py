@@ -16,20 +16,18 @@ from analysis.looks.box_pictures import boxes_picture
 from analysis.looks.canvas import save
 from analysis.looks.conv_sampling import STAGES, conv_sampling
 from analysis.looks.effective import trace
-from analysis.looks.explorer.explore import Seen, short_name, write_explorer
+from analysis.looks.explorer.explore import Seen, write_explorer
 from analysis.looks.map_pictures import gradient_picture, locations_picture, saliency_picture
 from analysis.looks.receptive_field import box_output, class_output, receptive_field
 from analysis.looks.saliency import cells_of, detection_errors, saliency_region
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
-from datasets.pictures import read_each
 from engine.predict import Predictor
 from models.deform_backbone import stage_convolutions
 from models.detector import DeformableDETR
 from util.config import VisualizeConfig
 from util.errors import UserError
-from util.files import make_folder, unused_name
 from util.fonts import drawable, legend_of
 
 
@@ -201,40 +199,6 @@ class Look:
             "scores_by_layer": layer_scores(self.record.predictions, chosen),
             "boxes_xyxy_by_layer": (box_convert(boxes, "cxcywh", "xyxy") * scale).tolist(),
         }
-
-
-def look_at_pictures(
-    predictor: Predictor,
-    pictures: Sequence[Path],
-    output: Path,
-    config: VisualizeConfig,
-    other: Predictor | None = None,
-) -> int:
-    """Draw the maps of every picture that can be read. Several pictures each get their own folder in `output`.
-
-    Args:
-        predictor: the detector.
-        pictures: files.
-        output: an existing folder.
-        config: what to choose and what to draw.
-        other: the detector beside it in the explorer.
-
-    Returns:
-        The number of pictures that were read.
-    """
-    used: set[str] = set()
-    for path, picture in read_each(pictures, "visualize"):
-        look, name = Look(predictor, picture, config), unused_name(path.stem, used)
-        folder = output if len(pictures) == 1 else make_folder(output / name, "output")
-        written = look.draw(folder)
-        if config.explore:
-            titles = [short_name(config.checkpoint or "untrained"), short_name(config.compare or "")]
-            look.explore(folder / "explorer.html", path.name, titles, other)
-            written.append("explorer.html")
-        print(f"{path}: {', '.join(written)} in {folder}", *look.remarks, sep="\n  ")
-    if len(used) < len(pictures):
-        print(f"{len(used)} of {len(pictures)} pictures could be read")
-    return len(used)
 
 
 # The maps that `--maps` can name; each gives a figure, or None where the model has nothing to show.
