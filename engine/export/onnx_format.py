@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +60,21 @@ def _write_one(
     with exporter_errors("ONNX"), quiet("onnxscript", "onnx_ir", "torch.onnx"):
         program = trace(detector, size, reference=True)
         least = 1 if size else smallest_side(program)
+        written = _translate(program)
+    said = source.describe(options, least, size)
+    written.model.metadata_props.update(said.to_strings())
+    difference = checked(path, written.save, onnx_runner, detector, batches)
+    megabytes = path.stat().st_size / 1e6
+    return f"{path}: {megabytes:.1f} MB, opset {OPSET}, {sizes_text(said)}\n{difference}"
+
+
+def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    """ONNX of a graph, simplified unless that leaves a node without its input.
+
+    The exporter's simplification joins limits of values, and forgets one of them where two layers share a reference,
+    as without refinement: ONNX Runtime then refuses the file.
+    """
+    for simplified in (True, False):
         written = torch.onnx.export(
             program,
             dynamo=True,
@@ -67,13 +83,18 @@ def _write_one(
             output_names=OUTPUTS,
             external_data=False,
             verbose=False,
+            optimize=simplified,
         )
-    assert written is not None
-    said = source.describe(options, least, size)
-    written.model.metadata_props.update(said.to_strings())
-    difference = checked(path, written.save, onnx_runner, detector, batches)
-    megabytes = path.stat().st_size / 1e6
-    return f"{path}: {megabytes:.1f} MB, opset {OPSET}, {sizes_text(said)}\n{difference}"
+        assert written is not None
+        if is_whole(written.model.graph):
+            break
+    return written
+
+
+def is_whole(graph: Any) -> bool:
+    """Whether every input of every node of an `onnx_ir.Graph` is made by a node, given, or a constant."""
+    inputs = [value for node in graph for value in node.inputs if value is not None]
+    return all(v.producer() is not None or v.is_graph_input() or v.is_initializer() for v in inputs)
 
 
 def sizes_text(said: Exported) -> str:

@@ -197,9 +197,10 @@ def test_images_that_are_too_small_for_a_file():
         detector(torch.zeros(1, 3, 32, 40, dtype=torch.uint8), mask[:, :32])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["visualize", "profile"])
-def test_other_commands_want_the_checkpoint(onnx_file, command, capsys, tmp_path):
+def test_other_commands_want_the_checkpoint(command, capsys, tmp_path):
+    onnx_file = tmp_path / "model.onnx"
+    onnx_file.touch()
     Image.new("RGB", (64, 64)).save(tmp_path / "p.png")
     more = ["--input", str(tmp_path / "p.png"), "--output", str(tmp_path)] if command == "visualize" else []
     assert main([command, "--checkpoint", str(onnx_file), *more]) == 2
