@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engine.predict
+from analysis.looks import visualize
 from analysis.looks.explorer.packing import unpack
 from datasets.categories import Category
 from engine.predict import Predictor, make_predictor
@@ -33,8 +33,8 @@ def make_page(folder: Path, *argv: str, **options) -> tuple[str, dict, dict[str,
     source = folder / "a<b>&$picture.png"
     Image.fromarray(pixels.astype(np.uint8)).save(source)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.predict, "untrained_predictor", lambda *_: predictor(**options))
-        patch.setattr(engine.predict, "load_predictor", lambda *_, **__: predictor(seed=1, **options))
+        patch.setattr(visualize, "untrained_predictor", lambda *_: predictor(**options))
+        patch.setattr(visualize, "load_predictor", lambda *_, **__: predictor(seed=1, **options))
         common = (
             "--input",
             str(source),
