@@ -151,6 +151,7 @@ def test_denoising_does_not_depend_on_how_a_batch_is_spread(preset, data, tmp_pa
         assert of_losses < 1e-9 and of_weights < 1e-9, name
 
 
+@pytest.mark.slow
 def test_in_single_precision_only_rounding_differs(preset, data, tmp_path):
     """The first step's loss to rounding; later ones diverge, for Adam divides small gradients by themselves."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches", "two processes")}
@@ -160,6 +161,7 @@ def test_in_single_precision_only_rounding_differs(preset, data, tmp_path):
         assert outcomes[name][0][-1] == pytest.approx(outcomes["one"][0][-1], rel=0.05)
 
 
+@pytest.mark.slow
 def test_padding_by_micro_batch_is_not_exact(preset, data, tmp_path):
     """What train.padding is for: without it, norms and convolutions see where a micro-batch ends."""
     ways = {name: WAYS[name] for name in ("one", "micro-batches")}

@@ -137,7 +137,7 @@ COMMANDS = {
     'python main.py predict --checkpoint runs/base/best.pth --input "photos/*.jpg" --output drawn': "",
     "python main.py predict --checkpoint runs/base/best.pth --input clip.mp4 --output drawn": "",
     # visualize; drawing is slow, so every kind of picture is drawn once
-    "python main.py visualize --checkpoint runs/base/best.pth --input photo.jpg":
+    "python main.py visualize --checkpoint runs/base/best.pth --input photo.jpg --explore":
         "--top_k 1 --maps [locations,gradient]",
     "python main.py visualize --checkpoint runs/quickstart/best.pth --input photo.jpg --output runs/visualize":
         "--top_k 1 --maps [heads,boxes]",
@@ -200,6 +200,8 @@ echo >> asked.txt
 EXPORTS = "tests/engine/test_export.py does it with a smaller detector"
 LARGE = ("fiftyone", "supervision")  # what a block may import that is too large, or too much, to ask for
 NOT_RUN = {
+    "python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png --output annotations.json": "it writes gigabytes, and measures for half an hour",
+    "python main.py export --checkpoint runs/base/best.pth --format onnx --output exported": EXPORTS,
     "tensorboard --logdir runs": "it serves pages until it is stopped",
     "pip install -e path/to/deformable-detr": "tests/test_library.py installs it",
     "python main.py export --checkpoint runs/quickstart/best.pth": EXPORTS,

@@ -16,6 +16,7 @@ import engine.run
 from datasets.shapes import generate
 from datasets.video import opened_video
 from engine.curves import plot_run
+from engine.predict import load_model
 from main import load_predictor, main
 from util.video import VideoWriter
 
@@ -371,7 +372,7 @@ def test_profile_of_a_preset_and_of_a_checkpoint(trained, preset, capsys):
         printed = capsys.readouterr().out
         assert "1 x 64x96" in printed
         parameters = int(re.search(r"^all +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
-        model = load_predictor(str(trained / "best.pth"), device="cpu").model
+        model = load_model(str(trained / "best.pth"))[0]
         assert parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert run("profile", "--config", preset, "--sizes", '["64"]') == 2
     assert "480x640" in capsys.readouterr().err

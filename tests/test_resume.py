@@ -81,6 +81,7 @@ def newest_change(folder: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_five_times(place, whole, tmp_path):
     output, moments = tmp_path / "run", random.Random(7)
     kills = 0

@@ -3,12 +3,14 @@
 python scripts/bench/annotation_tasks.py CHECKOUT TASK ARGUMENTS...     # prints JSON
 """
 
+import argparse
 import gc
 import json
 import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,9 +64,24 @@ def memory(process: int | str = "self", kinds: tuple[str, ...] = ("Rss",)) -> fl
     return sum(sizes[kind] for kind in kinds)
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[1])
+def main(argv: Sequence[str]) -> int:
+    """Do one task with the code of a checkout, and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", help="folder of the code that is measured")
+    parser.add_argument("task", choices=("reading", "loading"))
+    parser.add_argument("arguments", nargs="*", help="of the task")
+    args = parser.parse_args(argv)
     import torch
 
     torch.set_num_threads(1)
-    print(json.dumps({"reading": reading, "loading": loading}[sys.argv[2]](*sys.argv[3:])))
+    print(json.dumps({"reading": reading, "loading": loading}[args.task](*args.arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    # The code that is measured may be that of another checkout.
+    measured = next((a for a in sys.argv[1:2] if Path(a).is_dir()), str(Path(__file__).parents[2]))
+    sys.path.insert(0, measured)
+    from util.console import exit_quietly
+
+    exit_quietly(main, sys.argv[1:])

@@ -76,6 +76,7 @@ def test_every_parameter_learns(refinement, auxiliary):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_overfits_one_batch():
     model = small_model(num_classes=3, reference="box", refinement=True, num_queries=20).train()
     criterion, targets = build_criterion(LossConfig()), random_objects([3, 2], num_classes=3)

@@ -364,6 +364,7 @@ def test_a_decoder_layer_is_one_graph():
     torch.testing.assert_close(compiled.groups[1].logits, plain.groups[1].logits, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_learns_to_denoise():
     model, objects = denoiser(6, double=False).train(), seeded([3, 2])
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

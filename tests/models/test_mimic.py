@@ -161,6 +161,7 @@ def test_a_compiled_backbone_never_sees_an_empty_batch():
     assert seen == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_mimicking_lowers_its_own_loss():
     """Beside the same training without the cosine, by classes alone, which draws the two vectors apart."""
     ends = {}

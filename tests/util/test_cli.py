@@ -283,6 +283,7 @@ def test_help_lists_every_option_with_its_meaning(command, capsys):
     assert f"python main.py {command}" in text
     flat = " ".join(text.split())
     known = ("auto takes a GPU", "defects, and changes, of each kind to print", "counted from 0, as LabelImg")
+    known += ("smallest score to draw, kept with the file",)
     assert any(said in flat for said in known)
     assert "--config FILE" in flat
 

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from scripts.bench import scoring
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_a_table(capfd):
     argv = ["--images", "8", "--found", "12", "--classes", "3", "--objects", "3", "--analyse"]
     assert scoring.main(argv) == 0

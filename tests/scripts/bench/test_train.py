@@ -41,6 +41,7 @@ def test_quick_run_writes_tables_and_numbers(tmp_path, capsys):
         assert c["peak_bytes"] > 10 * 2**20 and not c["failure"]  # weights, gradients and moments of 5 million numbers
 
 
+@pytest.mark.slow
 def test_mimicking_is_a_part_and_costs_no_sync(tmp_path):
     file = tmp_path / "train.json"
     mimic = [
