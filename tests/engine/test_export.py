@@ -15,7 +15,7 @@ from PIL import Image
 from datasets.shapes import generate
 from engine.export import compare
 from engine.export.compare import difference
-from engine.export.onnx_format import checked
+from engine.export.onnx_format import _translate, checked, is_whole
 from engine.export.refuse import check_onnx_can_say
 from engine.exported import DATA_ALONE, ExportedDetector, torch_runner
 from engine.predict import load_predictor
@@ -150,6 +150,34 @@ def test_the_operator_is_grid_sample_and_nothing_foreign(onnx_file):
     operators = {node.op_type for node in model.graph.node}
     assert "GridSample" in operators and {o.domain for o in model.opset_import} <= {"", "ai.onnx"}
     assert next(o.version for o in model.opset_import) >= 18
+
+
+class ClippedTwice(torch.nn.Module):
+    """As a reference that two layers share."""
+
+    def forward(self, images):
+        x = images * 2.0
+        return x.clamp(0, 1).exp(), x.clamp(0, 1).sin(), x.clamp(0, 1).cos()
+
+
+@pytest.mark.slow
+def test_a_graph_that_simplification_would_break_is_written_without_it(tmp_path, monkeypatch):
+    x, tried = torch.linspace(-1, 2, 6), []
+    real = torch.onnx.export
+
+    def export(program, **options):
+        written = real(program, **options)
+        tried.append((options["optimize"], is_whole(written.model.graph)))
+        return written
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    written = _translate(torch.export.export(ClippedTwice(), (x,), strict=False))
+    assert tried == [(True, False), (False, True)]  # another first pair: onnxscript was mended, and the retry can go
+    written.save(str(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    expected = (2 * x).clamp(0, 1).double().numpy()
+    for found, function in zip(session.run(None, {"images": x.numpy()}), (np.exp, np.sin, np.cos), strict=True):
+        np.testing.assert_allclose(found, function(expected), atol=1e-6)
 
 
 @pytest.mark.slow
