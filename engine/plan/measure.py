@@ -82,8 +82,8 @@ def measure_decoding(epochs: int = EPOCHS) -> Figure:
             torch.set_num_threads(threads)
     images = epochs * PICTURES
     note = (
-        f"here, seconds of one core; {images} made-up JPEG pictures of {WIDTH}x{HEIGHT} and {stored / 1e3:.0f} KB, from "
-        f"memory, with the recipe's augmentation, padded in batches of {BATCH}"
+        f"here, on one core; {images} made-up JPEG pictures of {WIDTH}x{HEIGHT} and {stored / 1e3:.0f} KB, cached, "
+        f"with the recipe's augmentation, padded in batches of {BATCH}"
     )
     return Figure(seconds / images, "measured", note)
 
@@ -109,7 +109,7 @@ def write_pictures(folder: Path) -> float:
 
 
 def _noise(random: np.random.Generator, slope: float) -> Image.Image:
-    """An RGB picture of noise whose amplitude falls with the frequency to this power; the channels resemble each other."""
+    """An RGB picture of noise whose amplitude falls with the frequency to this power; its channels are alike."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
     frequency[0, 0] = 1
 

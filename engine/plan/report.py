@@ -44,11 +44,10 @@ def report(request: PlanRequest, measured: Measured) -> str:
     columns = [_needs(plan, data, measured) for plan, data in zip(plans, request.data)]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     held = [f"{data.name} is held up by {HELP[plan.bottleneck]}." for plan, data in zip(plans, request.data)]
-    machines, gpus = _count(request.nodes, "machine"), _count(request.gpus, "GPU")
+    cluster = f"{_count(request.nodes, 'machine')} of {_count(request.gpus, 'GPU')}"
     return "\n".join(
         [
-            f"A training on {machines} of {gpus}, {request.epochs.value:.0f} epochs, {request.batch.value:.0f} images a "
-            "step",
+            f"A training on {cluster}, {request.epochs.value:.0f} epochs, {request.batch.value:.0f} images a step",
             "",
             table(["", *(data.name for data in request.data)], rows),
             "",
