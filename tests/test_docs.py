@@ -200,7 +200,8 @@ echo >> asked.txt
 EXPORTS = "tests/engine/test_export.py does it with a smaller detector"
 LARGE = ("fiftyone", "supervision")  # what a block may import that is too large, or too much, to ask for
 NOT_RUN = {
-    "python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png --output annotations.json": "it writes gigabytes, and measures for half an hour",
+    "python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png "
+    "--output annotations.json": "it writes gigabytes, and measures for half an hour",
     "python main.py export --checkpoint runs/base/best.pth --format onnx --output exported": EXPORTS,
     "tensorboard --logdir runs": "it serves pages until it is stopped",
     "pip install -e path/to/deformable-detr": "tests/test_library.py installs it",

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from datasets.entries import ImageEntry
+from datasets.image_folder import Pictures
 from main import main
 from tests.processes import Launched
 from tests.test_main import small_place
@@ -242,6 +245,27 @@ def test_an_epoch_of_another_length_cannot_be_resumed_in_its_middle(place, tmp_p
     launched = Launched(options(place, tmp_path / "r", **{"train.batch_size": 7}), tmp_path / "log")
     assert launched.wait() == [2]
     assert "of an epoch of 7 steps; with this data, batch and seed it has 4" in launched.printed()
+
+
+def test_resuming_in_the_middle_of_an_epoch_decodes_no_image_that_was_seen(place, tmp_path, monkeypatch):
+    decoded, read = [], Pictures.read
+
+    def recorded(pictures: Pictures, entry: ImageEntry) -> Image.Image:
+        if pictures.folder == place / "shapes" / "train2017":
+            decoded.append(entry.file_name)
+        return read(pictures, entry)
+
+    monkeypatch.setattr(Pictures, "read", recorded)
+    more = {"data.workers": 0, "train.epochs": 1, "train.save_every": 3, "train.keep_checkpoints": 9}
+    runs = []
+    for name, resume in (("one", "auto"), ("two", tmp_path / "one" / "last.2.pth")):
+        decoded.clear()
+        assert main([str(a) for a in options(place, tmp_path / name, **more, **{"train.resume": resume})]) == 0
+        runs.append(list(decoded))
+    whole, rest = runs
+    assert torch.load(tmp_path / "one" / "last.2.pth", weights_only=True)["schedule"]["step_in_epoch"] == 3
+    assert len(set(whole)) == len(whole) == 28
+    assert rest == whole[12:]  # 3 steps of 4 images were seen
 
 
 def test_resuming_into_another_run_is_refused(place, whole, tmp_path, capsys):

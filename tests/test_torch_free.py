@@ -58,6 +58,7 @@ def data(tmp_path_factory) -> Path:
         ),
         (["visualize", "--model.num_points", "[4,4]"], 2, "lists 2 numbers, but model.num_levels is 4"),
         (["profile", "--model.dropout", "1"], 2, "model.dropout is 1.0; it must be in [0, 1)"),
+        (["profile", "--plan", "gpu=8"], 2, "--plan has an unknown key 'gpu'; did you mean 'gpus'?"),
     ],
 )
 def test_commands(data, argv, code, said):

@@ -568,6 +568,11 @@ class ProfileConfig:
     """timed passes of each size; the median is shown"""
     device: str = "auto"
     """auto takes a GPU if there is one; else cpu, cuda, cuda:1, mps"""
+    plan: str | None = None
+    """instead, what training on a cluster needs, as nodes=8,gpus=8 (machines, GPUs of each). Further keys, with commas
+    between: images, objects, image_kb (without: COCO and Objects365); epochs, batch (images a step, over all GPUs);
+    step_ms (of a GPU for its images) or images_per_second (of a GPU); decode_ms (of one core an image; else measured
+    here); of a machine cores, network (Gbit/s to others), link (Gbit/s between its GPUs), storage (MB/s)"""
     model: ModelConfig = field(default_factory=ModelConfig)
 
 

@@ -18,6 +18,7 @@ from datasets.loader import (
 )
 from datasets.transforms import eval_transform
 from tests.datasets.helpers import annotation, write_coco
+from util.errors import UserError
 from util.objects import Objects
 
 
@@ -164,6 +165,23 @@ def test_a_pass_can_start_at_any_batch():
     batches.set_epoch(1, first=3)
     assert list(batches) == whole[3:]
     assert epoch_of(batches, 1) == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_that_starts_later_reads_no_image_before(tmp_path, workers):
+    """The files of the images before are gone; their reading would fail."""
+    folder, annotations = write_coco(tmp_path, [], sizes=((8, 8),) * 12)
+    dataset = CocoDetection.from_file(folder, annotations)
+    loader = train_loader(dataset, 3, None, workers, seed=0, pin_memory=False)
+    order = [[index for index, _ in batch] for batch in epoch_of(loader.batches, 5)]
+    for index in order[0] + order[1]:
+        (folder / dataset.images[index].file_name).unlink()
+    loader.batches.set_epoch(5, first=2)
+    seen = [o.image_id for (batch,) in loader for o in batch.objects]
+    assert seen == [dataset.images[index].id for index in order[2] + order[3]]
+    loader.batches.set_epoch(5, first=1)
+    with pytest.raises(UserError):
+        list(loader)
 
 
 def test_batches_of_one_aspect():

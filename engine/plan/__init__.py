@@ -1,0 +1,1 @@
+"""What training on a cluster needs, computed from measured parts (`profile --plan`)."""
