@@ -59,7 +59,7 @@ def predict(options: config.PredictConfig) -> int:
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")
     shown = options.threshold, options.top_k
-    done = predict_videos(predictor, videos, output, *shown, options.batch_size) if videos else 0
+    done = predict_videos(predictor, videos, output, *shown, options.batch_size, not pictures) if videos else 0
     if pictures:
         listed = predict_pictures(predictor, pictures, output, *shown)
         print(save_predictions(options, listed, len(pictures), predictor, output))

@@ -11,6 +11,7 @@ from datasets.coco import read_coco, to_coco
 from datasets.fix import new_numbers
 from datasets.image_table import ImageTable
 from datasets.inspection import inspect
+from datasets.lvis import listed_classes, renumber
 from datasets.readers import Reader, reader_of
 from datasets.values import as_text
 from datasets.voc import read_voc
@@ -92,9 +93,12 @@ def _number(content: dict) -> None:
     objects = content.get("annotations", [])
     for part, key in (("images", "image_id"), ("categories", "category_id")):
         listed = [entry["id"] for entry in content[part]]
-        number_of = new_numbers(listed + [entry[key] for entry in objects])
+        named = listed_classes(content["images"]) if part == "categories" else []
+        number_of = new_numbers(listed + [entry[key] for entry in objects] + named)
         for entry in content[part]:
             entry["id"] = number_of[entry["id"]]
+        for image in content["images"] if named else ():
+            renumber(image, number_of)
         for entry in objects:
             entry[key] = number_of[entry[key]]
     ids = [entry["id"] for entry in objects]

@@ -18,6 +18,7 @@ from datasets.findings import Finding, listing
 from datasets.fix import Change, copies_of, mend, write_copy
 from datasets.ids import counterparts
 from datasets.inspection import Look, SizeMismatch, inspect
+from datasets.lvis import LISTS, is_list_of_ids
 from datasets.paths import dataset_paths
 from datasets.picture_file import MissingImage
 from datasets.readers import read_annotations, reader_of
@@ -217,6 +218,10 @@ def _check_entries(entries: list, report: DataReport) -> dict:
             report.defects.append(Defect("malformed image entry", None, None, detail))
             continue
         files[entry["file_name"]] += 1
+        for key in LISTS:  # of LVIS
+            if entry.get(key) is not None and not is_list_of_ids(entry[key]):
+                detail = f"{key} {typed(entry[key])} must be a list of ids"
+                report.defects.append(Defect("malformed image entry", entry["file_name"], None, detail))
         if entry["id"] in images:
             report.defects.append(
                 Defect(

@@ -11,6 +11,7 @@ from datasets.annotations import Id
 from datasets.faults import IMPOSSIBLE, area_fault, box_fault
 from datasets.findings import Finding
 from datasets.ids import counterparts, id_order
+from datasets.lvis import listed_classes, renumber
 from datasets.values import (
     as_area,
     as_box,
@@ -94,6 +95,7 @@ def mend(content: dict[str, Any], sizes: Mapping[Id, Size]) -> tuple[dict[str, A
     if isinstance(content.get("categories"), list):
         mended["categories"], category_of = _mend_categories(content["categories"], changes)
     mended["images"], image_of = _mend_images(content["images"], sizes, changes)
+    _mend_lists(mended["images"], category_of, changes)
     if isinstance(content.get("annotations"), list):
         images = {entry["id"]: entry for entry in reversed(mended["images"])}  # of two with one id the first
         known = {image_of[old]: size for old, size in sizes.items() if old in image_of}
@@ -138,6 +140,15 @@ def _mend_images(entries: list, sizes: Mapping[Id, Size], changes: list[Change])
         of_file[file] = copy
     numbers = _number(kept, "image", lambda entry: entry["file_name"], changes)
     return kept, {old: numbers[first] for old, first in merged.items()} | numbers
+
+
+def _mend_lists(images: list[dict], category_of: Mapping[Id, Id], changes: list[Change]) -> None:
+    """Name the classes in the lists of LVIS's images by their new ids."""
+    found = counterparts(listed_classes(images), category_of)
+    new_of = dict(category_of) | {used: category_of[listed] for used, listed in found.items()}
+    for image in images:
+        for key in renumber(image, new_of):
+            changes.append(Change(f"{key} changed", image["file_name"], None, f"it is now {image[key]}"))
 
 
 def _mend_size(entry: dict, measured: Size | None, changes: list[Change]) -> None:

@@ -1,10 +1,11 @@
 """What LVIS's annotation files say beyond COCO's: which classes were looked for in which image, and where it lies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets.annotations import Federated, Id
+from datasets.ids import counterparts, remark_on, renamed
 from datasets.values import is_id, typed
 from util.errors import UserError
 
@@ -33,8 +34,8 @@ def federated_of(
         source: the file, which errors name.
 
     Returns:
-        That, None unless all images say it; and remarks: that some do, or that not all classes say how frequent they
-        are.
+        That, None unless all images say it; and remarks: that some do, that a class is written as text where its id is
+        a number or the other way round, or that not all classes say how frequent they are.
 
     Raises:
         UserError: a list of an image that is no list of ids.
@@ -51,14 +52,17 @@ def federated_of(
     for image in images:
         for key in LISTS:
             listed = image[key]
-            if not isinstance(listed, list) or not all(map(is_id, listed)):
+            if not is_list_of_ids(listed):
                 raise UserError(
                     f"image {image['id']} in '{source}' has the {key} {typed(listed)}; it must be a list of ids"
                 )
-            if listed:
-                columns[key][image["id"]] = tuple(listed)
+    found = counterparts(listed_classes(images), [c["id"] for c in categories])
+    remarks = [remark_on(found, f"'{source}': in {' or '.join(LISTS)}", "the categories")] if found else []
+    for image in images:
+        for key in LISTS:
+            if image[key]:
+                columns[key][image["id"]] = tuple(renamed(image[key], found))
     frequencies = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    remarks = []
     if 0 < len(frequencies) < len(categories):
         remarks.append(
             f"'{source}': {len(categories) - len(frequencies)} of {len(categories)} categories have no frequency r, c "
@@ -71,3 +75,25 @@ def to_lists(federated: Federated, image: Id) -> dict[str, list[Id]]:
     """The lists of an image's entry; the undo of `federated_of`."""
     classes = (federated.negatives, federated.not_exhaustive)
     return {key: list(of.get(image, ())) for key, of in zip(LISTS, classes)}
+
+
+def is_list_of_ids(listed: object) -> bool:
+    """Whether this can be one of an image's lists."""
+    return isinstance(listed, list) and all(map(is_id, listed))
+
+
+def listed_classes(images: Iterable[dict[str, Any]]) -> list[Id]:
+    """Every class that a list of an image names, as often as it is named."""
+    lists = (image[key] for image in images for key in LISTS if is_list_of_ids(image.get(key)))
+    return [category for listed in lists for category in listed]
+
+
+def renumber(image: dict[str, Any], new_of: Mapping[Id, Id]) -> list[str]:
+    """Write the classes in an image's lists by their new ids; which lists are others then. What has none stays."""
+    changed = []
+    for key in LISTS:
+        listed = image.get(key)
+        if is_list_of_ids(listed) and any(category in new_of and new_of[category] != category for category in listed):
+            image[key] = renamed(listed, new_of)
+            changed.append(key)
+    return changed

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, features
@@ -57,8 +58,12 @@ def list_pictures(source: str | Path) -> list[Path]:
 
 
 def list_media(source: str | Path) -> tuple[list[Path], list[Path]]:
-    """As `list_pictures`, and the videos, which are known by their suffix."""
-    return _list(source, with_videos=True)
+    """As `list_pictures`, and the videos, known by their suffix; beside pictures only if PyAV is installed."""
+    pictures, videos = _list(source, with_videos=True)
+    if pictures and videos and find_spec("av") is None:
+        print(f"left out of '{source}': {_kinds(videos)}; videos need PyAV: pip install av", file=sys.stderr)
+        return pictures, []
+    return pictures, videos
 
 
 def _list(source: str | Path, with_videos: bool) -> tuple[list[Path], list[Path]]:

@@ -22,7 +22,13 @@ Shown = tuple[int, Image.Image]  # when, in ticks, and what
 
 
 def predict_videos(
-    predictor: Predictor, videos: Sequence[Path], output: Path, threshold: float, top_k: int, batch_size: int
+    predictor: Predictor,
+    videos: Sequence[Path],
+    output: Path,
+    threshold: float,
+    top_k: int,
+    batch_size: int,
+    alone: bool = True,
 ) -> int:
     """Write `NAME.mp4`, with what is found drawn, and `NAME.jsonl` of every video that can be read.
 
@@ -36,14 +42,22 @@ def predict_videos(
         threshold: smallest score to keep.
         top_k: most detections for each frame.
         batch_size: frames that go through the model together.
+        alone: whether nothing but them is looked at; otherwise that none can be read is no error.
 
     Returns:
         How many were read whole.
 
     Raises:
-        UserError: PyAV is missing; the videos lie in `output`, and could be overwritten; or none could be read.
+        UserError: the videos lie in `output`, and could be overwritten; or, alone, PyAV is missing or none could be
+            read.
     """
-    pyav()
+    try:
+        pyav()
+    except UserError as error:
+        if alone:
+            raise
+        print(f"videos are left out ({len(videos)}): {error}", file=sys.stderr)
+        return 0
     if any(path.resolve().parent == output.resolve() for path in videos):
         raise UserError(f"output '{output}' is the folder of the videos, which the drawn ones could overwrite")
     whole = read = 0
@@ -61,7 +75,7 @@ def predict_videos(
         whole += not video.fault
         if video.fault:
             print(video.fault, file=sys.stderr)
-    if videos and not read:
+    if videos and not read and alone:
         one = f"the video '{videos[0]}' could not be read"
         raise UserError(one if len(videos) == 1 else f"none of the {len(videos)} videos could be read")
     if legend := legend_of({k: name for k, name in predictor.names.items() if k in labels}):

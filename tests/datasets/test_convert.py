@@ -88,6 +88,17 @@ def test_coco_is_brought_into_one_form(tmp_path, capsys):
     assert "annotations" not in json.loads((tmp_path / "out.json").read_text())
 
 
+def test_lists_of_lvis_are_of_the_new_ids(tmp_path):
+    images = [{"id": "a", "file_name": "a.jpg", "neg_category_ids": ["y", "z"], "not_exhaustive_category_ids": ["x"]}]
+    content = {"images": images, "annotations": [annotation(1, "a", "x", [1, 2, 3, 4])]}
+    content["categories"] = [{"id": k, "name": k, "frequency": "c"} for k in "xy"]
+    argv = ("--input", write_json(tmp_path / "lvis.json", content), "--output", tmp_path / "out.json")
+    assert run("convert-data", *argv) == 0
+    read = read_coco(tmp_path / "out.json")
+    assert (list(read.category_ids), [c.id for c in read.categories]) == ([1], [1, 2])
+    assert (read.federated.negatives, read.federated.not_exhaustive) == ({1: (2, 3)}, {1: (1,)})
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

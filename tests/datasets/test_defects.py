@@ -102,9 +102,14 @@ def state_text(content, folder):
     content["images"][1]["width"] = "30"
 
 
+def no_list(content, folder):
+    content["images"][1]["neg_category_ids"] = "7"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (no_list, ("malformed image entry", "2.png", None)),
         (truncate, ("unreadable image", "2.png", None)),
         (no_picture, ("unreadable image", "2.png", None)),
         (remove, ("missing image", "2.png", None)),

@@ -10,6 +10,7 @@ import pytest
 from datasets.coco import from_coco, to_coco
 from datasets.evaluation import evaluate_detections
 from datasets.federated import best_of_images
+from datasets.fix import mend
 from datasets.metrics import check_figure
 from datasets.protocol import protocol_for
 from tests.datasets.test_evaluation import found, thing, truth_of
@@ -187,6 +188,24 @@ def test_what_a_file_says_comes_back():
     assert (again.federated.negatives, again.federated.not_exhaustive) == ({1: (DOG,)}, {1: (CAT,)})
     assert again.federated.frequencies == {CAT: "r", DOG: "c", COW: "f"}
     assert "frequency" not in str(to_coco(from_coco(truth_of([]), "y.json")))
+
+
+def test_classes_in_lists_are_read_by_their_types():
+    truth = federated([str(DOG), 99], [f"{CAT}"])
+    read = from_coco(truth, "x.json")
+    assert (read.federated.negatives, read.federated.not_exhaustive) == ({1: (DOG, 99)}, {1: (CAT,)})
+    assert "'20' (text) is taken for the id 20 (number) of the categories" in read.remarks[0]
+
+
+def test_mending_brings_the_lists_to_the_new_ids():
+    truth = federated(["dog", "nobody"], [CAT])
+    truth["categories"][1]["id"] = "dog"
+    mended, changes = mend(truth, {})
+    new = mended["categories"][1]["id"]
+    assert mended["images"][0]["neg_category_ids"] == [new, "nobody"]
+    assert mended["images"][0]["not_exhaustive_category_ids"] == [CAT]
+    assert truth["images"][0]["neg_category_ids"] == ["dog", "nobody"]  # is not changed
+    assert [c.detail for c in changes if c.kind == "neg_category_ids changed"] == [f"it is now [{new}, 'nobody']"]
 
 
 def test_lists_that_cannot_be_used():

@@ -172,7 +172,7 @@ def test_a_folder_that_may_not_be_read_is_an_error_of_the_system(tmp_path):
         list_pictures(tmp_path / "closed")
 
 
-def test_videos_are_listed_beside_pictures_where_they_are_wanted(tmp_path, capsys):
+def test_videos_are_listed_beside_pictures_where_they_are_wanted(tmp_path, capsys, monkeypatch):
     for name in ("b.png", "a.MP4", "c.webm", "d.txt", "._e.mp4"):
         (tmp_path / name).touch()
     pictures, videos = list_media(tmp_path)
@@ -188,3 +188,7 @@ def test_videos_are_listed_beside_pictures_where_they_are_wanted(tmp_path, capsy
         list_media(f"{tmp_path}/*.txt")
     with pytest.raises(UserError, match="no picture, video, folder or pattern"):
         list_media(tmp_path / "gone.mp4")
+    monkeypatch.setattr("datasets.pictures.find_spec", lambda name: None)  # without PyAV
+    assert [names(kind) for kind in list_media(tmp_path)] == [["b.png"], []]
+    assert "left out of" in (said := capsys.readouterr().err) and "1 .mp4, 1 .webm; videos need PyAV" in said
+    assert list_media(tmp_path / "a.MP4") == ([], [tmp_path / "a.MP4"])  # which is refused when it is opened

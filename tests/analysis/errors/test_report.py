@@ -5,10 +5,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from analysis.errors.analyse import analyse
+from analysis.errors.figures import confusion_figure
 from datasets.evaluation import Scores
 from datasets.image_folder import Pictures
 from datasets.shapes import generate
@@ -252,3 +254,9 @@ def test_a_detection_that_is_not_finite_is_left_out(tmp_path, part):
     results = [found(CAT, A, 0.5), found(CAT, A, 0.5) | part]
     _, _, content = written(tmp_path, truth_of([thing(CAT, A)]), results)
     assert content["subject"]["boxes found"] == "1"
+
+
+def test_a_large_confusion_matrix_names_one_class_in_two():
+    names = [f"class {k}" for k in range(201)]
+    text = confusion_figure(np.eye(201), names, names)
+    assert [text.count(f">class {k}<") for k in (0, 1, 2, 3, 200)] == [2, 0, 2, 0, 2]
