@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from io import BytesIO
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -71,6 +72,24 @@ def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
     save_checkpoint(last, {"epoch": 2})
     found = [torch.load(path, weights_only=True)["epoch"] for path in (best, last)]
     assert found == [1, 2] and sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
+
+
+def test_a_kill_between_the_two_names_leaves_the_best_one_alone(tmp_path, monkeypatch):
+    """What the kill leaves beside it is the same file under another name: the next checkpoint is not written into it."""
+    best, rename = tmp_path / "best.pth", Path.replace
+
+    def killed(self, target):
+        if Path(target).name == "newest.pth":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        save_newest(tmp_path, {"epoch": 1}, also=best)
+    assert best.samefile(tmp_path / "newest.pth.tmp")
+    save_newest(tmp_path, {"epoch": 2})
+    found = [torch.load(tmp_path / name, weights_only=True)["epoch"] for name in ("best.pth", "last.pth")]
+    assert found == [1, 2]
 
 
 def refuse(self, target):
