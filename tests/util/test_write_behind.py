@@ -75,7 +75,7 @@ def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
 
 
 def test_a_kill_between_the_two_names_leaves_the_best_one_alone(tmp_path, monkeypatch):
-    """What the kill leaves beside it is the same file under another name: the next checkpoint is not written into it."""
+    """What the kill leaves beside it is the same file by another name: no checkpoint is written into it."""
     best, rename = tmp_path / "best.pth", Path.replace
 
     def killed(self, target):
