@@ -1,14 +1,17 @@
 """Checkpoints are written once, from a copy, while training goes on; what fails is told."""
 
 from collections import OrderedDict
+from concurrent.futures import wait
 from io import BytesIO
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from engine.run import Run
 from util.checkpoint import save_checkpoint, save_newest
 from util.errors import UserError
 from util.write_behind import WriteBehind, host_copy
@@ -55,6 +58,28 @@ def test_a_failure_is_told_once(by, tmp_path):
     with pytest.raises(UserError, match=r"cannot write checkpoint .*No such file"):
         writer.wait() if by == "wait" else writer.start(list)
     writer.wait()
+
+
+def test_a_step_is_told_of_a_failure_and_waits_for_nothing():
+    """Else a run with a full disk would train in vain until it saves again, which may be hours."""
+    writer, go = WriteBehind(), Event()
+    run = SimpleNamespace(
+        writer=writer,
+        config=SimpleNamespace(train=SimpleNamespace(save_every=0)),
+        state=SimpleNamespace(global_step=1, step=1, steps_per_epoch=9),
+    )
+
+    def fail() -> None:
+        go.wait(10)
+        raise UserError("the disk is full")
+
+    writer.start(fail)
+    Run.save_in_time(run)  # it is still being written
+    go.set()
+    wait([writer._pending], 10)
+    with pytest.raises(UserError, match="the disk is full"):
+        Run.save_in_time(run)
+    Run.save_in_time(run)
 
 
 @pytest.mark.parametrize("links", [True, False])
