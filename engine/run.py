@@ -110,7 +110,12 @@ class Run:
         self.writer.wait()
 
     def save_in_time(self) -> None:
-        """Save if this step is one of every `train.save_every`; at an epoch's end it is saved anyway."""
+        """Save if this step is one of every `train.save_every`; at an epoch's end it is saved anyway.
+
+        Raises:
+            UserError: a checkpoint could not be written. The run ends soon after, and does not train in vain.
+        """
+        self.writer.check()
         every, state = self.config.train.save_every, self.state
         if every and state.global_step % every == 0 and state.step < state.steps_per_epoch:
             self.save()

@@ -88,6 +88,7 @@ def save_checkpoint(path: str | Path, content: dict[str, Any], also: str | Path 
     partial = path.with_name(path.name + ".tmp")
     second = None if also is None else Path(also).with_name(Path(also).name + ".tmp")
     try:
+        partial.unlink(missing_ok=True)  # of a kill; `also` may be another name of it, and is not to be written into
         with partial.open("wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()

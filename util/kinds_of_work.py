@@ -1,10 +1,12 @@
 """Where the time of a forward pass goes, by kind of work, as torch's profiler sees its operators."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 
 from util.devices import has_bf16_units
 from util.tables import table
@@ -12,6 +14,7 @@ from util.tables import table
 ELEMENTWISE = "activations and elementwise"
 # Words of the operators' names, by kind; the first that fits counts, and what fits none is elementwise.
 KINDS = {
+    "fused by torch.compile": ("CompiledFxGraph", "triton_"),  # its kernels are no operators; on a CPU: the whole graph
     ELEMENTWISE: ("clamp", "masked_fill"),  # relu is a clamp
     "deformable operator": ("deformable_detr::", "grid_sampler", "torchvision::deform"),
     "convolutions": ("conv",),
@@ -105,9 +108,21 @@ def work_of(call: Callable[[], object], device: torch.device, precision: str) ->
         call()
         if on_gpu:
             torch.cuda.synchronize(device)
+    return Work(seconds_of(profiler.key_averages(), on_gpu), device, precision, torch.get_num_threads())
+
+
+def seconds_of(events: Iterable[Any], on_gpu: bool) -> dict[str, float]:
+    """Seconds of each operator by itself, by name.
+
+    Args:
+        events: averages by name as torch's profiler gives them: operators and ranges on the CPU, kernels on a GPU.
+        on_gpu: whether seconds of an operator's kernels count, not those of the CPU.
+    """
     seconds = {}
-    for event in profiler.key_averages():
+    for event in events:
+        if event.device_type != DeviceType.CPU:  # a kernel, whose time its operator has
+            continue
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if spent and "::" in event.key:  # neither ranges nor kernels, whose time their operators have
+        if spent and ("::" in event.key or any(word in event.key for word in KINDS["fused by torch.compile"])):
             seconds[event.key] = spent / 1e6
-    return Work(seconds, device, precision, torch.get_num_threads())
+    return seconds

@@ -29,6 +29,11 @@ class WriteBehind:
         if pending is not None:
             pending.result()
 
+    def check(self) -> None:
+        """Raise the error of a call that has ended; wait for none."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
 
 def host_copy(content: Any) -> Any:
     """Nested dictionaries, lists and tuples with copies of their tensors on the host.

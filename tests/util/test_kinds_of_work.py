@@ -1,10 +1,13 @@
 """Where the time of a pass goes: every operator has a kind, and advice is given only where it holds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import DeviceType
 
-from util.kinds_of_work import PAST_ONEDNN, Work, kind_of, work_of
+from util.kinds_of_work import PAST_ONEDNN, Work, kind_of, seconds_of, work_of
 
 CPU = torch.device("cpu")
 KINDS = {
@@ -23,6 +26,8 @@ KINDS = {
     "aten::mul": "activations and elementwise",
     "aten::copy_": "copies",
     "aten::topk": "pooling, resizing, sorting",
+    "## Call CompiledFxGraph fhq2 ##": "fused by torch.compile",
+    "triton_poi_fused_clamp_add_0": "fused by torch.compile",
 }
 
 
@@ -46,6 +51,21 @@ def test_the_time_of_a_pass_is_that_of_its_work():
     assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
     rows = [line for line in str(work).splitlines() if line.startswith(tuple(kinds))]
     assert len(rows) == len(kinds)
+
+
+def test_kernels_and_ranges_count_once():
+    """A kernel's name may look like an operator's; its time is that of the operator that launched it."""
+    events = [
+        SimpleNamespace(key=key, device_type=device, self_cpu_time_total=cpu, self_device_time_total=gpu)
+        for key, device, cpu, gpu in (
+            ("aten::mul", DeviceType.CPU, 5.0, 3e6),
+            ("void at::native::elementwise_kernel<4>", DeviceType.CUDA, 0.0, 3e6),
+            ("## Call CompiledFxGraph fhq2 ##", DeviceType.CPU, 1e6, 2e6),
+            ("Torch-Compiled Region: 0/0", DeviceType.CPU, 7.0, 0.0),
+        )
+    ]
+    assert seconds_of(events, on_gpu=True) == {"aten::mul": 3.0, "## Call CompiledFxGraph fhq2 ##": 2.0}
+    assert seconds_of(events, on_gpu=False) == {"aten::mul": 5e-6, "## Call CompiledFxGraph fhq2 ##": 1.0}
 
 
 @pytest.mark.parametrize("units", [True, False])

@@ -1,13 +1,17 @@
 """Checkpoints are written once, from a copy, while training goes on; what fails is told."""
 
 from collections import OrderedDict
+from concurrent.futures import wait
 from io import BytesIO
+from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from engine.run import Run
 from util.checkpoint import save_checkpoint, save_newest
 from util.errors import UserError
 from util.write_behind import WriteBehind, host_copy
@@ -56,6 +60,28 @@ def test_a_failure_is_told_once(by, tmp_path):
     writer.wait()
 
 
+def test_a_step_is_told_of_a_failure_and_waits_for_nothing():
+    """Else a run with a full disk would train in vain until it saves again, which may be hours."""
+    writer, go = WriteBehind(), Event()
+    run = SimpleNamespace(
+        writer=writer,
+        config=SimpleNamespace(train=SimpleNamespace(save_every=0)),
+        state=SimpleNamespace(global_step=1, step=1, steps_per_epoch=9),
+    )
+
+    def fail() -> None:
+        go.wait(10)
+        raise UserError("the disk is full")
+
+    writer.start(fail)
+    Run.save_in_time(run)  # it is still being written
+    go.set()
+    wait([writer._pending], 10)
+    with pytest.raises(UserError, match="the disk is full"):
+        Run.save_in_time(run)
+    Run.save_in_time(run)
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
     """Where a file system has no hard links it is copied. A later checkpoint leaves the file with the other name."""
@@ -71,6 +97,24 @@ def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
     save_checkpoint(last, {"epoch": 2})
     found = [torch.load(path, weights_only=True)["epoch"] for path in (best, last)]
     assert found == [1, 2] and sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
+
+
+def test_a_kill_between_the_two_names_leaves_the_best_one_alone(tmp_path, monkeypatch):
+    """What the kill leaves beside it is the same file by another name: no checkpoint is written into it."""
+    best, rename = tmp_path / "best.pth", Path.replace
+
+    def killed(self, target):
+        if Path(target).name == "newest.pth":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        save_newest(tmp_path, {"epoch": 1}, also=best)
+    assert best.samefile(tmp_path / "newest.pth.tmp")
+    save_newest(tmp_path, {"epoch": 2})
+    found = [torch.load(tmp_path / name, weights_only=True)["epoch"] for name in ("best.pth", "last.pth")]
+    assert found == [1, 2]
 
 
 def refuse(self, target):
