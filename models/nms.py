@@ -17,7 +17,10 @@ def distinct_first(boxes: Tensor, threshold: float) -> Tensor:
         Indices `[B, N]`: the survivors, then the suppressed, both in the order in which they were.
     """
     suppressed = ~survivors(overlaps(boxes), threshold)
-    return suppressed.to(torch.uint8).argsort(dim=1, stable=True)
+    number = boxes.shape[1]
+    # Keys that differ, so that every sort is stable: ONNX, as torch writes it, has no form of one that says so.
+    keys = suppressed * number + torch.arange(number, device=boxes.device)
+    return keys.argsort(dim=1)
 
 
 def survivors(iou: Tensor, threshold: float, block: int = 64, rounds: int = 16) -> Tensor:

@@ -71,9 +71,9 @@ def _write_one(
 def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     """ONNX of a graph, simplified unless that leaves a node without its input.
 
-    The simplification (of onnxscript 0.7.2) makes one Clip of a Max and a Min, and names its limits after the value that
-    is clipped. Where a value is clipped twice, as a reference that two layers share without refinement, the limits of
-    one take the place of the other's: ONNX Runtime refuses such a file. Not simplified, the same graph is whole.
+    The simplification (of onnxscript 0.7.2) makes one Clip of a Max and a Min, and names its limits after the value
+    that is clipped. Where a value is clipped twice, as a reference that two layers share without refinement, the limits
+    of one take the place of the other's: ONNX Runtime refuses such a file. Not simplified, the same graph is whole.
     """
     for simplified in (True, False):
         written = torch.onnx.export(

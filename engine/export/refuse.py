@@ -37,7 +37,10 @@ def exporter_errors(form: str) -> Iterator[None]:
     try:
         yield
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__:  # the first one names the operator
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError(
-            f"the exporter of torch {torch.__version__} cannot write this detector as {form}: {cause}"
+            f"the exporter of torch {torch.__version__} cannot write this detector as {form}: {reason}"
         ) from None

@@ -16,11 +16,12 @@ from datasets.shapes import generate
 from engine.export import compare
 from engine.export.compare import difference
 from engine.export.onnx_format import _translate, checked, is_whole
-from engine.export.refuse import check_onnx_can_say
+from engine.export.refuse import check_onnx_can_say, exporter_errors
 from engine.exported import DATA_ALONE, ExportedDetector, torch_runner
 from engine.predict import load_predictor
 from main import main
 from models.from_config import build_model
+from models.nms import distinct_first
 from ops import DeformConv2d
 from util.checkpoint import save_checkpoint
 from util.config import Config, TTAConfig, from_dict
@@ -180,6 +181,25 @@ def test_a_graph_that_simplification_would_break_is_written_without_it(tmp_path,
         np.testing.assert_allclose(found, function(expected), atol=1e-6)
 
 
+class DistinctFirst(torch.nn.Module):
+    def forward(self, images):
+        return distinct_first(images, 0.5)
+
+
+@pytest.mark.slow
+def test_suppression_has_a_form_in_onnx(tmp_path):
+    """No operator for a stable sort is needed, which torch's exporter does not know."""
+    boxes = 0.2 + 0.3 * torch.rand(2, 150, 4, generator=torch.Generator().manual_seed(0))
+    _translate(torch.export.export(DistinctFirst(), (boxes,), strict=False)).save(str(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    order = torch.arange(150)
+    for few in (boxes, boxes.flip(1)):
+        expected = distinct_first(few, 0.5)
+        assert not torch.equal(expected[0], order)  # some are suppressed
+        (found,) = session.run(None, {"images": few.numpy()})
+        np.testing.assert_array_equal(found, expected.numpy())
+
+
 @pytest.mark.slow
 def test_eval_takes_the_file(open_file, checkpoint, tmp_path):
     data = ["--data.root", str(generate(tmp_path / "shapes", train=1, val=12)), "--data.workers", "0"]
@@ -263,6 +283,18 @@ def test_a_program_runs_no_pickles(tmp_path, monkeypatch):
 def test_convolutions_that_onnx_has_no_form_for():
     with pytest.raises(UserError, match=r"model\.backbone\.dcn cannot be exported to ONNX"):
         check_onnx_can_say(torch.nn.Sequential(DeformConv2d(4, 4, 3)))
+
+
+def test_what_the_exporter_cannot_say_is_named():
+    wanted = r"cannot write this detector as ONNX: no function for aten\.sort\.stable$"
+    with pytest.raises(UserError, match=wanted), exporter_errors("ONNX"):
+        try:
+            try:
+                raise KeyError from ValueError("no function for aten.sort.stable\nand more lines")
+            except KeyError as error:
+                raise RuntimeError("error when translating a node; see the stack trace") from error
+        except RuntimeError as error:
+            raise torch.onnx.OnnxExporterError("failed to convert") from error
 
 
 def listed(boxes, scores, labels):
