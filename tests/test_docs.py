@@ -177,6 +177,7 @@ COMMANDS = {
     "python main.py convert-data --from yolo --input my/yolo/data.yaml --split val --output val.json": "",
     "python main.py predict --checkpoint runs/base/best.pth --input photos --output drawn --save_txt --save_coco": "",
     "python main.py profile --config configs/base.yaml": "--config tiny.yaml --sizes [64x64] --repeats 1",
+    "python main.py profile --plan nodes=8,gpus=8 --precision bf16": "--config tiny.yaml --plan gpus=1,decode_ms=10",
     "python -m datasets.shapes --output data/shapes": "--output data/new --train 2 --val 2",
     "python -m datasets.shapes --output data/shapes_turned --turn 3.14159 --spread 6":
         "--output data/new --train 2 --val 2",

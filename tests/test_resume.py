@@ -247,6 +247,7 @@ def test_an_epoch_of_another_length_cannot_be_resumed_in_its_middle(place, tmp_p
     assert "of an epoch of 7 steps; with this data, batch and seed it has 4" in launched.printed()
 
 
+@pytest.mark.slow  # tests/datasets/test_loader.py has the loader's part of it
 def test_resuming_in_the_middle_of_an_epoch_decodes_no_image_that_was_seen(place, tmp_path, monkeypatch):
     decoded, read = [], Pictures.read
 
