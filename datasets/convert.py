@@ -59,11 +59,24 @@ def _reader(options: ConvertDataConfig, path: Path) -> Reader:
         chosen = getattr(found, "func", found)  # without the image folder
     else:
         chosen = {"voc": read_voc, "yolo": read_yolo, "coco": read_coco}[options.from_]
+    _refuse_unused(options, chosen)
     if chosen is read_voc:
         return partial(read_voc, images=images, corners=options.voc_corners, classes=classes)
     if chosen is read_yolo:
         return partial(read_yolo, images=images, split=options.split, classes=classes)
     return chosen
+
+
+def _refuse_unused(options: ConvertDataConfig, reader: Reader) -> None:
+    """Refuse what another format is read by, rather than pass over it."""
+    unused = (
+        (options.classes and reader not in (read_voc, read_yolo), "--classes is for Pascal VOC and YOLO"),
+        (options.split != ConvertDataConfig.split and reader is not read_yolo, "--split is for YOLO"),
+        (options.voc_corners != "pixels" and reader is not read_voc, "--voc_corners is for Pascal VOC"),
+    )
+    for is_so, said in unused:
+        if is_so:
+            raise UserError(f"{said}, but '{options.input}' is read as another format; leave the option out")
 
 
 def _with_sizes(annotations: Annotations, folder: Path) -> Annotations:

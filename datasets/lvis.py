@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from datasets.annotations import Federated, Id
 from datasets.ids import counterparts, remark_on, renamed
@@ -77,7 +77,7 @@ def to_lists(federated: Federated, image: Id) -> dict[str, list[Id]]:
     return {key: list(of.get(image, ())) for key, of in zip(LISTS, classes)}
 
 
-def is_list_of_ids(listed: object) -> bool:
+def is_list_of_ids(listed: object) -> TypeGuard[list[Id]]:
     """Whether this can be one of an image's lists."""
     return isinstance(listed, list) and all(map(is_id, listed))
 

@@ -43,6 +43,8 @@ def annotations_of(
     every = range(1, len(names) + 1)
     spread = [(row, k) for row in rows for k in (every if row.category is None else (row.category,))]
     boxes = np.array([row.box for row, _ in spread], dtype=np.float64).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
+        areas = boxes[:, 2] * boxes[:, 3]
     return Annotations(
         source,
         [CategoryEntry(k, name) for k, name in zip(every, names)],
@@ -51,7 +53,7 @@ def annotations_of(
         IdColumn.of([row.image for row, _ in spread]),
         IdColumn.of([k for _, k in spread]),
         boxes,
-        boxes[:, 2] * boxes[:, 3],
+        areas,
         np.array([row.ignored for row, _ in spread], dtype=bool),
     )
 

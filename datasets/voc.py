@@ -16,7 +16,7 @@ from datasets.annotations import Annotations, CategoryEntry
 from datasets.labelled import LabelledObject, LabelledPicture, Tally, to_annotations
 from datasets.listing import class_list_near, files_below, pictures_below, read_class_list, read_lines
 from datasets.pictures import picture_suffixes
-from datasets.values import as_flag, as_float, as_whole
+from datasets.values import as_flag, as_float, as_whole, stated_size
 from datasets.xml_file import Element, read_xml
 from util.errors import UserError
 from util.progress import progress
@@ -126,8 +126,7 @@ def _box_of(bndbox: Element, path: Path, corners: Corners) -> tuple[tuple[float,
 
 
 def _size_of(element: Element | None) -> tuple[int, int] | None:
-    width, height = (as_whole(element.text_of(tag)) if element else None for tag in ("width", "height"))
-    return (width, height) if width and height and width > 0 and height > 0 else None
+    return stated_size({tag: as_whole(element.text_of(tag)) for tag in ("width", "height")} if element else {})
 
 
 def _files_of(path: Path, images: Path | None, tally: Tally) -> tuple[Path, list[str]]:

@@ -5,6 +5,7 @@ replaced. Where there is none, labels lie beside the pictures. Names are in `dat
 each line.
 """
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def layout_of(path: Path, images: Path | None = None, split: str = "train", clas
         images = images or image_folder(path, read_description(path), split)
         labels, classes = _other(images, "images", "labels"), classes or path
         described: Path | None = path
+    elif not path.is_dir():
+        raise UserError(f"'{path}' is no data.yaml and no folder of YOLO's label files")
     else:
         images, labels = images or _other(path, "labels", "images"), path
         if not images.is_dir():
@@ -79,7 +82,9 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"no annotation file '{path}'")
     try:
         content = yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"'{path}' is nested too deeply to be read") from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter of no UTF-8, and of values such as a 13th month
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"'{path}'{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
@@ -139,7 +144,9 @@ def _names(path: Path) -> dict[int, str]:
     for key, name in listed.items() if isinstance(listed, dict) else enumerate(listed):
         number = as_whole(key)
         if number is None or number < 0 or isinstance(name, dict | list) or name is None:
-            raise UserError(f"'{path}': 'names' has {key!r}: {name!r}; it needs the number of a class and its name")
+            raise UserError(
+                f"'{path}': 'names' has {_shown(key)}: {_shown(name)}; it needs the number of a class and its name"
+            )
         names[number] = as_text(name)
     return names
 
@@ -150,5 +157,12 @@ def _keypoints(path: Path) -> int:
     if shape is None:
         return 0
     if not isinstance(shape, list) or len(shape) != 2 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise UserError(f"'{path}': kpt_shape is {shape!r}; it must be [number of keypoints, 2 or 3]")
+        raise UserError(f"'{path}': kpt_shape is {_shown(shape)}; it must be [number of keypoints, 2 or 3]")
     return shape[0] * shape[1]
+
+
+def _shown(value: object) -> str:
+    """A value for an error, cut short: a few bytes of YAML can stand for gigabytes of nested lists."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)

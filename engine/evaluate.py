@@ -164,7 +164,7 @@ def score_checkpoint(config: EvalConfig, world: World) -> Evaluation:
         categories, device, backend = model.categories, torch.device("cpu"), f"of '{Path(checkpoint).name}'"
     else:
         model, categories, _ = load_model(checkpoint, config.weights)
-    prepare_workers(config.data.workers, "datasets.loader")
+    prepare_workers(config.data.workers, SampleLoader.__module__)
     with world.one_a_machine_first():
         dataset = build_dataset(config.data, "val")
     dataset = check_files({"val": dataset}, config.data, world)["val"]

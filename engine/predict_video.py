@@ -48,16 +48,9 @@ def predict_videos(
         How many were read whole.
 
     Raises:
-        UserError: the videos lie in `output`, and could be overwritten; or, alone, PyAV is missing or none could be
-            read.
+        UserError: PyAV is missing; the videos lie in `output`, and could be overwritten; or, alone, none could be read.
     """
-    try:
-        pyav()
-    except UserError as error:
-        if alone:
-            raise
-        print(f"videos are left out ({len(videos)}): {error}", file=sys.stderr)
-        return 0
+    pyav()
     if any(path.resolve().parent == output.resolve() for path in videos):
         raise UserError(f"output '{output}' is the folder of the videos, which the drawn ones could overwrite")
     whole = read = 0

@@ -145,7 +145,7 @@ def read_data(
         UserError: annotations or image files that cannot be used, or classes that are not the checkpoint's.
     """
     cfg = config.train
-    prepare_workers(config.data.workers, "datasets.loader")
+    prepare_workers(config.data.workers, SampleLoader.__module__)
     with world.one_a_machine_first():  # which generates shapes
         dataset = build_dataset(config.data, "train", cfg.seed, cfg.epochs)
         val_dataset = build_dataset(config.data, "val")

@@ -596,7 +596,7 @@ class ConvertDataConfig:
 
     from_: Literal["auto", "voc", "yolo", "coco"] = "auto"
     """format of the input: voc, Pascal VOC XML; yolo, YOLO text; coco, COCO JSON, whose text values become numbers;
-    auto tells by what is there"""
+    auto tells by what is there, and also takes LVIS (JSON), CrowdHuman (.odgt) and VisDrone (folder of texts)"""
     input: str | None = None
     """voc: folder of XML files, or a list of ImageSets; yolo: folder of labels, or data.yaml; coco: JSON file"""
     images: str | None = None

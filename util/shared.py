@@ -4,6 +4,7 @@ Under `fork` every array is shared as it is. Under `forkserver` and `spawn` all 
 large arrays go as a reference to an anonymous file, which no folder lists and which is gone with its last process.
 """
 
+import errno
 import mmap
 import os
 import sys
@@ -28,7 +29,8 @@ class Block(mmap.mmap):
         """A new one of `size` bytes.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: there is no room for it, or half of the descriptors that a process may have are in use: two go
+                with each block, and pictures, workers and checkpoints need theirs.
         """
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("arrays", os.MFD_CLOEXEC)
@@ -36,6 +38,8 @@ class Block(mmap.mmap):
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
         try:
+            if descriptor > _most_descriptors() // 2:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             os.truncate(descriptor, size)
             block = cls(descriptor, size)
         except BaseException:
@@ -65,7 +69,8 @@ class Block(mmap.mmap):
 def shared(*arrays: np.ndarray) -> list[np.ndarray]:
     """The same arrays where other processes can map them, read-only; small ones stay where they are.
 
-    So do all of them where there is no room, or no such file; they are then copied to each worker.
+    So do all of them where there is no room, no such file, or no descriptor to spare; they are then copied to each
+    worker.
     """
     size = sum(-(-a.nbytes // ALIGNED) * ALIGNED for a in arrays)
     if size < LEAST or sys.platform == "win32" or all(_block_of(a) is not None for a in arrays):
@@ -118,6 +123,13 @@ class _Reference:
         array: np.ndarray = np.frombuffer(self.block, self.dtype, count, self.offset).reshape(self.shape)
         array.flags.writeable = False
         return array
+
+
+def _most_descriptors() -> int:
+    import resource  # which Windows has not
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _block_of(array: np.ndarray) -> Block | None:

@@ -88,6 +88,16 @@ def test_coco_is_brought_into_one_form(tmp_path, capsys):
     assert "annotations" not in json.loads((tmp_path / "out.json").read_text())
 
 
+def test_formats_with_classes_of_their_own_are_told_by_what_is_there(tmp_path):
+    crowdhuman = write(tmp_path / "c.odgt", '{"ID": "a", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3, 4]}]}')
+    visdrone = write(tmp_path / "texts" / "a.txt", "1,2,3,4,1,4,0,0").parent
+    for source, name in ((crowdhuman, "person"), (visdrone, "car")):
+        assert run("convert-data", "--input", source, "--output", tmp_path / "out.json") == 0
+        read = read_coco(tmp_path / "out.json")
+        assert read.boxes.tolist() == [[1, 2, 3, 4]] and read.images[0].file_name == "a.jpg"
+        assert {c.id: c.name for c in read.categories}[read.category_ids[0]] == name
+
+
 def test_lists_of_lvis_are_of_the_new_ids(tmp_path):
     images = [{"id": "a", "file_name": "a.jpg", "neg_category_ids": ["y", "z"], "not_exhaustive_category_ids": ["x"]}]
     content = {"images": images, "annotations": [annotation(1, "a", "x", [1, 2, 3, 4])]}
@@ -111,6 +121,13 @@ def test_lists_of_lvis_are_of_the_new_ids(tmp_path):
         ("--from coco --input empty --output b.json", "is a folder, not a file"),
         ("--input empty --output b.json", "neither XML files of Pascal VOC nor texts of YOLO"),
         ("--from voc --input empty --output b.json", "holds no XML files of Pascal VOC"),
+        (
+            "--input c.odgt --output b.json --classes x.txt",
+            "--classes is for Pascal VOC and YOLO, but 'c.odgt' is read",
+        ),
+        ("--input x.json --output b.json --split val", "--split is for YOLO"),
+        ("--input c.odgt --output b.json --voc_corners edges", "--voc_corners is for Pascal VOC"),
+        ("--from yolo --input c.odgt --output b.json", "'c.odgt' is no data.yaml and no folder"),
         ("--from yolo --input empty --output b.json", "nothing names the classes"),
         (
             "--from csv --input x.json --output b.json",
@@ -121,6 +138,7 @@ def test_lists_of_lvis_are_of_the_new_ids(tmp_path):
 def test_what_cannot_be_converted(tmp_path, monkeypatch, capsys, argv, said):
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "x.json", {"images": [{"id": 1, "file_name": "a.png"}]})
+    write(tmp_path / "c.odgt", '{"ID": "a", "gtboxes": []}')
     (tmp_path / "empty").mkdir()
     assert run("convert-data", *argv.split()) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "b.json").exists()

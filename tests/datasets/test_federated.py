@@ -1,13 +1,16 @@
 """LVIS's protocol beside the `lvis` package, on made-up data, and by hand."""
 
 import copy
+import pickle
 import sys
+from multiprocessing import context
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from datasets.coco import from_coco, to_coco
+from datasets.dataset import CocoDetection
 from datasets.evaluation import evaluate_detections
 from datasets.federated import best_of_images
 from datasets.fix import mend
@@ -206,6 +209,20 @@ def test_mending_brings_the_lists_to_the_new_ids():
     assert mended["images"][0]["not_exhaustive_category_ids"] == [CAT]
     assert truth["images"][0]["neg_category_ids"] == ["dog", "nobody"]  # is not changed
     assert [c.detail for c in changes if c.kind == "neg_category_ids changed"] == [f"it is now [{new}, 'nobody']"]
+
+
+def test_workers_that_are_started_get_no_lists(tmp_path):
+    """Those of LVIS's training images take 55 MB as Python has them."""
+    dataset = CocoDetection.from_annotations(tmp_path, from_coco(federated([DOG], [CAT]), "x.json"))
+    assert pickle.loads(pickle.dumps(dataset)).annotations.federated == dataset.annotations.federated
+    context.set_spawning_popen(object())
+    try:
+        sent = pickle.dumps(dataset)
+    finally:
+        context.set_spawning_popen(None)
+    worker = pickle.loads(sent)
+    assert worker.annotations.federated is None and dataset.annotations.federated.negatives == {1: (DOG,)}
+    assert worker.annotations.boxes.tolist() == dataset.annotations.boxes.tolist() and worker.images == dataset.images
 
 
 def test_lists_that_cannot_be_used():

@@ -153,6 +153,12 @@ def test_a_line_of_crowdhuman_that_is_none(crowdhuman, line, said):
         read_annotations(file)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_box_whose_area_is_no_number_says_nothing(crowdhuman):
+    crowdhuman[1].write_text('{"ID": "x", "gtboxes": [{"tag": "person", "fbox": [0, 0, 1e200, 1e200]}]}')
+    assert read_annotations(crowdhuman[1]).areas.tolist() == [float("inf")]
+
+
 def test_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no annotation file"):
         read_annotations(tmp_path / "gone.odgt")

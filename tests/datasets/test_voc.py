@@ -79,6 +79,7 @@ def test_parts_are_no_objects_and_what_has_no_box_is_left_out(tmp_path):
 
 
 def test_values_that_say_nothing_are_named(tmp_path):
+    assert voc(tmp_path, voc_object("cat", (0, 3, 9, 9)), size=(2**31, 10)).images[0].size is None
     read = voc(tmp_path, voc_object("cat", (0, 3, 9, 9)), size=(0, 0))
     assert read.images[0].size is None and read.boxes.tolist() == [[-1, 2, 10, 7]]
     assert [r.split("': ")[1] for r in read.remarks] == [

@@ -136,6 +136,15 @@ def test_classes_of_a_text_beside_the_labels(tmp_path):
         ("names: [a]\ntrain: [x, y]", r"names several folders as 'train'"),
         ("names: []\ntrain: images/train", r"but it has no 'names'"),
         ("names: [a]\ntrain: images/train\nkpt_shape: 17", r"kpt_shape is 17; it must be"),
+        ("names: [a]\ntrain: images/train\ndate: 2023-13-01", r"data.yaml': not YAML: month must be in 1..12"),
+        ("names: [a]\nx: " + "[" * 3000, r"data.yaml' is nested too deeply"),
+        # Each list holds the one before ten times: written out, the last has ten thousand letters.
+        (
+            "a: &a [xxxxxxxxxx]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
+            "c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nnames: [[*c, *c, *c, *c, *c, *c, *c, *c, *c, *c]]\n"
+            "train: images/train",
+            r"'names' has 0: .{1,3000}; it needs",
+        ),
         ("names: !!python/object/apply:os.system ['true']\n", r"not YAML"),
     ],
 )
@@ -151,6 +160,8 @@ def test_folders_that_do_not_belong_together(tmp_path):
         read_yolo(labels, save_pictures(tmp_path / "other", "z.png"))
     with pytest.raises(UserError, match="neither XML files of Pascal VOC nor texts of YOLO"):
         read_annotations(tmp_path / "images")
+    with pytest.raises(UserError, match=r"x.odgt' is no data.yaml and no folder of YOLO's label files"):
+        read_yolo(write(tmp_path / "x.odgt", "{}"))
 
 
 def test_what_supervision_writes_is_read(tmp_path):

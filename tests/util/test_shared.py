@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 from multiprocessing import context
 from types import SimpleNamespace
 
@@ -86,3 +87,20 @@ def test_without_room_arrays_stay_where_they_are(monkeypatch):
     monkeypatch.setattr("util.shared.Block.of", full)
     first, _ = large()
     assert shared(first)[0] is first
+
+
+def test_half_of_the_descriptors_stay_free():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = os.dup(0)  # the next one that is free
+    os.close(low)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * (low + 10), hard))
+    try:
+        kept = [shared(large()[0])[0] for _ in range(20)]
+        free = [os.dup(0) for _ in range(low)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for descriptor in free:
+        os.close(descriptor)
+    assert [a.flags.writeable for a in kept[:2]] == [False, False]  # in blocks
+    assert [a.flags.writeable for a in kept[-8:]] == [True] * 8
+    assert all(np.array_equal(a, large()[0]) for a in kept)
