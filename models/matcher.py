@@ -13,9 +13,8 @@ from models.predictions import Assignment, PredictionGroup
 from util.errors import NonFinite
 from util.objects import Objects
 
-BLOCK = (
-    2**22
-)  # costs that are computed, and on a CPU solved, together; those of an image and all its layers may be more
+# Costs that are computed, and on a CPU solved, together; those of an image and all its layers may be more.
+BLOCK = 2**22
 Block = tuple[int, range]  # a group by number, and images in a row
 Pairs = tuple[np.ndarray, np.ndarray]  # queries, and the objects of their image, by number
 

@@ -531,7 +531,7 @@ class ExportConfig:
     weights: Literal["auto", "model", "ema"] = "auto"
     """weights of the checkpoint: auto takes the moving average if there is one"""
     images: str | None = None
-    """picture, folder of pictures, or quoted pattern to compare on; null draws shapes"""
+    """picture, folder of pictures, or quoted pattern to compare on, the first eight of them; null draws shapes"""
     size: Positive | None = None
     """shorter side of the images; null takes the checkpoint's"""
     fixed: list[str] = field(default_factory=list)

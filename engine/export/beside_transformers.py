@@ -15,13 +15,13 @@ from transformers.utils import logging
 
 from datasets.pictures import list_pictures, read_each
 from datasets.shapes import draw_scene
+from engine.export.compare import MOST
 from engine.export.source import Source
 from engine.predict import make_predictor
 from util.config import ExportConfig
 from util.errors import UserError
 
 TOLERANCE = 1e-4  # of logits, and of boxes in [0, 1]
-MOST = 8  # pictures that are compared
 LARGEST = 320  # mean side in pixels of those that are drawn; they are resized as all are
 
 

@@ -17,6 +17,7 @@ from util.errors import UserError
 BOX_TOLERANCE = 1e-3  # of a box's longer side
 SCORE_TOLERANCE = 1e-4
 DRAWN = 3  # pictures of shapes where none are given
+MOST = 8  # pictures that are compared of those that are given: a folder may hold thousands
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # images [B, 3, H, W] in uint8 to boxes, scores, labels
 
 
@@ -57,7 +58,7 @@ def sample_batches(pattern: str | None, data: EvalDataConfig, fixed: tuple[int, 
     """Pictures to compare on, resized as in evaluation, one by one, and a pair: the first beside its mirror image.
 
     Args:
-        pattern: picture, folder or pattern; None draws shapes.
+        pattern: picture, folder or pattern, of which the first are taken; None draws shapes.
         data: the sizes that pictures are brought to.
         fixed: (H, W) to stretch them to, where only that is taken.
 
@@ -68,7 +69,7 @@ def sample_batches(pattern: str | None, data: EvalDataConfig, fixed: tuple[int, 
         rng = np.random.default_rng(0)
         pictures = [draw_scene(rng, round(data.eval_size * 1.25))[0] for _ in range(DRAWN)]
     else:
-        pictures = [picture for _, picture in read_each(list_pictures(pattern), "read")]
+        pictures = [picture for _, picture in read_each(list_pictures(pattern)[:MOST], "read")]
     if fixed:
         pictures = [p.resize(fixed[::-1], Image.Resampling.BILINEAR) for p in pictures]
     resize = eval_transform(data.eval_size, data.max_size)

@@ -1,5 +1,11 @@
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -51,3 +57,15 @@ def test_bounded_sizes_are_those_of_the_published_weights_processor():
             assert abs(found[1] - expected[1]) <= long / short / 2 + 1
             overshoot = max(overshoot, found[1] - 1333)
     assert overshoot == 1
+
+
+def test_the_page_of_exports_resizes_alike():
+    """Its program runs without this project, and has the rule in two lines of its own."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
+    (rule,) = re.findall(r"^side = .*\nsmall = .*\n", page, re.MULTILINE)
+    said = {name: json.dumps(value) for name, value in (("size", 800), ("max_size", 1333))}
+    for width, height in ((640, 480), (480, 640), (1920, 1080), (640, 200), (1451, 708), (700, 701), (333, 2000)):
+        picture = SimpleNamespace(size=(width, height), resize=lambda lengths, _: lengths)
+        scope = {"said": said, "picture": picture, "Image": Image}
+        exec(rule, scope)
+        assert scope["small"] == list(resized((height, width), 800, 1333)[::-1])

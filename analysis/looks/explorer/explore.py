@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from analysis.looks.explorer.page import describe_picture, explorer_page
+from analysis.looks.explorer.page import describe_picture, explorer_page, readable
 from analysis.looks.explorer.side import describe_encoder, describe_side
 from analysis.looks.sampling import Recording
 from analysis.looks.selection import tokens_at
@@ -32,7 +32,7 @@ class Seen:
 
 def short_name(checkpoint: str) -> str:
     """A checkpoint's file and its folder, which tells runs apart and not where they lie on this machine."""
-    return "/".join(Path(checkpoint).parts[-2:])
+    return readable("/".join(Path(checkpoint).parts[-2:]))
 
 
 def write_explorer(

@@ -78,7 +78,12 @@ def describe_picture(picture: Image.Image, name: str) -> dict[str, Any]:
     kind = "png" if shown.width * shown.height <= _LOSSLESS else "jpeg"
     shown.save(file, kind, quality=88, subsampling=0)  # PNG passes over both
     url = f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
-    return {"name": name, "width": picture.width, "height": picture.height, "url": url}
+    return {"name": readable(name), "width": picture.width, "height": picture.height, "url": url}
+
+
+def readable(name: str) -> str:
+    """A file's name as a page can hold it: bytes that are no UTF-8, as in names from other systems, are marked."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _joined(files: Sequence[str]) -> str:

@@ -1,13 +1,15 @@
 """The page of `visualize --explore`: complete in itself, small, true to sampling.npz, and safe whatever names say."""
 
+import os
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from analysis.looks.explorer.explore import LIMIT, Seen, write_explorer
+from analysis.looks.explorer.explore import LIMIT, Seen, short_name, write_explorer
 from analysis.looks.explorer.packing import pack, pack_decimals, unpack
+from analysis.looks.explorer.page import describe_picture
 from analysis.looks.explorer.tokens import tokens_apart
 from analysis.looks.sampling import Recording, Sampling
 from main import main
@@ -43,6 +45,14 @@ def test_names_are_text(made):
     page, data, _ = made
     assert EVIL not in page and "a<b>" not in page and "a&lt;b&gt;&amp;$picture.png" in page
     assert EVIL in data["sides"][0]["names"].values() and data["picture"]["name"] == "a<b>&$picture.png"
+
+
+def test_names_in_another_encoding_are_marked():
+    """A page is UTF-8, and names of files are whatever bytes they are."""
+    name = os.fsdecode(b"caf\xe9.png")
+    assert describe_picture(Image.new("RGB", (4, 3)), name)["name"] == "caf\N{REPLACEMENT CHARACTER}.png"
+    assert short_name(f"runs/{name}/best.pth") == "caf\N{REPLACEMENT CHARACTER}.png/best.pth"
+    assert short_name("runs/café/best.pth") == "café/best.pth"
 
 
 def test_values_are_those_of_the_npz(made):
