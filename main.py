@@ -32,7 +32,7 @@ def train(options: config.Config, world: "World") -> int:
 
 def evaluate(options: config.EvalConfig, world: "World") -> int:
     """Score a checkpoint, or saved detections: COCO's or LVIS's figures, AP by class and, if asked, where it errs."""
-    from engine.evaluate import score_checkpoint, score_detections
+    from engine.score import score_checkpoint, score_detections
 
     evaluation = score_detections(options, world) if options.detections else score_checkpoint(options, world)
     output = make_folder(options.output, "output")

@@ -9,7 +9,7 @@ from analysis.errors.diagnosis import Diagnosis, diagnose
 from analysis.errors.error_pictures import draw_errors
 from analysis.errors.report import html_report
 from datasets.image_folder import Pictures
-from engine.evaluate import Evaluation
+from engine.score import Evaluation
 from util.errors import UserError
 from util.files import make_folder
 from util.fonts import legend_of

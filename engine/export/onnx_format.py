@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -86,10 +86,10 @@ def _translate(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
             verbose=False,
             optimize=simplified,
         )
-        assert written is not None
+        assert written is not None  # it is written to memory
         if is_whole(written.model.graph):
             break
-    return written
+    return cast("torch.onnx.ONNXProgram", written)
 
 
 def is_whole(graph: Any) -> bool:

@@ -109,7 +109,7 @@ def by_us(truth: dict, results: list[dict], analysed: bool) -> Callable[[], floa
     from analysis.errors.analyse import analyse
     from datasets.coco import from_coco
     from datasets.evaluation import evaluate_detections
-    from engine.evaluate import Evaluation
+    from engine.score import Evaluation
 
     annotations = from_coco(truth, "truth.json")
 

@@ -14,7 +14,7 @@ from analysis.errors.figures import confusion_figure
 from datasets.evaluation import Scores
 from datasets.image_folder import Pictures
 from datasets.shapes import generate
-from engine.evaluate import Evaluation
+from engine.score import Evaluation
 from main import main
 from tests.analysis.errors.scenery import found, random_data, read, thing, truth_of
 
