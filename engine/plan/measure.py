@@ -95,7 +95,8 @@ def write_pictures(folder: Path) -> float:
         Bytes of a file, the mean.
     """
     random = np.random.default_rng(0)
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for i in range(PICTURES):
         name = f"{i}.jpg"
         # Natural pictures have a spectrum near 1/f; with this slope and quality a file is as large as one of COCO's.
@@ -105,7 +106,7 @@ def write_pictures(folder: Path) -> float:
             annotations.append({"id": len(annotations), "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "train.json").write_text(json.dumps(content))
-    return sum((folder / image["file_name"]).stat().st_size for image in images) / PICTURES
+    return sum(file.stat().st_size for file in folder.glob("*.jpg")) / PICTURES
 
 
 def _noise(random: np.random.Generator, slope: float) -> Image.Image:
