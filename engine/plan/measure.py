@@ -95,10 +95,10 @@ def write_pictures(folder: Path) -> float:
         Bytes of a file, the mean.
     """
     random = np.random.default_rng(0)
-    images: list[dict] = []
-    annotations: list[dict] = []
-    names = [f"{i}.jpg" for i in range(PICTURES)]
-    for i, name in enumerate(names):
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for i in range(PICTURES):
+        name = f"{i}.jpg"
         # Natural pictures have a spectrum near 1/f; with this slope and quality a file is as large as one of COCO's.
         _noise(random, 1.2).save(folder / name, quality=90)
         images.append({"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT})
@@ -106,7 +106,7 @@ def write_pictures(folder: Path) -> float:
             annotations.append({"id": len(annotations), "image_id": i, "category_id": 1, "bbox": box, "iscrowd": 0})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "train.json").write_text(json.dumps(content))
-    return sum((folder / name).stat().st_size for name in names) / PICTURES
+    return sum(file.stat().st_size for file in folder.glob("*.jpg")) / PICTURES
 
 
 def _noise(random: np.random.Generator, slope: float) -> Image.Image:
