@@ -67,11 +67,16 @@ def draw(points: dict[str, tuple[float, float]], lines: dict[str, float], file: 
     axes = figure.add_subplot()
     for number, (name, (ms, ap)) in enumerate(points.items()):
         axes.scatter(ms, 100 * ap, s=60, color=f"C{number}", zorder=3)
-        axes.annotate(name, (ms, 100 * ap), xytext=(8, 4), textcoords="offset points", fontsize=9)
+        # Above and below in turn: detectors of one family lie close together.
+        place = (8, -12 if number % 2 else 4)
+        axes.annotate(name, (ms, 100 * ap), xytext=place, textcoords="offset points", fontsize=9)
     for name, ms in lines.items():
         axes.axvline(ms, color="0.6", linestyle=":", linewidth=1)
         axes.text(ms, 0.02, f" {name} ", rotation=90, fontsize=8, color="0.4", transform=axes.get_xaxis_transform())
-    axes.set(xscale="log", xlabel="milliseconds of a picture", ylabel="AP", ylim=(0, None))
+    axes.set(xscale="log", xlabel="milliseconds of a picture", ylabel="AP", ylim=(-4, None))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
     axes.margins(x=0.2)
     axes.grid(alpha=0.3, which="both")
     save_figure(figure, file, dpi=130)
