@@ -15,7 +15,8 @@ from PIL import Image
 from datasets.shapes import generate
 from engine.export import compare
 from engine.export.compare import difference
-from engine.export.onnx_format import _translate, checked, is_whole
+from engine.export.onnx_format import _translate, is_whole
+from engine.export.program_file import checked
 from engine.export.refuse import check_onnx_can_say, exporter_errors
 from engine.exported import DATA_ALONE, ExportedDetector, torch_runner
 from engine.predict import load_predictor
