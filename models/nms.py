@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
+BEYOND = 2**31  # more than there are boxes
+
 
 @torch.no_grad()
 def distinct_first(boxes: Tensor, threshold: float) -> Tensor:
@@ -17,9 +19,9 @@ def distinct_first(boxes: Tensor, threshold: float) -> Tensor:
         Indices `[B, N]`: the survivors, then the suppressed, both in the order in which they were.
     """
     suppressed = ~survivors(overlaps(boxes), threshold)
-    number = boxes.shape[1]
-    # Keys that differ, so that every sort is stable: ONNX, as torch writes it, has no form of one that says so.
-    keys = suppressed * number + torch.arange(number, device=boxes.device)
+    # Keys that differ, so that every sort is stable: ONNX, as torch writes it, has no form of one that says so, nor of
+    # a product with the number of boxes where that depends on the image.
+    keys = suppressed * BEYOND + torch.arange(boxes.shape[1], device=boxes.device)
     return keys.argsort(dim=1)
 
 

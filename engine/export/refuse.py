@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from models.detector import DeformableDETR
+from models.relation import BoxRelation
 from ops import DeformConv2d
 from util.errors import UserError
 
@@ -21,6 +22,11 @@ def check_onnx_can_say(model: DeformableDETR) -> None:
     if any(isinstance(module, DeformConv2d) for module in model.modules()):
         raise UserError(
             "model.backbone.dcn cannot be exported to ONNX: torch's exporter has no form of its deformable convolutions"
+        )
+    if any(isinstance(module, BoxRelation) for module in model.modules()):
+        raise UserError(
+            "model.relation cannot be exported to ONNX: torch's exporter has no way to write attention with a bias for "
+            "any number of images; give --format torch"
         )
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     if needed >= ONNX_BYTES:

@@ -46,9 +46,9 @@ TINY = {
 NAMES = ("circle", "square", "triangle")
 
 
-def save(path: Path, **model) -> Path:
-    """A checkpoint of a tiny detector whose layers that start at zero do not."""
-    config = from_dict(Config, {"model": TINY | model, "data": {"eval_size": 64, "max_size": 96}})
+def save(path: Path, size: int = 64, **model) -> Path:
+    """A checkpoint of a tiny detector whose layers that start at zero do not, for images of this shorter side."""
+    config = from_dict(Config, {"model": TINY | model, "data": {"eval_size": size, "max_size": size * 3 // 2}})
     torch.manual_seed(0)
     detector = build_model(config.model, len(NAMES), backbone_weights="none")
     with torch.no_grad():
@@ -367,14 +367,24 @@ def test_what_a_file_says_comes_back():
         {"ignore_padding": True, "num_levels": 4},
         {"encoder": "hybrid", "num_levels": 3},
         {"distribution_boxes": True, "decoder_layers": 2},
-        {"relation": True, "reference": "box", "decoder_layers": 2, "decoder_norm": True},
+        {"reference": "box", "decoder_layers": 2, "decoder_norm": True},
         {"decoder_query_position": "sine", "query_scale": True, "decoder_layers": 2, "memory_fusion": True},
-        {"cross_level": False, "num_points": [4, 2]},
+        {"cross_level": False, "encoder_points": 3, "num_points": [4, 2]},
     ],
     ids=lambda model: "-".join(map(str, model)),
 )
 def test_options_of_the_model(model, tmp_path, pictures):
-    checkpoint = save(tmp_path / "tiny.pth", **model)
+    # A program has what held for the images that were traced: maps of several pixels, more tokens than are compared.
+    checkpoint = save(tmp_path / "tiny.pth", size=128, **model)
     for form, file in (("onnx", "model.onnx"), ("torch", "model.pt2")):
         assert exported(checkpoint, "--format", form) == 0
         assert_alike(load_predictor(checkpoint, "cpu")(pictures), load_predictor(tmp_path / file)(pictures))
+
+
+@pytest.mark.slow
+def test_relation_is_written_as_a_program_alone(tmp_path, pictures, capsys):
+    checkpoint = save(tmp_path / "tiny.pth", size=128, relation=True, decoder_layers=3)
+    assert exported(checkpoint, "--format", "onnx") == 2
+    assert "model.relation cannot be exported to ONNX" in capsys.readouterr().err
+    assert exported(checkpoint, "--format", "torch") == 0
+    assert_alike(load_predictor(checkpoint, "cpu")(pictures), load_predictor(tmp_path / "model.pt2")(pictures))
