@@ -1,6 +1,6 @@
 """What the annotation file of a data set says, whatever its format: classes, images and objects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,37 @@ class Annotations(SharesArrays):
     annotated: bool = True
     remarks: list[str] = field(default_factory=list)
     federated: Federated | None = None
+
+    @classmethod
+    def of_boxes(
+        cls,
+        source: Path,
+        categories: list[CategoryEntry],
+        images: Iterable[ImageEntry],
+        objects: Sequence[tuple[Id, Id, Sequence[float], bool]],
+        remarks: Sequence[str] = (),
+    ) -> "Annotations":
+        """Annotations of a format that numbers no objects and states no areas: 1, 2, ..., and those of the boxes.
+
+        Args:
+            source, categories, images, remarks: as above.
+            objects: the image, class, box and whether it is a crowd, of each.
+        """
+        boxes = np.array([box for _, _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
+        with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
+            areas = boxes[:, 2] * boxes[:, 3]
+        return cls(
+            source,
+            categories,
+            ImageTable.of(images),
+            IdColumn.of(range(1, len(objects) + 1)),
+            IdColumn.of([image for image, _, _, _ in objects]),
+            IdColumn.of([category for _, category, _, _ in objects]),
+            boxes,
+            areas,
+            np.array([crowd for _, _, _, crowd in objects], dtype=bool),
+            remarks=list(remarks),
+        )
 
     def __post_init__(self) -> None:
         columns = (self.image_ids, self.category_ids, self.boxes, self.areas, self.crowds)

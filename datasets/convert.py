@@ -1,6 +1,5 @@
 """Data of another format as one COCO file: what the reader of the format says, written down."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from datasets.annotations import Annotations
 from datasets.checked import boxes_of_images
 from datasets.coco import read_coco, to_coco
-from datasets.fix import new_numbers
+from datasets.fix import new_numbers, write_copy
 from datasets.image_table import ImageTable
 from datasets.inspection import inspect
 from datasets.lvis import listed_classes, renumber
@@ -18,7 +17,6 @@ from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 from util.config import ConvertDataConfig
 from util.errors import UserError
-from util.files import make_folder
 
 
 def convert(options: ConvertDataConfig, source: str, output: str) -> str:
@@ -45,10 +43,7 @@ def convert(options: ConvertDataConfig, source: str, output: str) -> str:
         annotations = _with_sizes(annotations, Path(options.images))
     content = to_coco(annotations)
     _number(content)
-    make_folder(file.parent, "output")
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(file)
+    write_copy(content, file, "output")
     return _summary(annotations, source, output)
 
 

@@ -69,9 +69,9 @@ def copies_of(sources: Mapping[str, Path], fix: str | None, output: str | None =
     return copies
 
 
-def write_copy(content: dict[str, Any], file: Path) -> None:
-    """Write a mended file; until it is whole, there is none by its name."""
-    make_folder(file.parent, "fix")
+def write_copy(content: dict[str, Any], file: Path, option: str = "fix") -> None:
+    """Write the content of a COCO file; until it is whole, there is none by its name. `option` names it in errors."""
+    make_folder(file.parent, option)
     part = file.with_name(f"{file.name}.part")
     part.write_text(json.dumps(content), encoding="utf-8")
     part.replace(file)

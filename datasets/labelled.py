@@ -5,12 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from datasets.annotations import Annotations, CategoryEntry
 from datasets.annotations import ImageEntry as Entry
-from datasets.id_column import IdColumn
-from datasets.image_table import ImageTable
 
 SHOWN = 3  # places that a remark names
 
@@ -55,23 +51,9 @@ def to_annotations(
         pictures: with their objects; the area of an object is that of its box.
         remarks: a sentence on each kind of value that was left out or read as something else than it says.
     """
-    image_ids = [i for i, picture in enumerate(pictures, 1) for _ in picture.objects]
-    objects = [labelled for picture in pictures for labelled in picture.objects]
-    boxes = np.array([labelled.box for labelled in objects], dtype=np.float64).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
-        areas = boxes[:, 2] * boxes[:, 3]
-    return Annotations(
-        Path(source),
-        categories,
-        ImageTable.of(Entry(i, p.file_name, *(p.size or (None, None))) for i, p in enumerate(pictures, 1)),
-        IdColumn.of(range(1, len(objects) + 1)),
-        IdColumn.of(image_ids),
-        IdColumn.of([labelled.category for labelled in objects]),
-        boxes,
-        areas,
-        np.array([labelled.crowd for labelled in objects], dtype=bool),
-        remarks=remarks,
-    )
+    images = [Entry(i, p.file_name, *(p.size or (None, None))) for i, p in enumerate(pictures, 1)]
+    objects = [(i, o.category, o.box, o.crowd) for i, picture in enumerate(pictures, 1) for o in picture.objects]
+    return Annotations.of_boxes(Path(source), categories, images, objects, remarks)
 
 
 class Tally:

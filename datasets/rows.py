@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from datasets.annotations import Annotations, CategoryEntry, Id, ImageEntry
-from datasets.id_column import IdColumn
-from datasets.image_table import ImageTable
 from datasets.values import as_float
 
 
@@ -42,20 +38,8 @@ def annotations_of(
     """
     every = range(1, len(names) + 1)
     spread = [(row, k) for row in rows for k in (every if row.category is None else (row.category,))]
-    boxes = np.array([row.box for row, _ in spread], dtype=np.float64).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
-        areas = boxes[:, 2] * boxes[:, 3]
-    return Annotations(
-        source,
-        [CategoryEntry(k, name) for k, name in zip(every, names)],
-        ImageTable.of(images),
-        IdColumn.of(range(1, len(spread) + 1)),
-        IdColumn.of([row.image for row, _ in spread]),
-        IdColumn.of([k for _, k in spread]),
-        boxes,
-        areas,
-        np.array([row.ignored for row, _ in spread], dtype=bool),
-    )
+    categories = [CategoryEntry(k, name) for k, name in zip(every, names)]
+    return Annotations.of_boxes(source, categories, images, [(r.image, k, r.box, r.ignored) for r, k in spread])
 
 
 def four_numbers(values: Sequence[object]) -> list[float] | None:

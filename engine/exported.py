@@ -1,8 +1,6 @@
 """Files that `export` wrote, in the place of a model: `eval` and `predict` with model.onnx or model.pt2."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +13,14 @@ from datasets.categories import Category
 from datasets.transforms import eval_transform
 from models.postprocess import Detections
 from util.config import TTAConfig
+from util.environment import variable
 from util.errors import UserError
 from util.exported import INSTALL, Exported, read_exported
 from util.remarks import say_once
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # images [B, 3, H, W] in uint8 to boxes, scores, labels
 
+# torch.export.load may unpickle what a file asks for; by this switch of torch it reads tensors alone.
 DATA_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -147,7 +147,7 @@ def torch_runner(path: str | Path) -> Run:
         UserError: it cannot be loaded, or not be run on images of some size.
     """
     try:
-        with _data_alone():
+        with variable(DATA_ALONE, "1"):
             program = torch.export.load(str(path)).module()
     except Exception as error:  # of many types; every one means that the file is unusable
         raise UserError(f"'{path}' is no program that torch {torch.__version__} loads: {_first_line(error)}") from None
@@ -160,19 +160,6 @@ def torch_runner(path: str | Path) -> Run:
             raise UserError(f"'{path}' cannot run on images {size}: {_first_line(error)}") from None
 
     return run
-
-
-@contextmanager
-def _data_alone() -> Iterator[None]:
-    """torch.export.load may unpickle what a file asks for; by this switch of torch it reads tensors alone."""
-    before = os.environ.get(DATA_ALONE)
-    os.environ[DATA_ALONE] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(DATA_ALONE)
-        if before is not None:
-            os.environ[DATA_ALONE] = before
 
 
 def _first_line(error: Exception) -> str:

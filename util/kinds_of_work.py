@@ -1,6 +1,5 @@
 """Where the time of a forward pass goes, by kind of work, as torch's profiler sees its operators."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch.autograd import DeviceType
 
 from util.devices import has_bf16_units
+from util.profiling import quiet_profiler
 from util.tables import table
 
 ELEMENTWISE = "activations and elementwise"
@@ -100,11 +100,8 @@ def work_of(call: Callable[[], object], device: torch.device, precision: str) ->
         device: where it runs.
         precision: in which it runs, for the advice.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start, and that there is no GPU
-    activities, on_gpu = [torch.profiler.ProfilerActivity.CPU], device.type == "cuda"
-    if on_gpu:
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    on_gpu = device.type == "cuda"
+    with quiet_profiler(on_gpu) as profiler:
         call()
         if on_gpu:
             torch.cuda.synchronize(device)

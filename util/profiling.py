@@ -291,7 +291,7 @@ def measure_peak(call: Callable[[], object], device: torch.device, resident: Ite
         call()
         torch.cuda.synchronize(device)
         return nbytes(resident) + torch.cuda.max_memory_allocated(device) - before
-    with _profiler() as profiler:
+    with quiet_profiler(profile_memory=True) as profiler:
         call()
     changes = [(e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
@@ -301,9 +301,13 @@ def measure_peak(call: Callable[[], object], device: torch.device, resident: Ite
     return nbytes(resident) + peak
 
 
-def _profiler() -> torch.profiler.profile:
+def quiet_profiler(on_gpu: bool = False, profile_memory: bool = False) -> torch.profiler.profile:
+    """torch's profiler of the CPU, and of the GPU if so asked."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start, and that there is no GPU
-    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_gpu:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities, profile_memory=profile_memory)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,6 @@
 """What is written beside the detector that it was made of: the largest difference of scores and boxes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets.pictures import list_pictures, read_each
 from datasets.shapes import draw_scene
 from datasets.transforms import eval_transform, to_image
+from engine.exported import Run
 from util.config import EvalDataConfig
 from util.errors import UserError
 
@@ -18,7 +19,6 @@ BOX_TOLERANCE = 1e-3  # of a box's longer side
 SCORE_TOLERANCE = 1e-4
 DRAWN = 3  # pictures of shapes where none are given
 MOST = 8  # pictures that are compared of those that are given: a folder may hold thousands
-Run = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # images [B, 3, H, W] in uint8 to boxes, scores, labels
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """What every format writes: a detector from images in bytes to detections in pixels, and its graph."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torchvision.ops import box_convert
 from models.detector import DeformableDETR
 from models.folded_norms import fold_for_inference
 from ops.functional import BACKEND_VARIABLE
+from util.environment import variable
 
 # Sides that are traced: of unequal lengths, so that neither is taken for the other.
 TRACED = (2, 3, 352, 416)
@@ -78,7 +78,7 @@ def trace(detector: ImagesToDetections, size: tuple[int, int] | None, reference:
     images = torch.zeros(TRACED[0], TRACED[1], height, width, dtype=torch.uint8)
     free = torch.export.Dim.DYNAMIC
     dynamic = {0: free} if size else {0: free, 2: free, 3: free}
-    with torch.no_grad(), _plain_attention(), _operator("reference" if reference else None):
+    with torch.no_grad(), _plain_attention(), variable(BACKEND_VARIABLE, "reference" if reference else None):
         return torch.export.export(detector, (images,), dynamic_shapes=(dynamic,), strict=False)
 
 
@@ -97,20 +97,6 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _operator(backend: str | None) -> Iterator[None]:
-    """The sampling operator of this name, whatever the environment asks for."""
-    before = os.environ.pop(BACKEND_VARIABLE, None)
-    if backend:
-        os.environ[BACKEND_VARIABLE] = backend
-    try:
-        yield
-    finally:
-        os.environ.pop(BACKEND_VARIABLE, None)
-        if before is not None:
-            os.environ[BACKEND_VARIABLE] = before
 
 
 @contextmanager

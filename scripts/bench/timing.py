@@ -14,7 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -22,6 +22,7 @@ from typing import TypeVar
 import torch
 
 from ops.functional import BACKEND_VARIABLE
+from util.environment import variable
 from util.profiling import is_out_of_memory
 
 BURST = 0.01  # about how many seconds one burst of calls takes
@@ -117,17 +118,9 @@ def within_memory(call: Callable[[], T]) -> T | None:
     return None
 
 
-@contextmanager
-def forced_backend(name: str) -> Iterator[None]:
+def forced_backend(name: str) -> AbstractContextManager[None]:
     """Run all calls of `ops.ms_deform_attn` on one backend while the context lasts."""
-    before = os.environ.get(BACKEND_VARIABLE)
-    os.environ[BACKEND_VARIABLE] = name
-    try:
-        yield
-    finally:
-        os.environ.pop(BACKEND_VARIABLE)
-        if before is not None:
-            os.environ[BACKEND_VARIABLE] = before
+    return variable(BACKEND_VARIABLE, name)
 
 
 @contextmanager
