@@ -118,10 +118,8 @@ def _side_by_side(
 
 def _rows(table: Tensor, labels: Tensor) -> Tensor:
     """Each object's row of a table of classes: `[N, b, C, Q]` and `[b, t]` -> `[N, b, t, Q]`."""
-    layers, images, classes, queries = table.shape
-    first = torch.arange(0, images * classes, classes, device=labels.device)[:, None]
-    rows = table.flatten(1, 2).index_select(1, (first + labels).flatten())
-    return rows.view(layers, images, labels.shape[1], queries)
+    images = torch.arange(table.shape[1], device=labels.device)[:, None]
+    return table[:, images, labels]
 
 
 def _columns(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ from torchvision.ops import box_convert, generalized_box_iou
 from models.from_config import build_criterion
 from models.matcher import HungarianMatcher, _matches, _solve, shortlist
 from models.overlaps import crossed_iou, generalized_iou
-from models.pair_costs import runs_of_images
+from models.pair_costs import PairCost, runs_of_images
+from models.predictions import PredictionGroup
 from tests.models.helpers import random_objects
 from tests.models.outputs import decoder, predictions, random_group
 from util.config import LossConfig
+from util.objects import Objects
 from util.profiling import measure_peak
 
 
@@ -187,3 +189,12 @@ def test_memory_of_a_crowd_does_not_grow_with_the_batch(monkeypatch):
     call = partial(HungarianMatcher(), [decoder(logits, boxes)], [random_objects([80] * 24, num_classes=5)])
     pairs = 2 * 24 * 300 * 80
     assert measure_peak(call, torch.device("cpu"), []) < 4 * pairs / 2
+
+
+@pytest.mark.parametrize("most", [1, 5], ids=["more classes than objects", "fewer"])
+def test_a_label_beyond_the_classes_is_an_error_and_not_a_class_of_the_next_image(most):
+    torch.manual_seed(0)
+    group = PredictionGroup("decoder", torch.randn(1, 2, 4, 3), torch.rand(1, 2, 4, 4))
+    objects = [Objects(torch.rand(most, 4), torch.full((most,), 3), i) for i in range(2)]
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+        PairCost(2, 5, 2, 0.25, 2, 0)(group, objects, range(2))
