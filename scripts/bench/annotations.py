@@ -3,7 +3,7 @@
     python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png --output annotations.json
 
 Files are made up, with as many images and objects as COCO train2017 (an eighth, a quarter, a half, all of it) and an
-eighth of Objects365; they need 1.5 GB. The pictures are links to two of noise. Every figure is of a process of its own.
+eighth of Objects365; they need 1.5 GB. The pictures are links to few of noise. Every figure is of a process of its own.
 Seconds of reading are the processor's, all others are of the clock. `private` memory is what no other process has.
 """
 
@@ -33,6 +33,7 @@ SHARES = {"COCO 1/8": 8, "COCO 1/4": 4, "COCO 1/2": 2, "COCO": 1}
 OTHER, LOADED = "Objects365 1/8", "COCO 1/4"
 METHODS = ("fork", "forkserver", "spawn")
 BATCHES = 40  # of 4 images, for images/s
+LINKS = 30_000  # names of one picture: file systems bound them
 TRAIN = """
 model: {backbone: {name: test_resnet, weights: none, norm: trainable, frozen_stages: 0}, d_model: 32, num_queries: 20}
 data: {train_sizes: [96], max_size: 160, workers: 2}
@@ -41,8 +42,9 @@ train: {batch_size: 2, log_every: 1, device: cpu}
 
 
 def make_files(folder: Path, small: int) -> dict[str, Path]:
-    """Write the annotation files, and the pictures of a quarter of COCO into `folder/pictures`; `small` divides all."""
+    """Write the annotation files, and COCO's pictures into `folder/pictures`; `small` divides all."""
     images, objects, *more = COCO
+    folder.mkdir(parents=True, exist_ok=True)
     files = {}
     wanted = {name: (images // share // small, objects // share // small, *more) for name, share in SHARES.items()}
     wanted |= {OTHER: (OBJECTS365[0] // small, OBJECTS365[1] // small, *OBJECTS365[2:]), "few": (240, 1700, *more)}
@@ -54,11 +56,12 @@ def make_files(folder: Path, small: int) -> dict[str, Path]:
         return files
     (folder / "pictures").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    for name, turned in (("lying.jpg", noise), ("upright.jpg", noise.swapaxes(0, 1))):
-        height, width = turned.shape[:2]
-        Image.fromarray(turned).resize((10 * width, 10 * height)).save(folder / name)
-    for i, upright in enumerate(upright_images(max(240, images // SHARES[LOADED] // small))):
-        os.link(folder / ("upright.jpg" if upright else "lying.jpg"), folder / "pictures" / f"{i + 1:012d}.jpg")
+    drawn = [Image.fromarray(noise).resize((640, 480)), Image.fromarray(noise.swapaxes(0, 1)).resize((480, 640))]
+    for i, upright in enumerate(upright_images(max(240, images // small))):
+        of = folder / f"{'upright' if upright else 'lying'}{i // LINKS}.jpg"
+        if not of.exists():
+            drawn[int(upright)].save(of)
+        os.link(of, folder / "pictures" / f"{i + 1:012d}.jpg")
     return files
 
 
@@ -111,7 +114,7 @@ def measure(folder: Path, checkouts: dict[str, Path], small: int) -> Iterator[di
                 report[name][kind][method] = said(name, f"{file}, {method}", got)
                 yield report
     for name, checkout in checkouts.items():
-        taken = {file: first_step(checkout, folder, files[file], files["few"]) for file in (LOADED, "few")}
+        taken = {file: first_step(checkout, folder, files[file], files["few"]) for file in ("COCO", "few")}
         report[name]["first_step"] = said(name, "first step", taken)
         yield report
 

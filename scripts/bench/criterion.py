@@ -29,7 +29,7 @@ from models.from_config import build_criterion
 from models.overlaps import generalized_iou
 from models.pair_costs import focal_cost
 from models.predictions import PredictionGroup, Predictions
-from models.proposals import class_agnostic
+from scripts.bench.crowds import make_batch
 from scripts.bench.timing import machine, machine_line, markdown_table
 from util.config import LossConfig
 from util.console import exit_quietly
@@ -40,27 +40,6 @@ PROG = "bench/criterion.py"
 CPU = torch.device("cpu")
 CFG = LossConfig()
 Indices = tuple[Tensor, ...]  # layer, image, query and object of each pair
-
-
-def make_batch(
-    images: int, queries: int, objects: int, layers: int, tokens: int, classes: int
-) -> tuple[Predictions, list[Objects]]:
-    """Predictions of a decoder, and of proposals if there are tokens, and so many objects in each image."""
-    rng = torch.Generator().manual_seed(0)
-
-    def boxes(*shape: int) -> Tensor:
-        centres, sizes = (torch.rand(*shape, 2, generator=rng) for _ in range(2))
-        return torch.cat([0.1 + 0.8 * centres, 0.01 + 0.15 * sizes], -1)
-
-    def group(name: str, count: int, of: int, **more) -> PredictionGroup:
-        logits = torch.randn(count, images, of, classes, generator=rng) - 3
-        return PredictionGroup(name, logits.requires_grad_(), boxes(count, images, of).requires_grad_(), **more)
-
-    truth = [Objects(boxes(objects), torch.randint(classes, (objects,), generator=rng), i) for i in range(images)]
-    groups = [group("decoder", layers, queries, layers=range(layers))]
-    if tokens:
-        groups.append(group("proposals", 1, tokens, objects=class_agnostic(truth)))
-    return Predictions(groups), truth
 
 
 @torch.no_grad()
