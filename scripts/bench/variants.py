@@ -1,10 +1,11 @@
-"""Times the training step and the inference of every variant of a sweep, each beside the first variant.
+"""Times the training step and the inference of every variant of a sweep, or of presets, each beside the first.
 
     python scripts/bench/variants.py                                  # configs/ablations/recipe.yaml on base.yaml, CPU
     python scripts/bench/variants.py --only baseline atss denoising --batch 1 --repeats 2
+    python scripts/bench/variants.py --presets configs/two_stage.yaml configs/denoising.yaml configs/relation.yaml
     python scripts/bench/variants.py --device cuda --batch 8 --json variants.json
 
-The first variant of the sweep is the one that others are compared with. It stays in memory, and takes turns with one
+The first variant or preset is the one that others are compared with. It stays in memory, and takes turns with one
 other at a time, so that a machine that grows slower or faster meanwhile changes no ratio. Steps, pictures and memory
 are those of `train.py` beside this file. Inference is the forward pass of the same batch without objects. Variants
 that change the data alone have the same step, and are left out.
@@ -123,6 +124,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[tuple[st
     parser.add_argument("--config", default=str(PRESETS / "base.yaml"), metavar="PRESET")
     parser.add_argument("--sweep", type=Path, default=PRESETS / "ablations" / "recipe.yaml", metavar="SWEEP")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants of the sweep (default: all)")
+    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="these, in place of --config and --sweep")
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1, help="images in a step (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
@@ -134,15 +136,25 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, list[tuple[st
         parser.error("--size, --batch and --repeats must be at least 1")
     try:
         device = pick_device(args.device)
-        base = cli.parse(Config, ["--config", args.config, *args.overrides], PROG)
-        sweep = yaml.safe_load(args.sweep.read_text(encoding="utf-8"))
-        variants = variants_of(sweep.get("grid", {}), sweep.get("variants", {}))
-        found = {cell.variant.name: cell.config for cell in cells_of(base, chosen(variants, args.only), seeds=1)}
+        found = of_presets(args) if args.presets else of_sweep(args)
     except OSError as error:
         parser.error(f"--sweep: {error}")
     except UserError as error:
         parser.error(str(error))
     return args, with_steps_of_their_own(found), device
+
+
+def of_presets(args: argparse.Namespace) -> dict[str, Config]:
+    """The configuration of each preset."""
+    return {Path(p).stem: cli.parse(Config, ["--config", p, *args.overrides], PROG) for p in args.presets}
+
+
+def of_sweep(args: argparse.Namespace) -> dict[str, Config]:
+    """The configuration of each variant of a sweep on a preset."""
+    base = cli.parse(Config, ["--config", args.config, *args.overrides], PROG)
+    sweep = yaml.safe_load(args.sweep.read_text(encoding="utf-8"))
+    variants = variants_of(sweep.get("grid", {}), sweep.get("variants", {}))
+    return {cell.variant.name: cell.config for cell in cells_of(base, chosen(variants, args.only), seeds=1)}
 
 
 def chosen(variants: list[Variant], names: list[str] | None) -> list[Variant]:
@@ -189,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     ms = [1e3 * median(times) for times in (first.contender.step_s, first.inference_s)]
     rows.insert(0, row(first, f"{ms[0]:.0f} ms", f"{ms[1]:.0f} ms"))
     about["load_after"] = timing.load()
-    what = f"{Path(args.config).name}, {args.batch} x {args.size[0]}x{args.size[1]}, {OBJECTS} objects each"
+    what = f"{variants[0][0]}, {args.batch} x {args.size[0]}x{args.size[1]}, {OBJECTS} objects each"
     print(f"{what}; {timing.machine_line(about)}; ratios of medians of {args.repeats} turns\n")
     print(report(rows))
     if args.json:

@@ -27,6 +27,14 @@ def test_each_variant_is_measured_beside_the_first(tmp_path, capsys):
     assert weights["baseline"] == weights["mal"]
 
 
+def test_presets_are_measured_in_the_place_of_a_sweep(capsys):
+    presets = [str(variants.PRESETS / name) for name in ("two_stage.yaml", "denoising.yaml")]
+    small = [*TINY, "--model.ffn_dim", "32"]
+    assert variants.main([*SMALL, "--presets", *presets, "--", *small]) == 0
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["two_stage", "denoising"]
+
+
 def test_unknown_variants_and_sweeps_are_refused(tmp_path, capsys):
     for argv, message in (
         (["--only", "nothing"], "the sweep has no variant 'nothing'; there are baseline, mixed"),
