@@ -11,7 +11,7 @@ from datasets.annotations import Id
 from datasets.faults import IMPOSSIBLE, area_fault, box_fault
 from datasets.findings import Finding
 from datasets.ids import counterparts, id_order
-from datasets.lvis import listed_classes, renumber
+from datasets.lvis import listed_classes, merge_lists, renumber
 from datasets.values import (
     as_area,
     as_box,
@@ -94,8 +94,8 @@ def mend(content: dict[str, Any], sizes: Mapping[Id, Size]) -> tuple[dict[str, A
     category_of: dict[Id, Id] = {}
     if isinstance(content.get("categories"), list):
         mended["categories"], category_of = _mend_categories(content["categories"], changes)
-    mended["images"], image_of = _mend_images(content["images"], sizes, changes)
-    _mend_lists(mended["images"], category_of, changes)
+    mended["images"], doubles, image_of = _mend_images(content["images"], sizes, changes)
+    _mend_lists(mended["images"], doubles, category_of, changes)
     if isinstance(content.get("annotations"), list):
         images = {entry["id"]: entry for entry in reversed(mended["images"])}  # of two with one id the first
         known = {image_of[old]: size for old, size in sizes.items() if old in image_of}
@@ -118,9 +118,12 @@ def _mend_categories(entries: list, changes: list[Change]) -> tuple[list[dict], 
     return kept, _number(kept, "category", lambda entry: None, changes)
 
 
-def _mend_images(entries: list, sizes: Mapping[Id, Size], changes: list[Change]) -> tuple[list[dict], dict[Id, Id]]:
-    """The images that can be read, each file once, and the new id of each old one."""
+def _mend_images(
+    entries: list, sizes: Mapping[Id, Size], changes: list[Change]
+) -> tuple[list[dict], list[dict], dict[Id, Id]]:
+    """The images that can be read, each file once; further entries of their files; and the new id of each old one."""
     kept: list[dict] = []
+    doubles: list[dict] = []
     of_file: dict[str, dict] = {}
     merged: dict[Id, Id] = {}
     for i, entry in enumerate(entries):
@@ -132,6 +135,7 @@ def _mend_images(entries: list, sizes: Mapping[Id, Size], changes: list[Change])
             detail = f"id {entry['id']}: its annotations go to the first entry, id {first['id']}"
             changes.append(Change("doubled image entry removed", file, None, detail))
             merged.setdefault(entry["id"], first["id"])
+            doubles.append(dict(entry))
             continue
         copy = dict(entry)
         if stated_size(copy) is None and (copy.get("width"), copy.get("height")) != (None, None):
@@ -139,16 +143,22 @@ def _mend_images(entries: list, sizes: Mapping[Id, Size], changes: list[Change])
         kept.append(copy)
         of_file[file] = copy
     numbers = _number(kept, "image", lambda entry: entry["file_name"], changes)
-    return kept, {old: numbers[first] for old, first in merged.items()} | numbers
+    return kept, doubles, {old: numbers[first] for old, first in merged.items()} | numbers
 
 
-def _mend_lists(images: list[dict], category_of: Mapping[Id, Id], changes: list[Change]) -> None:
-    """Name the classes in the lists of LVIS's images by their new ids."""
-    found = counterparts(listed_classes(images), category_of)
+def _mend_lists(images: list[dict], doubles: list[dict], category_of: Mapping[Id, Id], changes: list[Change]) -> None:
+    """Name the classes in the lists of LVIS's images by their new ids; those of further entries go to the first."""
+    found = counterparts(listed_classes([*images, *doubles]), category_of)
     new_of = dict(category_of) | {used: category_of[listed] for used, listed in found.items()}
     for image in images:
         for key in renumber(image, new_of):
             changes.append(Change(f"{key} changed", image["file_name"], None, f"it is now {image[key]}"))
+    of_file = {image["file_name"]: image for image in images}
+    for double in doubles:
+        renumber(double, new_of)
+        image = of_file[double["file_name"]]
+        for key in merge_lists(image, double):
+            changes.append(Change(f"{key} merged", image["file_name"], None, f"it is now {image[key]}"))
 
 
 def _mend_size(entry: dict, measured: Size | None, changes: list[Change]) -> None:

@@ -142,6 +142,40 @@ def test_images_and_classes_are_mended():
     ]
 
 
+def test_the_lists_of_an_image_that_is_listed_twice_are_merged_as_its_boxes_are():
+    """LVIS's lists of classes: a class that one entry names was looked for in the picture, whatever the other says."""
+
+    def image(number: int, negative: object, partly: object, file: str = "1.png") -> dict:
+        return {"id": number, "file_name": file, "neg_category_ids": negative, "not_exhaustive_category_ids": partly}
+
+    images = [
+        image(1, [5, "6"], []),
+        image(2, [4], [3], "2.png"),
+        image(3, [6, 7, 7], [4, "05"]),  # the class 6 is there as text: it is the same
+        image(4, [7, 8], None),
+        image(5, None, "none", "5.png"),
+        image(6, [3], [4], "5.png"),
+        image(7, [1], [1], "5.png") | {"neg_category_ids": 9},
+    ]
+    classes = [{"id": number, "name": str(number)} for number in range(1, 9)]
+    before = content(images=images, categories=classes)
+    untouched = copy.deepcopy(before)
+    mended, changes = mend(before, {})
+    assert mended["images"] == [
+        image(1, [5, 6, 7, 8], [4, 5]),
+        image(2, [4], [3], "2.png"),
+        image(5, [3], "none", "5.png"),
+    ]
+    assert before == untouched
+    assert [(change.kind, change.file) for change in changes if "merged" in change.kind] == [
+        *(("neg_category_ids merged", "1.png"), ("not_exhaustive_category_ids merged", "1.png")),
+        *(("neg_category_ids merged", "1.png"), ("neg_category_ids merged", "5.png")),
+    ]
+    assert "image 1.png: it is now [4, 5]" in map(str, changes)
+    again, more = mend(mended, {})
+    assert (again, more) == (mended, [])
+
+
 def test_what_needs_a_person_stays():
     images = [*content()["images"], {"id": 2, "file_name": "other.png"}]
     classes = [*content()["categories"], {"id": 2, "name": "star"}]

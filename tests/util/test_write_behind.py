@@ -128,7 +128,7 @@ def test_training_reports_what_ended_it_not_the_checkpoint_that_failed_too(monke
     monkeypatch.setattr("engine.train.ended", lambda *_: None)
     training.epochs = 1
     monkeypatch.setattr("engine.train.run_epoch", fail)
-    with pytest.raises(UserError, match="the picture 3.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"the picture 3\.jpg cannot be read"):
         train(Config(), ALONE)
     assert "cannot write checkpoint" in capsys.readouterr().err
 
