@@ -51,10 +51,11 @@ def predict(options: config.PredictConfig) -> int:
     from datasets.pictures import list_media
     from engine.predict import load_predictor, predict_pictures
     from engine.predict_video import predict_videos
-    from engine.save import save_predictions
+    from engine.save import check_names, save_predictions
     from engine.tta import MultiView
 
     pictures, videos = list_media(required(options.input, "input"))
+    check_names(options, pictures)
     checkpoint = required(options.checkpoint, "checkpoint")
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,24 @@ from datasets.annotations import CategoryEntry
 from datasets.categories import distinct_names
 from engine.predict import Predictor
 from util.config import PredictConfig
+from util.errors import UserError
 from util.files import make_folder
 
-LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
+LABELS, CLASSES, RESULTS, IMAGES = "labels", "classes.txt", "coco_results.json", "coco_images.json"
+
+
+def check_names(options: PredictConfig, pictures: Sequence[Path]) -> None:
+    """See that the labels of every picture can have a file of their own.
+
+    Raises:
+        UserError: YOLO text is asked for, and a picture has the name of the list of classes, as `classes.jpg` has.
+    """
+    taken = [path for path in pictures if f"{path.stem}.txt" == CLASSES]
+    if taken and (options.save_txt or options.save_conf):
+        raise UserError(
+            f"the labels of '{taken[0]}' and the names of the classes would both be {LABELS}/{CLASSES}; rename the "
+            "picture, or predict without --save_txt and --save_conf"
+        )
 
 
 def save_predictions(
@@ -32,7 +48,7 @@ def save_predictions(
         for entry in listed:
             lines = yolo_lines(entry, options.save_conf)
             (folder / entry["drawn"]).with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
+        (folder / CLASSES).write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
     if options.save_coco:
         results, images = to_coco_files(listed, predictor)
         (output / RESULTS).write_text(json.dumps(results))
