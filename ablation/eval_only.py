@@ -27,9 +27,9 @@ from engine.predict import load_model
 from models.detector import DeformableDETR
 from models.reduce import reduce_model
 from util import cli
-from util.checkpoint import checkpoints_of
 from util.command import required
 from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
+from util.described import checkpoints_of
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError

@@ -10,10 +10,12 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from util.checkpoint import RawCheckpoint, code_version, load_weights
+from util.checkpoint import RawCheckpoint
+from util.code_version import code_version
 from util.config import TrainConfig
 from util.distributed import World
 from util.errors import UserError
+from util.weights import load_weights
 
 
 class LossMeans:

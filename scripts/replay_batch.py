@@ -20,12 +20,13 @@ from datasets.device import ToDevice
 from datasets.loader import Batch
 from engine.state import set_random_state
 from models.from_config import as_trained, build_criterion, build_model
-from util.checkpoint import load_weights, read_checkpoint
+from util.checkpoint import read_checkpoint
 from util.config import LossConfig, ModelConfig, from_dict
 from util.console import exit_quietly
 from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
 from util.objects import Objects
+from util.weights import load_weights
 
 
 def watch(model: torch.nn.Module) -> list[str]:

@@ -43,7 +43,7 @@ class Command:
         """
         base = {}
         if self.described_by and (path := cli.peek(argv, self.described_by)):
-            from util.checkpoint import described_options
+            from util.described import described_options
 
             base = described_options(path, self.described_by, argv, self.by_pattern)
         example = f"example: python main.py {name} {self.example}"

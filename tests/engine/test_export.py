@@ -24,7 +24,7 @@ from main import main
 from models.from_config import build_model
 from models.nms import distinct_first
 from ops import DeformConv2d
-from util.checkpoint import save_checkpoint
+from util.checkpoint_write import save_checkpoint
 from util.config import Config, TTAConfig, from_dict
 from util.errors import UserError
 from util.exported import Exported, read_exported

@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.run import Run
 from engine.train import train
-from util.checkpoint import save_checkpoint, save_newest
+from util.checkpoint_write import save_checkpoint, save_newest
 from util.config import Config
 from util.distributed import ALONE
 from util.errors import UserError
@@ -139,7 +139,7 @@ def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
     written, save = [], torch.save
-    monkeypatch.setattr("util.checkpoint.torch.save", lambda *args: written.append(1) or save(*args))
+    monkeypatch.setattr("util.checkpoint_write.torch.save", lambda *args: written.append(1) or save(*args))
     best, last = tmp_path / "best.pth", tmp_path / "last.pth"
     (tmp_path / "best.pth.tmp").write_bytes(b"of a kill")
     save_newest(tmp_path, {"epoch": 1}, also=best)
