@@ -1,11 +1,9 @@
 """Deformable DETR: train, evaluate, predict, ablate, check data and profile from one command line."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
@@ -98,13 +96,12 @@ def ablate(options: config.AblateConfig) -> int:
 
 def check_data(options: config.CheckDataConfig) -> int:
     """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if any are left."""
-    from datasets.defects import check_splits
+    from datasets.defects import check_splits, write_reports
 
     reports = check_splits(options.data, options.fix, options.output)
     print("\n\n".join(f"{split}: {report.text(options.show)}" for split, report in reports.items()))
     if options.output:
-        file = make_folder(Path(options.output).parent, "output") / Path(options.output).name
-        file.write_text(json.dumps({s: r.to_dict() for s, r in reports.items()}, indent=1))
+        write_reports(reports, options.output)
     return int(any(r.remaining for r in reports.values()))
 
 

@@ -2,15 +2,13 @@ import copy
 import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 
 from datasets.defects import check_dataset, check_splits
-from datasets.fix import copies_of, mend, new_numbers
+from datasets.fix import mend
 from tests.datasets.helpers import annotation, write_coco, write_json
 from util.config import DataPaths
-from util.errors import UserError
 
 SIZES = {1: (40, 30), 2: (30, 40)}
 GOOD = annotation(1, 1, 1, [2, 2, 10, 10], area=100, iscrowd=0)
@@ -110,11 +108,6 @@ def test_ids_that_are_text_become_numbers_everywhere():
     assert [i["id"] for i in mended["images"]] == [9, 7, 8]
     assert [c["id"] for c in mended["categories"]] == [2, 1]  # labels keep their order, which is that of ids
     assert [(a["image_id"], a["category_id"]) for a in mended["annotations"]] == [(8, 1), (9, 1), (7, 1), (7, 1)]
-
-
-def test_numbers_for_text():
-    assert new_numbers([3, 7.0, "5", "5.0", "7", "x"]) == {3: 3, 7.0: 7.0, "5": 5, "5.0": 8, "7": 9, "x": 10}
-    assert new_numbers([]) == {}
 
 
 def test_images_and_classes_are_mended():
@@ -247,37 +240,6 @@ def test_an_image_of_unknown_size_is_measured_to_clip(tmp_path):
     report = check_dataset(images, write_json(file, stated), mended=tmp_path / "out.json")
     assert report.left == []
     assert json.loads((tmp_path / "out.json").read_text())["annotations"][0]["bbox"] == [25, 3, 5, 9]
-
-
-@pytest.mark.parametrize(
-    ("splits", "fix", "output", "said"),
-    [
-        (("train", "val"), "out.json", None, "is one file, but there are two splits"),
-        (("val",), "val.json", None, "would overwrite the annotation file"),
-        (("val",), "sub/../val.json", None, "would overwrite the annotation file"),
-        (("val",), "linked.json", None, "would overwrite the annotation file"),
-        (("val", "train"), ".", None, "would overwrite the annotation file"),
-        (("val",), "out.json", "out.json", "name the same file"),
-        (("val",), None, "val.json", "--output .* would overwrite the annotation file"),
-        (("val",), "folder.json", None, "is a folder"),
-    ],
-)
-def test_the_source_is_never_overwritten(tmp_path, monkeypatch, splits, fix, output, said):
-    monkeypatch.chdir(tmp_path)
-    for split in splits:
-        Path(f"{split}.json").write_text("{}")
-    Path("linked.json").hardlink_to("val.json") if "val" in splits else None
-    Path("folder.json").mkdir()
-    Path("sub").mkdir()
-    with pytest.raises(UserError, match=said):
-        copies_of({split: Path(f"{split}.json") for split in splits}, fix, output)
-
-
-def test_where_the_copies_go():
-    sources = {"train": Path("t/a.json"), "val": Path("v/a.json")}
-    assert copies_of(sources, "out") == {"train": Path("out/train.json"), "val": Path("out/val.json")}
-    assert copies_of({"val": Path("v/a.json")}, "o.json", "report.json") == {"val": Path("o.json")}
-    assert copies_of(sources, None, "report.json") == {}
 
 
 def test_both_splits_are_mended_into_a_folder(tmp_path):
