@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
 from models.limits import check_own_model
-from util import cli, config
+from util import config
+from util.arguments import with_auto_batch
 from util.command import Command, required
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
@@ -137,7 +138,7 @@ COMMANDS = {
         "--config configs/quickstart.yaml",
         together=True,
         described_by="train.resume",
-        rewrite=cli.with_auto_batch,
+        rewrite=with_auto_batch,
         check=check_own_model,
     ),
     "eval": Command(

@@ -34,9 +34,9 @@ from models.backbone_tags import architecture, name_weights
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model, with_normalisation
 from models.load import LoadedDetector, load_detector
-from util import cli
 from util.checkpoint import RawCheckpoint
 from util.config import Config, TrainConfig
+from util.config_files import to_yaml
 from util.devices import pick_device, remark_on_precision
 from util.distributed import World, check_gpus
 from util.errors import UserError
@@ -117,7 +117,7 @@ def set_up(config: Config, world: World) -> Training | None:
     print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
     schedule = cfg.schedule, cfg.drop_epochs, cfg.warmup_steps, cfg.flat_share
-    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
+    run = Run(output, state, config, to_yaml(config), dataset.categories, world, same_folder)
     step = TrainStep(
         distribute(config, model, trained, device, world),
         build_criterion(config.loss),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from util import cli
+from util.arguments import peek
 from util.checkpoint import image_sizes, read_checkpoint
 from util.checkpoint_write import kept_checkpoints
 from util.config import Config
@@ -24,7 +24,7 @@ def described_options(path: str, option: str, argv: Sequence[str], by_pattern: b
     """
     resume = option == "train.resume"
     if resume and path == "auto":
-        path = cli.peek(argv, "train.output") or Config().train.output
+        path = peek(argv, "train.output") or Config().train.output
         if not kept_checkpoints(path):
             return {}
     elif by_pattern:
@@ -32,7 +32,7 @@ def described_options(path: str, option: str, argv: Sequence[str], by_pattern: b
     if not resume and is_exported(path):
         said = read_exported(path)
         return {"data": {"eval_size": said.size, "max_size": said.max_size}}
-    config = saved_config(path, keep_paths=not cli.peek(argv, "data.root"))
+    config = saved_config(path, keep_paths=not peek(argv, "data.root"))
     return config if resume else {k: config[k] for k in config if k == "data"}
 
 
