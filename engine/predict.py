@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 from datasets.annotations import Id
+from datasets.batch import Batch, pad_images
 from datasets.categories import Category, assume_coco, foreign_categories, rename_by_id
 from datasets.device import ToDevice
 from datasets.images import to_rgb, upright
-from datasets.loader import Batch, pad_images
 from datasets.pictures import read_each
 from datasets.readers import read_annotations
 from datasets.transforms import eval_transform, to_image

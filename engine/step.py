@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from engine.nonfinite import Culprit, dump_and_raise
 from engine.random_state import random_state
 from engine.state import TrainingState

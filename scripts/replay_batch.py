@@ -16,8 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from engine.random_state import set_random_state
 from models.from_config import as_trained, build_criterion, build_model
 from util.checkpoint import read_checkpoint

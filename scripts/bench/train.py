@@ -30,8 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.from_config import build_model
 from ops import selected_backend
 from scripts.bench import timing

@@ -25,8 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ablation.grid import Variant, cells_of, variants_of
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.from_config import build_model
 from ops import selected_backend
 from scripts.bench import timing

@@ -4,18 +4,10 @@ import pytest
 import torch
 
 from datasets.annotations import ImageEntry
+from datasets.batch import collate, collate_step, pad_images
+from datasets.batch_order import EpochBatches, NeighbourBatches, SameSizeBatches, aspect_groups
 from datasets.dataset import CocoDetection, Sample
-from datasets.loader import (
-    EpochBatches,
-    NeighbourBatches,
-    SameSizeBatches,
-    aspect_groups,
-    collate,
-    collate_step,
-    eval_loader,
-    pad_images,
-    train_loader,
-)
+from datasets.loader import eval_loader, train_loader
 from datasets.transforms import eval_transform
 from tests.datasets.helpers import annotation, write_coco
 from util.errors import UserError

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from datasets.transforms import eval_transform, to_image
 from engine.merge import merge_views
 from engine.predict import Predictor, load_model, load_predictor, make_predictor

@@ -10,8 +10,8 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms.v2 import functional as TF
 from transformers import DeformableDetrImageProcessor
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.convert import from_original, from_transformers
 from models.from_config import build_backbone, build_model, with_normalisation
 from models.limits import check_model
