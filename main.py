@@ -48,7 +48,8 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
 def predict(options: config.PredictConfig) -> int:
     """Draw what is found in pictures and videos, and list it in JSON; exits with 1 if one could not be read whole."""
     from datasets.pictures import list_media
-    from engine.predict import load_predictor, predict_pictures
+    from engine.predict import load_predictor
+    from engine.predict_pictures import predict_pictures
     from engine.predict_video import predict_videos
     from engine.save import check_names, save_predictions
     from engine.tta import MultiView

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.annotations import CategoryEntry
 from datasets.categories import distinct_names
-from engine.predict import Predictor
+from engine.predictor import Predictor
 from util.config import PredictConfig
 from util.errors import UserError
 from util.files import make_folder
