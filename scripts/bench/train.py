@@ -44,7 +44,7 @@ from util.console import exit_quietly
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
-from util.profiling import MIB, measure_peak
+from util.measuring import MIB, measure_peak
 from util.syncs import count_syncs
 
 PROG = "bench/train.py"

@@ -38,7 +38,7 @@ from util.config import Config
 from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
-from util.profiling import MIB
+from util.measuring import MIB
 
 PROG = "bench/variants.py"
 PRESETS = Path(__file__).parents[2] / "configs"

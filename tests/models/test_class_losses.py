@@ -18,8 +18,8 @@ from tests.models.helpers import random_objects
 from tests.models.outputs import decoder, predictions
 from util.config import LossConfig, ModelConfig, from_dict
 from util.errors import UserError
+from util.measuring import measure_peak
 from util.objects import Objects
-from util.profiling import measure_peak
 from util.syncs import count_syncs
 
 DEVICE = torch.device("cpu")

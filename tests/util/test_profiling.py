@@ -7,8 +7,10 @@ from torch import nn
 import ops
 from tests.models.helpers import small_model
 from util import profiling as profile
+from util.counting import count_flops, parameters_by_part
 from util.errors import UserError
-from util.profiling import count_flops, image_size, measure_peak, parameters_by_part, profile_model
+from util.measuring import measure_peak
+from util.profiling import image_size, profile_model
 
 CPU = torch.device("cpu")
 
