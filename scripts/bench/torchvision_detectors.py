@@ -40,7 +40,7 @@ from datasets.loader import TrainLoader
 from datasets.matching import match_categories
 from engine.evaluate import run_evaluation
 from engine.optim import lr_factor, set_lr
-from engine.set_up import make_loaders, read_data
+from engine.training_data import make_loaders, read_data
 from main import COMMANDS
 from models.from_config import build_backbone
 from scripts.bench import timing
