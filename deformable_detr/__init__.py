@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["NamedDetections", "Predictor", "TTAConfig", "UserError", "load_predictor"]
 _MODULES = {
     "NamedDetections": "engine.results",
-    "Predictor": "engine.predict",
+    "Predictor": "engine.predictor",
     "TTAConfig": "util.config",
     "UserError": "util.errors",
     "load_predictor": "engine.predict",

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from statistics import median
 
-import torchvision.ops  # noqa: F401, registers the operators that are counted
 
 from util.measuring import MIB
 from util.tables import table

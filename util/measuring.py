@@ -6,7 +6,6 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-import torchvision.ops  # noqa: F401, registers the operators that are counted
 from torch import Tensor
 
 MIB = 2**20

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torchvision.ops  # noqa: F401, registers the operators that are counted
 from torch import nn
 
 from util.costs import PartCost, Profile, SizeCost
