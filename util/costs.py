@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from statistics import median
 
-
 from util.measuring import MIB
 from util.tables import table
 
