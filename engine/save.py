@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets.annotations import CategoryEntry
 from datasets.categories import distinct_names
+from datasets.pictures import list_media
 from engine.predictor import Predictor
+from util.command import required
 from util.config import PredictConfig
 from util.errors import UserError
 from util.files import make_folder
@@ -16,18 +17,21 @@ from util.files import make_folder
 LABELS, CLASSES, RESULTS, IMAGES = "labels", "classes.txt", "coco_results.json", "coco_images.json"
 
 
-def check_names(options: PredictConfig, pictures: Sequence[Path]) -> None:
-    """See that the labels of every picture can have a file of their own.
+def media_of(options: PredictConfig) -> tuple[list[Path], list[Path]]:
+    """The pictures and videos of `--input`.
 
     Raises:
-        UserError: YOLO text is asked for, and a picture has the name of the list of classes, as `classes.jpg` has.
+        UserError: there are none; or YOLO text is asked for, and a picture has the name of the list of classes, as
+            `classes.jpg` has.
     """
+    pictures, videos = list_media(required(options.input, "input"))
     taken = [path for path in pictures if f"{path.stem}.txt" == CLASSES]
     if taken and (options.save_txt or options.save_conf):
         raise UserError(
             f"the labels of '{taken[0]}' and the names of the classes would both be {LABELS}/{CLASSES}; rename the "
             "picture, or predict without --save_txt and --save_conf"
         )
+    return pictures, videos
 
 
 def save_predictions(
