@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
 from models.limits import check_own_model
-from util import config
+from util import command_config as config
 from util.arguments import with_auto_batch
 from util.command import Command, required
+from util.config import Config
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
 from util.exported import check_no_export
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 # Commands import what they use: torch alone takes seconds, and help and mistakes on the line need none of it.
 
 
-def train(options: config.Config, world: "World") -> int:
+def train(options: Config, world: "World") -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
     from engine.train import train
 
@@ -133,7 +134,7 @@ MODEL_ALONE = ("loss", "data", "train")  # sections of a preset that say nothing
 COMMANDS = {
     "train": Command(
         train,
-        config.Config,
+        Config,
         "--config configs/quickstart.yaml",
         together=True,
         described_by="train.resume",

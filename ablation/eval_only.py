@@ -27,13 +27,15 @@ from engine.predict import load_model
 from models.detector import DeformableDETR
 from models.reduce import reduce_model
 from util.command import required
-from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
+from util.command_config import AblateConfig
+from util.config import Config, LossConfig, ModelConfig
 from util.config_files import to_yaml
 from util.described import checkpoints_of
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
 from util.files import make_folder
+from util.options import from_dict
 from util.remarks import say_once
 
 OF_MODEL = tuple(

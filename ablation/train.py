@@ -14,10 +14,12 @@ from ablation.records import Record, check_folder, read_records
 from ablation.sweep import Sweep
 from engine.backend import selected_backend
 from models.from_config import build_model
-from util.config import AblateConfig, Config, from_dict
+from util.command_config import AblateConfig
+from util.config import Config
 from util.config_files import to_yaml
 from util.devices import pick_device
 from util.files import make_folder
+from util.options import from_dict
 from util.progress import progress
 from util.signals import STOPPED, StopRequest
 

@@ -16,7 +16,7 @@ from datasets.readers import Reader, reader_of
 from datasets.values import as_text
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
-from util.config import ConvertDataConfig
+from util.command_config import ConvertDataConfig
 from util.errors import UserError
 
 

@@ -23,9 +23,10 @@ from models.folded_norms import fold_for_inference
 from models.from_config import build_model
 from models.load import LoadedDetector, load_detector
 from models.postprocess import postprocess
-from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
+from util.config import EvalDataConfig, ModelConfig, TTAConfig
 from util.devices import pick_device
 from util.exported import is_exported
+from util.options import from_dict
 from util.remarks import say_once
 
 

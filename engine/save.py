@@ -10,7 +10,7 @@ from datasets.categories import distinct_names
 from datasets.pictures import list_media
 from engine.predictor import Predictor
 from util.command import required
-from util.config import PredictConfig
+from util.command_config import PredictConfig
 from util.errors import UserError
 from util.files import make_folder
 

@@ -7,8 +7,9 @@ from models.convert import from_foreign, from_transformers
 from models.detector import DeformableDETR
 from models.from_config import build_model
 from util.checkpoint import RawCheckpoint, image_sizes, read_checkpoint
-from util.config import ModelConfig, from_dict
+from util.config import ModelConfig
 from util.errors import UserError
+from util.options import from_dict
 from util.weights import load_weights
 
 

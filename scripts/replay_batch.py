@@ -21,11 +21,12 @@ from datasets.device import ToDevice
 from engine.random_state import set_random_state
 from models.from_config import as_trained, build_criterion, build_model
 from util.checkpoint import read_checkpoint
-from util.config import LossConfig, ModelConfig, from_dict
+from util.config import LossConfig, ModelConfig
 from util.console import exit_quietly
 from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
 from util.objects import Objects
+from util.options import from_dict
 from util.weights import load_weights
 
 

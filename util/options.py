@@ -36,6 +36,13 @@ def build(kind: type[T], namespace: Any) -> T:
     return kind(**values)
 
 
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass from nested dictionaries; unknown keys are left out, missing ones take their defaults."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name: values[f.name] for f in fields(cast(Any, kind)) if f.name in values}
+    return kind(**{k: from_dict(hints[k], v) if is_dataclass(hints[k]) else v for k, v in known.items()})
+
+
 def option_of(field: str) -> str:
     """The option of a field: `from_` is `from`, which Python keeps for itself."""
     return field.removesuffix("_")

@@ -26,7 +26,7 @@ from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, c
 from engine.predictor import Predictor
 from models.deform_backbone import stage_convolutions
 from models.detector import DeformableDETR
-from util.config import VisualizeConfig
+from util.command_config import VisualizeConfig
 from util.errors import UserError
 from util.fonts import drawable, legend_of
 

@@ -8,7 +8,7 @@ from analysis.looks.look import Look
 from datasets.pictures import read_each
 from engine.predict import load_predictor, untrained_predictor
 from engine.predictor import Predictor
-from util.config import VisualizeConfig
+from util.command_config import VisualizeConfig
 from util.files import make_folder, unused_name
 
 

@@ -8,9 +8,11 @@ import yaml
 from main import COMMANDS, main
 from util import cli
 from util.arguments import peek, with_auto_batch
-from util.config import Config, EvalConfig, PredictConfig, from_dict
+from util.command_config import EvalConfig, PredictConfig
+from util.config import Config
 from util.config_files import to_yaml
 from util.errors import UserError
+from util.options import from_dict
 
 
 def parse(*argv: str, kind=Config, base=None):

@@ -14,13 +14,13 @@ from models.from_config import build_model
 from models.limits import check_model
 from models.predictions import PredictionGroup, Predictions
 from util import config
-from util.config import BackboneConfig, Config, ModelConfig, from_dict
+from util.config import BackboneConfig, Config, ModelConfig
 from util.errors import UserError
-from util.options import field_types
+from util.options import field_types, from_dict
 from util.ranges import Range, check_ranges, ranges_of
 
 AT_LEAST_0, AT_LEAST_1, SHARE = (0, math.inf), (1, math.inf), (0, 1)
-# Written down by hand: what stands beside an option in util/config.py must be this.
+# Written down by hand: what stands beside an option in util/config.py and util/command_config.py must be this.
 TABLE = {
     "batch_size": AT_LEAST_1,
     "bound": SHARE,
