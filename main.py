@@ -1,17 +1,17 @@
 """Deformable DETR: train, evaluate, predict, ablate, check data and profile from one command line."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.grid import with_grid
 from models.limits import check_own_model
-from util import cli, config
+from util import command_config as config
+from util.arguments import with_auto_batch
 from util.command import Command, required
+from util.config import Config
 from util.console import exit_quietly, is_unread
 from util.errors import PeerLost, UserError
 from util.exported import check_no_export
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Commands import what they use: torch alone takes seconds, and help and mistakes on the line need none of it.
 
 
-def train(options: config.Config, world: "World") -> int:
+def train(options: Config, world: "World") -> int:
     """Train a detector, evaluating as it goes; the run's folder gets checkpoints, figures and the configuration."""
     from engine.train import train
 
@@ -48,13 +48,13 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
 
 def predict(options: config.PredictConfig) -> int:
     """Draw what is found in pictures and videos, and list it in JSON; exits with 1 if one could not be read whole."""
-    from datasets.pictures import list_media
-    from engine.predict import load_predictor, predict_pictures
+    from engine.predict import load_predictor
+    from engine.predict_pictures import predict_pictures
     from engine.predict_video import predict_videos
-    from engine.save import save_predictions
+    from engine.save import media_of, save_predictions
     from engine.tta import MultiView
 
-    pictures, videos = list_media(required(options.input, "input"))
+    pictures, videos = media_of(options)
     checkpoint = required(options.checkpoint, "checkpoint")
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")
@@ -97,13 +97,12 @@ def ablate(options: config.AblateConfig) -> int:
 
 def check_data(options: config.CheckDataConfig) -> int:
     """Report classes, counts, sizes and every defect of the splits that are named; exits with 1 if any are left."""
-    from datasets.defects import check_splits
+    from datasets.defects import check_splits, write_reports
 
     reports = check_splits(options.data, options.fix, options.output)
     print("\n\n".join(f"{split}: {report.text(options.show)}" for split, report in reports.items()))
     if options.output:
-        file = make_folder(Path(options.output).parent, "output") / Path(options.output).name
-        file.write_text(json.dumps({s: r.to_dict() for s, r in reports.items()}, indent=1))
+        write_reports(reports, options.output)
     return int(any(r.remaining for r in reports.values()))
 
 
@@ -135,11 +134,11 @@ MODEL_ALONE = ("loss", "data", "train")  # sections of a preset that say nothing
 COMMANDS = {
     "train": Command(
         train,
-        config.Config,
+        Config,
         "--config configs/quickstart.yaml",
         together=True,
         described_by="train.resume",
-        rewrite=cli.with_auto_batch,
+        rewrite=with_auto_batch,
         check=check_own_model,
     ),
     "eval": Command(

@@ -13,11 +13,14 @@ from datasets.splits import build_dataset
 from models.criterion import total_loss
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model
-from util.config import Config, DataPaths, from_dict
+from util.config import Config, DataPaths
+from util.counting import count_flops
 from util.devices import autocast
 from util.errors import UserError
+from util.measuring import is_out_of_memory, measure_peak, seconds
 from util.objects import Objects
-from util.profiling import ForwardPass, count_flops, is_out_of_memory, measure_peak, seconds
+from util.options import from_dict
+from util.profiling import ForwardPass
 from util.progress import progress
 
 START = 6.0  # seconds in which a process imports torch and reads annotations

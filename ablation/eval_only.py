@@ -26,14 +26,16 @@ from engine.evaluate import run_evaluation
 from engine.predict import load_model
 from models.detector import DeformableDETR
 from models.reduce import reduce_model
-from util import cli
-from util.checkpoint import checkpoints_of
 from util.command import required
-from util.config import AblateConfig, Config, LossConfig, ModelConfig, from_dict
+from util.command_config import AblateConfig
+from util.config import Config, LossConfig, ModelConfig
+from util.config_files import to_yaml
+from util.described import checkpoints_of
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
 from util.files import make_folder
+from util.options import from_dict
 from util.remarks import say_once
 
 OF_MODEL = tuple(
@@ -105,7 +107,7 @@ def ablate_trained(config: AblateConfig) -> int:
     records: dict[str, Record] = {}
     sweep = Sweep(output, [cell for some in every for cell in some], list(config.grid), records, costs, trained=False)
     with locked(output):
-        (output / "sweep.yaml").write_text(cli.to_yaml(config))
+        (output / "sweep.yaml").write_text(to_yaml(config))
         for checkpoint, of_checkpoint in zip(checkpoints, every):
             model, categories, _ = load_model(checkpoint)
             for cell in of_checkpoint:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from util import cli
+from util.arguments import peek_mapping, take
 from util.config import Config
 from util.errors import UserError
 from util.ranges import check_ranges
@@ -172,8 +173,8 @@ def _text(value: Any) -> str:
 
 def with_grid(argv: Sequence[str]) -> list[str]:
     """Join every --grid KEY=VALUES of the command line into one option, and add the grids of the files before it."""
-    texts, rest = cli.take(argv, "grid")
+    texts, rest = take(argv, "grid")
     if not texts:
         return list(argv)
-    grid = cli.peek_mapping(rest, "grid") | parse_grid(texts)
+    grid = peek_mapping(rest, "grid") | parse_grid(texts)
     return [*rest, f"--grid={json.dumps(grid, default=str)}"]  # YAML reads some text as dates

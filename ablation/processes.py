@@ -17,8 +17,8 @@ import torch
 
 from ablation.grid import Cell
 from ablation.records import Record, last_figures
-from util import cli
 from util.config import Config
+from util.config_files import to_yaml
 from util.errors import UserError
 from util.files import make_folder
 from util.signals import STOPPED, StopRequest
@@ -156,7 +156,7 @@ def _start(cell: Cell, record: Record, folder: Path, share: dict[str, str], lock
     record.status, record.error, record.config = "unfinished", "", asdict(cell.config)
     record.attempts = [*record.attempts, (time.time(), None)]
     record.write(folder)
-    (folder / "cell.yaml").write_text(cli.to_yaml(_placed(cell.config, folder)), encoding="utf-8")
+    (folder / "cell.yaml").write_text(to_yaml(_placed(cell.config, folder)), encoding="utf-8")
     command = [sys.executable, str(MAIN), "train", "--config", str(folder / "cell.yaml"), "--train.resume", "auto"]
     with (folder / "train.log").open("ab") as log:
         log_from = log.seek(0, os.SEEK_END)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ablation.grid import Cell
-from util.checkpoint import kept_checkpoints
+from util.checkpoint_write import kept_checkpoints
 from util.config import Config
 from util.errors import UserError
 

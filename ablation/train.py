@@ -14,10 +14,12 @@ from ablation.records import Record, check_folder, read_records
 from ablation.sweep import Sweep
 from engine.backend import selected_backend
 from models.from_config import build_model
-from util import cli
-from util.config import AblateConfig, Config, from_dict
+from util.command_config import AblateConfig
+from util.config import Config
+from util.config_files import to_yaml
 from util.devices import pick_device
 from util.files import make_folder
+from util.options import from_dict
 from util.progress import progress
 from util.signals import STOPPED, StopRequest
 
@@ -100,7 +102,7 @@ def run_sweep(sweep: Sweep, config: AblateConfig, places: list[dict[str, str]], 
     """
     output, records = sweep.folder, sweep.records
     with locked(output) as lock, progress(None, "sweep") as bar:
-        (output / "sweep.yaml").write_text(cli.to_yaml(config))
+        (output / "sweep.yaml").write_text(to_yaml(config))
         records.update(read_records(sweep.cells, output))  # of another sweep that has just ended
         sweep.refuse_impossible()
         names = [cell.name for cell in sweep.left]

@@ -7,15 +7,16 @@ from pathlib import Path
 from datasets.annotations import Annotations
 from datasets.checked import boxes_of_images
 from datasets.coco import read_coco, to_coco
-from datasets.fix import new_numbers, write_copy
+from datasets.copies import write_copy
 from datasets.image_table import ImageTable
 from datasets.inspection import inspect
 from datasets.lvis import listed_classes, renumber
+from datasets.new_ids import new_numbers
 from datasets.readers import Reader, reader_of
 from datasets.values import as_text
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
-from util.config import ConvertDataConfig
+from util.command_config import ConvertDataConfig
 from util.errors import UserError
 
 

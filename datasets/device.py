@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from util.objects import Objects
 
 

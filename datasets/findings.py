@@ -21,6 +21,14 @@ class Finding:
         return f"{', '.join(where) or 'file'}: {self.detail}"
 
 
+class Defect(Finding):
+    """Something wrong."""
+
+
+class Change(Finding):
+    """Something that was changed."""
+
+
 def listing(findings: Sequence[Finding], show: int) -> list[str]:
     """Indented lines: each kind with its count, and below it at most `show` of its findings."""
     by_kind = defaultdict(list)

@@ -88,6 +88,23 @@ def listed_classes(images: Iterable[dict[str, Any]]) -> list[Id]:
     return [category for listed in lists for category in listed]
 
 
+def merge_lists(image: dict[str, Any], double: Mapping[str, Any]) -> list[str]:
+    """Add the classes in the lists of another entry of the same image; which lists are others then.
+
+    A list that the image does not have is taken over. What is no list of ids is neither changed nor added.
+    """
+    changed = []
+    for key in LISTS:
+        listed, others = image.get(key), double.get(key)
+        kept = [] if listed is None else listed
+        if is_list_of_ids(kept) and is_list_of_ids(others):
+            merged = kept + [category for category in dict.fromkeys(others) if category not in kept]
+            if merged != listed:
+                image[key] = merged
+                changed.append(key)
+    return changed
+
+
 def renumber(image: dict[str, Any], new_of: Mapping[Id, Id]) -> list[str]:
     """Write the classes in an image's lists by their new ids; which lists are others then. What has none stays."""
     changed = []

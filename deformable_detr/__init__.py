@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from deformable_detr.imports import serve
 
 if TYPE_CHECKING:
-    from engine.predict import Predictor, load_predictor
+    from engine.predict import load_predictor
+    from engine.predictor import Predictor
     from engine.results import NamedDetections
     from util.config import TTAConfig
     from util.errors import UserError
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["NamedDetections", "Predictor", "TTAConfig", "UserError", "load_predictor"]
 _MODULES = {
     "NamedDetections": "engine.results",
-    "Predictor": "engine.predict",
+    "Predictor": "engine.predictor",
     "TTAConfig": "util.config",
     "UserError": "util.errors",
     "load_predictor": "engine.predict",

@@ -17,8 +17,8 @@ from datasets.matching import hint_at, same_names, some
 from engine.state import TrainingState
 from models.detector import DeformableDETR
 from models.load import LoadedDetector
-from util.checkpoint import load_matching_weights
 from util.errors import UserError
+from util.weights import load_matching_weights
 
 # Also of a mimicking branch, and of what denoising queries are made of.
 CLASS_ROWS = (

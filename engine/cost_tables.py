@@ -5,7 +5,7 @@ import torch
 from engine.backend import selected_backend
 from engine.predict import load_model
 from models.from_config import build_model
-from util.config import ProfileConfig
+from util.command_config import ProfileConfig
 from util.devices import pick_device, remark_on_precision
 from util.kinds_of_work import work_of
 from util.profiling import ForwardPass, image_size, profile_model

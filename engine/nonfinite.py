@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from util.distributed import World
 from util.errors import NonFinite
 

@@ -1,140 +1,33 @@
-"""A trained detector that takes pictures: `load_predictor` makes one from a checkpoint."""
+"""From a checkpoint, or a model, to a detector that takes pictures: `load_predictor`."""
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import Any, cast
 
 import torch
 from PIL import Image
-from torch import nn
 
-from datasets.annotations import Id
+from datasets.batch import Batch, pad_images
 from datasets.categories import Category, assume_coco, foreign_categories, rename_by_id
 from datasets.device import ToDevice
 from datasets.images import to_rgb, upright
-from datasets.loader import Batch, pad_images
-from datasets.pictures import read_each
 from datasets.readers import read_annotations
 from datasets.transforms import eval_transform, to_image
 from engine.backend import selected_backend
 from engine.exported import ExportedDetector, load_exported
-from engine.inputs import (
-    Picture,
-    check_checkpoint,
-    check_classes,
-    check_detections,
-    check_size,
-    check_threshold,
-    check_top_k,
-    check_tta,
-    check_weights,
-    is_one,
-    to_picture,
-)
+from engine.inputs import check_checkpoint, check_classes, check_size, check_tta, check_weights
 from engine.merge import merge_views
-from engine.results import NamedDetections
+from engine.predictor import Predictor
 from engine.tta import MultiView, ViewBatch, sizes_of, views_of
 from models.detector import DeformableDETR
 from models.folded_norms import fold_for_inference
 from models.from_config import build_model
 from models.load import LoadedDetector, load_detector
-from models.postprocess import Detections, postprocess
-from util.config import EvalDataConfig, ModelConfig, TTAConfig, from_dict
+from models.postprocess import postprocess
+from util.config import EvalDataConfig, ModelConfig, TTAConfig
 from util.devices import pick_device
-from util.drawing import draw_detections
-from util.errors import UserError
 from util.exported import is_exported
-from util.files import unused_name
-from util.fonts import legend_of
+from util.options import from_dict
 from util.remarks import say_once
-
-
-class Predictor:
-    """Takes pictures and returns detections.
-
-    Args:
-        model: batch to predictions.
-        prepare: PIL image of any mode to an upright RGB one, which is what is looked at and drawn on.
-        batch_of: RGB images to a batch on the model's device, images `[B, 3, H, W]` and padding_mask `[B, H, W]`.
-        postprocess: (predictions, sizes, top_k) to detections.
-        names: class names by label.
-        category_of: ids of classes in annotation files by label, as far as they are known.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        prepare: Callable,
-        batch_of: Callable,
-        postprocess: Callable,
-        names: dict[int, str],
-        category_of: Mapping[int, Id] | None = None,
-    ):
-        self.model, self.batch_of, self.postprocess = model.eval(), batch_of, postprocess
-        self.prepare, self.names, self.category_of = prepare, names, dict(category_of or {})
-
-    def __repr__(self) -> str:
-        named, kind = list(self.names.values()), type(self.model).__name__
-        count = sum(weight.numel() for weight in self.model.parameters()) / 1e6
-        classes = ", ".join(named[:10] + ["..."] * (len(named) > 10))
-        return f"Predictor({kind}, {count:.1f} M parameters, {len(named)} classes: {classes}); call it with a picture"
-
-    @torch.inference_mode()
-    def __call__(self, pictures: Picture | Sequence[Picture], threshold: float = 0.0, top_k: int = 100):
-        """Detect in one picture, or in several at once.
-
-        Args:
-            pictures: one, or a list of them. Each is a path; a PIL image of any mode; a uint8 array `[H, W, 3]` in RGB
-                (`cv2.imread` gives BGR: hand over `array[..., ::-1]`), or `[H, W]` in grey; or a tensor `[3, H, W]` in
-                RGB or `[1, H, W]` in grey, of uint8 or of floats in [0, 1], as torchvision has them. Of several frames
-                the first is taken, or the one that a PIL image stands at.
-            threshold: smallest score to keep, between 0 and 1.
-            top_k: most detections for each picture.
-
-        Returns:
-            Detections (boxes xyxy in pixels of the upright picture, scores, labels, names), or a list of them.
-
-        Raises:
-            UserError: anything else, or a picture that cannot be read.
-        """
-        threshold, top_k = check_threshold(threshold), check_top_k(top_k)
-        if is_one(pictures):
-            return self._detect([self._upright(pictures, "picture")], threshold, top_k)[0]
-        several = [self._upright(p, f"pictures[{i}]") for i, p in enumerate(cast(Sequence[Picture], pictures))]
-        return self._detect(several, threshold, top_k)
-
-    def _upright(self, given: Any, name: str) -> Image.Image:
-        picture = to_picture(given, name)
-        return picture if picture is not given and picture.mode == "RGB" else self.prepare(picture)
-
-    def _detect(self, several: list[Image.Image], threshold: float, top_k: int) -> list[NamedDetections]:
-        sizes = [(p.height, p.width) for p in several]
-        # Pictures of unequal sizes go one by one: padding would change what is found in them.
-        step = len(several) if len(set(sizes)) == 1 else 1
-        found = []
-        for i in range(0, len(several), step):
-            batch = self.batch_of(several[i : i + step])
-            predictions = self.model(batch.images, batch.padding_mask)
-            detections = self.postprocess(predictions, sizes[i : i + step], top_k)
-            found += [NamedDetections.of(d.above(threshold), self.names) for d in detections]
-        return found
-
-    def draw(self, picture: Picture, detections: Detections) -> Image.Image:
-        """An upright RGB copy of the picture with the detections drawn on it."""
-        check_detections(detections)
-        picture = self._upright(picture, "picture")
-        return draw_detections(picture, detections.boxes, detections.labels, detections.scores, self.names)
-
-    def describe(self, detections: Detections) -> list[dict]:
-        """Plain dictionaries of the detections, for JSON."""
-        check_detections(detections)
-        columns = (detections.labels.tolist(), detections.scores.tolist(), detections.boxes.tolist())
-        return [
-            {"label": label, "name": self.names.get(label, str(label)), "score": score, "box_xyxy": box}
-            for label, score, box in zip(*columns)
-        ]
 
 
 def load_model(checkpoint: str, weights: str = "auto") -> tuple[DeformableDETR, list[Category], EvalDataConfig]:
@@ -251,37 +144,3 @@ def untrained_predictor(
     model = build_model(config, num_classes, backbone_weights="none")
     names = [Category(i, i, f"class {i}") for i in range(num_classes)]
     return make_predictor(model, names, EvalDataConfig(), device, size)
-
-
-def predict_pictures(
-    predictor: Predictor, pictures: Sequence[Path], output: Path, threshold: float, top_k: int
-) -> list[dict[str, Any]]:
-    """Draw what is found in every picture that can be read.
-
-    Args:
-        predictor: a detector.
-        pictures: files; those that cannot be read are named on stderr and left out.
-        output: folder for the drawn ones, which is there.
-        threshold: smallest score to keep.
-        top_k: most detections for each picture.
-
-    Returns:
-        For each picture its drawn file, itself, its width and height, and its detections, as plain data.
-
-    Raises:
-        UserError: the pictures lie in `output`, and could be overwritten.
-    """
-    if any(path.resolve().parent == output.resolve() for path in pictures):
-        raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
-    listed: list[dict[str, Any]] = []
-    names: set[str] = set()
-    for path, picture in read_each(pictures, "predict"):
-        found = predictor(picture, threshold, top_k)
-        drawn = unused_name(path.stem, names) + ".png"
-        predictor.draw(picture, found).save(output / drawn)
-        size = {"width": picture.width, "height": picture.height}
-        listed.append({"drawn": drawn, "file": str(path), **size, "detections": predictor.describe(found)})
-    found_labels = {d["label"] for entry in listed for d in entry["detections"]}
-    if legend := legend_of({k: name for k, name in predictor.names.items() if k in found_labels}):
-        print(legend, file=sys.stderr)
-    return listed

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from datasets.video import UnreadableVideo, Video, opened_video
-from engine.predict import Predictor
+from engine.predictor import Predictor
 from util.errors import UserError
 from util.files import unused_name
 from util.fonts import legend_of

@@ -1,6 +1,7 @@
 """`profile`: what a model costs, or what training it on a cluster needs."""
 
-from util.config import ModelConfig, ProfileConfig
+from util.command_config import ProfileConfig
+from util.config import ModelConfig
 
 
 def profile(options: ProfileConfig) -> str:

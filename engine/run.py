@@ -9,7 +9,8 @@ from typing import Any
 from engine.curves import plot_run
 from engine.nonfinite import Culprit
 from engine.state import TrainingState
-from util.checkpoint import RawCheckpoint, kept_checkpoints, read_checkpoint, read_newest, save_checkpoint, save_newest
+from util.checkpoint import RawCheckpoint, read_checkpoint, read_newest
+from util.checkpoint_write import kept_checkpoints, save_checkpoint, save_newest
 from util.distributed import World
 from util.errors import UserError
 from util.files import make_folder

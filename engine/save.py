@@ -7,11 +7,31 @@ from typing import Any
 
 from datasets.annotations import CategoryEntry
 from datasets.categories import distinct_names
-from engine.predict import Predictor
-from util.config import PredictConfig
+from datasets.pictures import list_media
+from engine.predictor import Predictor
+from util.command import required
+from util.command_config import PredictConfig
+from util.errors import UserError
 from util.files import make_folder
 
-LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
+LABELS, CLASSES, RESULTS, IMAGES = "labels", "classes.txt", "coco_results.json", "coco_images.json"
+
+
+def media_of(options: PredictConfig) -> tuple[list[Path], list[Path]]:
+    """The pictures and videos of `--input`.
+
+    Raises:
+        UserError: there are none; or YOLO text is asked for, and a picture has the name of the list of classes, as
+            `classes.jpg` has.
+    """
+    pictures, videos = list_media(required(options.input, "input"))
+    taken = [path for path in pictures if f"{path.stem}.txt" == CLASSES]
+    if taken and (options.save_txt or options.save_conf):
+        raise UserError(
+            f"the labels of '{taken[0]}' and the names of the classes would both be {LABELS}/{CLASSES}; rename the "
+            "picture, or predict without --save_txt and --save_conf"
+        )
+    return pictures, videos
 
 
 def save_predictions(
@@ -32,7 +52,7 @@ def save_predictions(
         for entry in listed:
             lines = yolo_lines(entry, options.save_conf)
             (folder / entry["drawn"]).with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
+        (folder / CLASSES).write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
     if options.save_coco:
         results, images = to_coco_files(listed, predictor)
         (output / RESULTS).write_text(json.dumps(results))

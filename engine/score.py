@@ -34,7 +34,8 @@ from models.detector import DeformableDETR
 from models.folded_norms import fold_for_inference
 from models.postprocess import postprocess
 from util.command import required
-from util.config import EvalConfig, TTAConfig
+from util.command_config import EvalConfig
+from util.config import TTAConfig
 from util.devices import pick_device
 from util.distributed import World, check_gpus
 from util.errors import UserError

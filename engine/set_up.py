@@ -11,36 +11,30 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.categories import distinct_names
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
-from datasets.loader import SampleLoader, TrainLoader, eval_loader, train_loader
+from datasets.loader import SampleLoader, TrainLoader
 from datasets.matching import match_categories
-from datasets.metrics import check_figure
-from datasets.protocol import protocol_for
-from datasets.splits import build_dataset
-from datasets.truth import check_learnable, check_scorable
 from engine.backend import selected_backend
-from engine.check_files import check_files
-from engine.class_rows import changed_order, reorder_classes, start_from
+from engine.class_rows import start_from
 from engine.fit import images_at_once
 from engine.header import train_header
 from engine.optim import adamw, lr_factor, set_lr
+from engine.resuming import backbone_brought, restore
 from engine.run import Run, checkpoint_to_resume
 from engine.state import TrainingState, ended
 from engine.step import TrainStep
 from engine.sync_norm import synchronise_batch_norms
+from engine.training_data import images_per_process, make_loaders, read_data
 from models.backbone_tags import architecture, name_weights
 from models.detector import DeformableDETR
 from models.from_config import as_trained, build_criterion, build_model, with_normalisation
 from models.load import LoadedDetector, load_detector
-from util import cli
 from util.checkpoint import RawCheckpoint
-from util.config import Config, TrainConfig
+from util.config import Config
+from util.config_files import to_yaml
 from util.devices import pick_device, remark_on_precision
 from util.distributed import World, check_gpus
-from util.errors import UserError
-from util.workers import prepare_workers
 
 
 @dataclass
@@ -117,7 +111,7 @@ def set_up(config: Config, world: World) -> Training | None:
     print(train_header(config, model, dataset, val_dataset, state, epochs, backend, world))
     cfg.resume = None  # what is kept describes the run, not how it was last started
     schedule = cfg.schedule, cfg.drop_epochs, cfg.warmup_steps, cfg.flat_share
-    run = Run(output, state, config, cli.to_yaml(config), dataset.categories, world, same_folder)
+    run = Run(output, state, config, to_yaml(config), dataset.categories, world, same_folder)
     step = TrainStep(
         distribute(config, model, trained, device, world),
         build_criterion(config.loss),
@@ -131,58 +125,6 @@ def set_up(config: Config, world: World) -> Training | None:
         run.dump,
     )
     return Training(step, run, loader, val_loader, matching.category_of, epochs, world)
-
-
-def read_data(
-    config: Config, resumed: RawCheckpoint | None, world: World
-) -> tuple[CocoDetection, CocoDetection, list[int] | None]:
-    """The training and the validation images; all that can be wrong with them is looked at here, before anything else.
-
-    Returns:
-        Both, and the row of the checkpoint's class heads that each label has now, if that has changed.
-
-    Raises:
-        UserError: annotations or image files that cannot be used, or classes that are not the checkpoint's.
-    """
-    cfg = config.train
-    prepare_workers(config.data.workers, SampleLoader.__module__)
-    with world.one_a_machine_first():  # which generates shapes
-        dataset = build_dataset(config.data, "train", cfg.seed, cfg.epochs)
-        val_dataset = build_dataset(config.data, "val")
-        check_learnable(dataset.annotations)
-        check_scorable(val_dataset.annotations)
-    protocol, names = (
-        protocol_for(val_dataset.annotations, config.data.protocol),
-        distinct_names(val_dataset.categories),
-    )
-    check_figure(cfg.best_metric, "train.best_metric", names, protocol=protocol)
-    order = check_resumable(resumed, cfg, dataset) if resumed else None
-    checked = check_files({"train": dataset, "val": val_dataset}, config.data, world)
-    return checked["train"], checked["val"], order
-
-
-def check_resumable(resumed: RawCheckpoint, config: TrainConfig, dataset: CocoDetection) -> list[int] | None:
-    """The row of the checkpoint's class heads that each label has now, if that has changed.
-
-    Raises:
-        UserError: other classes, other frozen parts, or other groups of the optimizer.
-    """
-    if resumed.format != "native":  # refused when it is restored
-        return None
-    train = resumed.content["config"].get("train", {})
-    before, decay = train.get("freeze", []), train.get("layer_decay")
-    if sorted(before) != sorted(config.freeze):
-        raise UserError(
-            f"train.resume: '{resumed.path}' was trained with train.freeze [{','.join(before)}], which decides what "
-            "the optimizer holds; resume it so, or take its weights alone, --model.init_from"
-        )
-    if (decay is None) != (config.layer_decay is None):
-        raise UserError(
-            f"train.resume: '{resumed.path}' was trained with train.layer_decay {'null' if decay is None else decay}, "
-            "and with or without one the optimizer has other groups; resume it so, or take its weights alone, "
-            "--model.init_from"
-        )
-    return changed_order(resumed.content["categories"], dataset.categories, resumed.path)
 
 
 def build_detector(
@@ -202,69 +144,6 @@ def build_detector(
     detector.freeze(config.train.freeze)
     detector.transformer.checkpointing = config.train.checkpoint_activations
     return detector
-
-
-def backbone_brought(resumed: RawCheckpoint | None, source: LoadedDetector | None) -> str | None:
-    """Name of the backbone in the checkpoint that a run starts from, if there is one that says it."""
-    if resumed:  # one of another layout is refused when the state is restored
-        return resumed.content["config"]["model"]["backbone"]["name"] if resumed.format == "native" else None
-    return source.config.backbone.name if source else None
-
-
-def restore(
-    state: TrainingState,
-    resumed: RawCheckpoint | None,
-    output: Path,
-    world: World,
-    position: bool,
-    order: list[int] | None,
-) -> bool:
-    """Fill the state from a checkpoint, if there is one; `order` says which row of its class heads each label takes.
-
-    Returns:
-        Whether the checkpoint lies in the run's own folder.
-
-    Raises:
-        UserError: the processes do not find the same checkpoint.
-    """
-    if resumed:
-        for remark in state.restore(resumed, world, position):
-            print(remark)
-        if order:
-            reorder_classes(state, order)
-            print("the classes are in another order than in the checkpoint: class heads and their moments go with them")
-    if len(set(map(tuple, world.exchange([state.epoch, state.step, int(resumed is not None)])))) > 1:
-        raise UserError(
-            f"the processes do not find the same checkpoint; '{output}' must be a folder that all machines see"
-        )
-    return resumed is not None and resumed.path.resolve().parent == output.resolve()
-
-
-def make_loaders(
-    config: Config, dataset: CocoDetection, val_dataset: CocoDetection, device: torch.device, world: World
-) -> tuple[TrainLoader, SampleLoader]:
-    """This process's training batches and validation batches."""
-    cfg, data = config.train, config.data
-    share, pin = (world.rank, world.size), device.type == "cuda"
-    per_process, at_once = images_per_process(config, len(dataset), world), cfg.max_images_per_device
-    assert at_once != "auto", "it is found before"
-    micro = min(at_once or per_process, per_process)
-    loader = train_loader(dataset, cfg.batch_size, micro, data.workers, cfg.seed, pin, share, data.group_by_aspect)
-    eval_batch = cfg.eval_batch_size or min(8, at_once or cfg.batch_size)
-    return loader, eval_loader(val_dataset, eval_batch, data.workers, pin, share, 2 if cfg.fast_dev_run else None)
-
-
-def images_per_process(config: Config, images: int, world: World) -> int:
-    """Images of a step that one process takes at most; refuses batches that cannot be shared."""
-    batch = min(config.train.batch_size, images)
-    if batch < world.size:
-        raise UserError(f"a batch of {batch} images cannot be shared by {world.size} processes; raise train.batch_size")
-    if batch % world.size and config.model.backbone.norm == "trainable":
-        raise UserError(
-            f"a batch of {batch} images is no multiple of {world.size} processes, which trained batch norms need: they "
-            "take the statistics of all; change train.batch_size, or --model.backbone.norm frozen"
-        )
-    return -(-batch // world.size)
 
 
 def distribute(

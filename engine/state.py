@@ -1,72 +1,21 @@
 """Everything that changes while a run trains. A checkpoint holds it, and resuming restores it."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
-from util.checkpoint import RawCheckpoint, code_version, load_weights
+from engine.loss_means import LossMeans
+from engine.random_state import random_state, set_random_state
+from util.checkpoint import RawCheckpoint
+from util.code_version import code_version
 from util.config import TrainConfig
 from util.distributed import World
 from util.errors import UserError
-
-
-class LossMeans:
-    """Sums of losses on the device, which are brought to the host only to be logged."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.recent: Tensor | None = None
-        self.total: Tensor | None = None
-        self.counts = [0, 0]  # steps in recent, in total
-
-    def add(self, names: Sequence[str], values: Tensor) -> None:
-        """Add the values `[N]` of one step, for this process's images."""
-        self.names = list(names)
-        self.recent = values.clone() if self.recent is None else self.recent + values
-        self.total = values.clone() if self.total is None else self.total + values
-        self.counts = [count + 1 for count in self.counts]
-
-    def take(self, world: World) -> dict[str, float]:
-        """Means since the last call, over all processes; `loss` is the sum of the losses."""
-        means = _named(self.names, self.recent, self.counts[0], world)
-        self.recent, self.counts[0] = None, 0
-        return means
-
-    def take_total(self, world: World) -> dict[str, float]:
-        """Means of the whole pass; begins a new one."""
-        means = _named(self.names, self.total, self.counts[1], world)
-        self.names, self.recent, self.total, self.counts = [], None, None, [0, 0]
-        return means
-
-    def state_dict(self, world: World) -> dict[str, Any]:
-        """The sums over all processes."""
-        sums = {
-            k: None if v is None else world.sum(v).cpu() for k, v in (("recent", self.recent), ("total", self.total))
-        }
-        return {"names": self.names, "counts": list(self.counts), **sums}
-
-    def load_state_dict(self, saved: dict[str, Any], device: torch.device, world: World) -> None:
-        """Restore the sums. Rank 0 takes them all, for the sums of the processes are added later."""
-        self.names, self.counts = saved["names"], list(saved["counts"])
-        for k in ("recent", "total"):
-            value = saved[k]
-            if value is not None:
-                value = value.to(device) if world.is_main else torch.zeros_like(value, device=device)
-            setattr(self, k, value)
-
-
-def _named(names: Sequence[str], sums: Tensor | None, steps: int, world: World) -> dict[str, float]:
-    """Means over steps and processes, by name; `loss` is the sum of the losses."""
-    if sums is None:
-        raise ValueError("there is no step to take the mean of")
-    means = dict(zip(names, (world.sum(sums) / steps).tolist()))
-    return {"loss": sum(v for name, v in means.items() if name != "grad_norm"), **means}
+from util.weights import load_weights
 
 
 @dataclass
@@ -227,29 +176,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], pat
             # Fused kernels walk through memory: the moments must lie as the parameter does.
             if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Every generator's state, as plain data."""
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state = {
-        "cpu": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-    }
-    return {**state, "cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` returned. Generators that the state does not mention stay as they are."""
-    torch.set_rng_state(state["cpu"])
-    if "python" in state:
-        version, numbers, gauss = state["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        kind, keys, position, has_gauss, cached = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    if device.type == "cuda" and isinstance(state.get("cuda"), Tensor):
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def ended(state: TrainingState, config: TrainConfig, epochs: int) -> str:

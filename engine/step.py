@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from engine.nonfinite import Culprit, dump_and_raise
-from engine.state import TrainingState, random_state
+from engine.random_state import random_state
+from engine.state import TrainingState
 from models.criterion import total_loss
 from util.devices import autocast
 from util.distributed import ALONE, World

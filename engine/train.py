@@ -28,7 +28,8 @@ def train(config: Config, world: World) -> int:
         if training is None:
             return 0
         begun, state, run, scores = time.perf_counter(), training.step.state, training.run, None
-        with closing(training.loader):
+        # Whatever happens, a checkpoint that was begun is finished, or said to have failed.
+        with closing(training.loader), run.writer.finished():
             try:
                 while not ended(state, run.config.train, training.epochs):
                     scores = run_epoch(training, stop)
@@ -39,8 +40,6 @@ def train(config: Config, world: World) -> int:
                 world.barrier()  # whoever ends first has the others ended, and rank 0 is writing
                 print(f"stopped after step {state.global_step}; go on with --train.resume {run.folder}", flush=True)
                 return STOPPED
-            finally:
-                run.wait()  # whatever happened, a checkpoint that was begun is finished, or said to have failed
         minutes = (time.perf_counter() - begun) / 60
         if state.epoch < training.epochs:
             print(f"\n{ended(state, run.config.train, training.epochs)}")

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor
 
-from util.checkpoint import load_plain
 from util.errors import UserError
+from util.tensor_file import load_plain
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from util.checkpoint import load_plain, state_dict_in
 from util.errors import UserError
+from util.tensor_file import load_plain, state_dict_in
 
 
 def load_backbone_weights(body: nn.Module, path: str) -> None:

@@ -6,7 +6,8 @@ Nothing here imports torch, so that a command can refuse such numbers at once.
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from util.config import Config, LossConfig, ModelConfig, ProfileConfig, TrainConfig, VisualizeConfig
+from util.command_config import ProfileConfig, VisualizeConfig
+from util.config import Config, LossConfig, ModelConfig, TrainConfig
 from util.errors import UserError
 
 PARTS = ("backbone", "neck", "position", "encoder", "decoder", "queries", "heads")  # of a detector, by name

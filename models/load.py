@@ -6,9 +6,11 @@ from typing import Any
 from models.convert import from_foreign, from_transformers
 from models.detector import DeformableDETR
 from models.from_config import build_model
-from util.checkpoint import RawCheckpoint, image_sizes, load_weights, read_checkpoint
-from util.config import ModelConfig, from_dict
+from util.checkpoint import RawCheckpoint, image_sizes, read_checkpoint
+from util.config import ModelConfig
 from util.errors import UserError
+from util.options import from_dict
+from util.weights import load_weights
 
 
 @dataclass

@@ -16,16 +16,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
-from engine.state import set_random_state
+from engine.random_state import set_random_state
 from models.from_config import as_trained, build_criterion, build_model
-from util.checkpoint import load_weights, read_checkpoint
-from util.config import LossConfig, ModelConfig, from_dict
+from util.checkpoint import read_checkpoint
+from util.config import LossConfig, ModelConfig
 from util.console import exit_quietly
 from util.devices import AUTOCAST, autocast, pick_device
 from util.errors import NonFinite, UserError
 from util.objects import Objects
+from util.options import from_dict
+from util.weights import load_weights
 
 
 def watch(model: torch.nn.Module) -> list[str]:

@@ -53,7 +53,7 @@ fi
 rm -f "$wanted.new"
 
 # A GPU without a CUDA compiler: the one of Python's packages, of torch's own CUDA version, needs no toolkit.
-read -r -a nvcc <<< "$(.venv/bin/python -c 'from ops.build import missing_packages; print(*missing_packages())')"
+read -r -a nvcc <<< "$(.venv/bin/python -c 'from ops.compilers import missing_packages; print(*missing_packages())')"
 if [[ ${#nvcc[@]} -gt 0 ]]; then
   echo "installing the CUDA compiler: ${nvcc[*]}"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check "${nvcc[@]}" || true

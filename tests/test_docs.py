@@ -27,7 +27,8 @@ from datasets.shapes import generate
 from main import main
 from models.limits import check_own_model
 from tests.datasets.formats import write_other_formats
-from util import cli, config
+from util import cli, command_config, config
+from util.options import field_types
 from util.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -414,8 +415,9 @@ def test_files_and_options_that_are_named_are_there(page):
     text = page.read_text()
     for file in re.findall(rf"(?<![\w./-])(?:main|(?:{'|'.join(OURS)})/[\w/]+)\.(?:py|sh|yaml|md)\b", text):
         assert (ROOT / file).is_file() or Path(file).stem == "NAME", file  # which stands for the reader's own
-    kinds = [kind for kind in vars(config).values() if is_dataclass(kind) and kind.__name__.endswith("Config")]
-    known = {option for kind in kinds for option in cli.field_types(kind)} | {"config", "help", "install"}
+    classes = (vars(config) | vars(command_config)).values()
+    kinds = [kind for kind in classes if is_dataclass(kind) and kind.__name__.endswith("Config")]
+    known = {option for kind in kinds for option in field_types(kind)} | {"config", "help", "install"}
     scripts = "".join(file.read_text() for part in ("ops", "scripts") for file in (ROOT / part).rglob("*.py"))
     for option in re.findall(r"--(\w[\w.-]*\w)", prose(page)):
         assert option.replace("-", "_") in known or f'"--{option}"' in scripts, option

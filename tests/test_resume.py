@@ -19,7 +19,8 @@ from datasets.image_folder import Pictures
 from main import main
 from tests.processes import Launched
 from tests.test_main import small_place
-from util.checkpoint import kept_checkpoints, read_newest
+from util.checkpoint import read_newest
+from util.checkpoint_write import kept_checkpoints
 from util.signals import STOPPED
 
 SETTINGS = {
@@ -105,7 +106,7 @@ def test_kill_9_at_random_moments_five_times(place, whole, tmp_path):
 
 def die_while_saving(moment: str, count: int, rank: int) -> None:
     """Kill this process in the middle of its `count`th checkpoint."""
-    import util.checkpoint
+    import util.checkpoint_write
 
     seen = 0
 
@@ -128,7 +129,7 @@ def die_while_saving(moment: str, count: int, rank: int) -> None:
                 die()
             save(content, file)
 
-        util.checkpoint.torch.save = half
+        util.checkpoint_write.torch.save = half
     else:
         replace, before = Path.replace, moment.endswith("not renamed")
         of = "last.pth" if moment == "moved aside" else "newest.pth.tmp"

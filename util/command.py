@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from util import cli
+from util.arguments import peek
 from util.errors import UserError
 from util.ranges import check_ranges
 
@@ -42,8 +43,8 @@ class Command:
             UserError: an option, file or checkpoint that cannot be used.
         """
         base = {}
-        if self.described_by and (path := cli.peek(argv, self.described_by)):
-            from util.checkpoint import described_options
+        if self.described_by and (path := peek(argv, self.described_by)):
+            from util.described import described_options
 
             base = described_options(path, self.described_by, argv, self.by_pattern)
         example = f"example: python main.py {name} {self.example}"

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 
 from util.devices import has_bf16_units
-from util.profiling import quiet_profiler
+from util.measuring import quiet_profiler
 from util.tables import table
 
 ELEMENTWISE = "activations and elementwise"

@@ -1,11 +1,14 @@
 """Writing while the program goes on: what is written is copied first, and a single thread writes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from util.remarks import say_once
 
 
 class WriteBehind:
@@ -33,6 +36,25 @@ class WriteBehind:
         """Raise the error of a call that has ended; wait for none."""
         if self._pending is not None and self._pending.done():
             self.wait()
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """Let the call that runs at the end of a block end too, whatever ends the block.
+
+        An error of the block stays the one that is raised: if the call fails as well, that is told on stderr, and
+        chained to it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self.wait()
+            except Exception as failure:
+                say_once(str(failure))
+                failure.__cause__ = error.__cause__ or error.__context__  # what the error came from stays to be seen
+                raise error from failure
+            raise
+        self.wait()
 
 
 def host_copy(content: Any) -> Any:

@@ -1,7 +1,5 @@
 """The report of errors: one HTML file that needs no other files, and can be read without scripts."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +11,7 @@ from analysis.errors.confusion import most_confused
 from analysis.errors.diagnosis import Diagnosis
 from analysis.errors.error_pictures import COLOURS
 from analysis.errors.figures import confusion_figure, precision_recall_figure, threshold_figure
+from analysis.errors.html_pieces import bar, chip, class_name, data_url, figure, hex_colour, matrix_cell, section
 from analysis.errors.tide import CORRECT, IGNORED, TYPES
 
 _TABLE = 16  # with up to so many classes the confusion matrix is a table with every count, with more a heat map
@@ -71,10 +70,10 @@ def html_report(
 
 def _tiles(diagnosis: Diagnosis) -> str:
     tiles = "".join(
-        f'<div class="tile"><span>{escape(name.replace("_", " "))}</span><strong>{_figure(value)}</strong></div>'
+        f'<div class="tile"><span>{escape(name.replace("_", " "))}</span><strong>{figure(value)}</strong></div>'
         for name, value in diagnosis.scores.figures.items()
     )
-    return _section(
+    return section(
         "Scores",
         "The COCO figures. AP is the mean over IoU 0.5 to 0.95, AP50 and AP75 are at one IoU; AR is the recall "
         "with so many detections an image. Small objects have less than 32² pixels, large ones more than 96².",
@@ -92,13 +91,13 @@ def _errors(diagnosis: Diagnosis) -> str:
         "all false negatives": "all objects that were not found",
     }
     body = "".join(
-        f'<tr{" class=sum" if name not in TYPES else ""}><th scope="row">{_chip(name)}{escape(name)}</th>'
+        f'<tr{" class=sum" if name not in TYPES else ""}><th scope="row">{chip(name)}{escape(name)}</th>'
         f'<td class="text">{escape(meanings[name])}</td><td>{count:,}</td>'
-        f'<td class="bar">{_bar(gain, largest, _hex(COLOURS.get(name, (97, 110, 124))))}</td></tr>'
+        f'<td class="bar">{bar(gain, largest, hex_colour(COLOURS.get(name, (97, 110, 124))))}</td></tr>'
         for name, count, gain in rows
     )
     base = "There are no objects, so there is no AP to lose." if found.ap50 is None else f"AP50 is {found.ap50:.3f}."
-    return _section(
+    return section(
         "What costs AP",
         f"{base} Each bar is the gain if only errors of this type were corrected (TIDE, Bolya et al. 2020). "
         "All detections count, also those with very low scores: many errors cost little if their scores are low. "
@@ -118,7 +117,7 @@ def _classes(diagnosis: Diagnosis) -> str:
         figures, curve = diagnosis.scores.per_class[name], diagnosis.curves[k]
         best = curve.best if curve else None
         point = [None] * 4 if best is None else [best.f1, best.threshold, best.precision, best.recall]
-        cells = [_figure(figures[f]) for f in ("AP", "AP50", "AP75")] + [_figure(v) for v in point]
+        cells = [figure(figures[f]) for f in ("AP", "AP50", "AP75")] + [figure(v) for v in point]
         row = "".join(f"<td>{c}</td>" for c in [f"{figures['objects']:,}", *cells])
         row += "".join(f"<td>{n:,}</td>" if n else '<td class="zero">0</td>' for n in errors)
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
@@ -132,7 +131,7 @@ def _classes(diagnosis: Diagnosis) -> str:
         if overall
         else ""
     )
-    return _section(
+    return section(
         "By class",
         "“At score” is the score threshold with the best F1 at IoU 0.5; precision and recall are at this threshold. "
         "The last columns count errors: wrong detections by the detection's class, missed objects by the object's. "
@@ -144,13 +143,13 @@ def _classes(diagnosis: Diagnosis) -> str:
 
 def _curves(diagnosis: Diagnosis) -> str:
     if diagnosis.overall is None:
-        return _section("Curves", "There are no objects, so there is nothing to draw.", "")
-    return _section(
+        return section("Curves", "There are no objects, so there is nothing to draw.", "")
+    return section(
         "Precision and recall",
         "The mean height of a curve is the AP of its class. A curve that ends early has objects that are never found; "
         "one that falls early has confident mistakes.",
         f'<div class="figure">{precision_recall_figure(diagnosis.precision, diagnosis.names)}</div>',
-    ) + _section(
+    ) + section(
         "Choosing a score threshold",
         "Precision, recall and F1 at IoU 0.5 if only detections from this score on are kept. A dotted line marks the "
         "best F1.",
@@ -174,11 +173,12 @@ def _confusion(diagnosis: Diagnosis) -> str:
     )
     if len(present) - 1 <= _TABLE:
         about += " Shades are shares of a row."
-        head = "".join(f'<th scope="col">{_name(label, k, last)}</th>' for label, k in zip(labels, present))
+        head = "".join(f'<th scope="col">{class_name(label, k, last)}</th>' for label, k in zip(labels, present))
         body = "".join(
-            f'<tr><th scope="row">{_name(label, k, last)}</th>'
+            f'<tr><th scope="row">{class_name(label, k, last)}</th>'
             + "".join(
-                _cell(int(part[i, j]), float(shares[i, j]), i == j, i == j == len(part) - 1) for j in range(len(part))
+                matrix_cell(int(part[i, j]), float(shares[i, j]), i == j, i == j == len(part) - 1)
+                for j in range(len(part))
             )
             + "</tr>"
             for i, (label, k) in enumerate(zip(labels, present))
@@ -200,23 +200,23 @@ def _confusion(diagnosis: Diagnosis) -> str:
             '<th class="text">taken for</th>'
             f"<th>times</th><th>of its objects</th></tr></thead><tbody>{body}</tbody></table></div>"
         )
-    return _section("What is taken for what", about, shown)
+    return section("What is taken for what", about, shown)
 
 
 def _sizes(diagnosis: Diagnosis) -> str:
     figures = diagnosis.scores.figures
     sizes = "".join(
-        f'<tr><th scope="row">{size}</th><td class="bar">{_bar(figures[f"AP_{size}"], 1, "#0072b2")}</td>'
-        f'<td class="bar">{_bar(figures[f"AR_{size}"], 1, "#56b4e9")}</td></tr>'
+        f'<tr><th scope="row">{size}</th><td class="bar">{bar(figures[f"AP_{size}"], 1, "#0072b2")}</td>'
+        f'<td class="bar">{bar(figures[f"AR_{size}"], 1, "#56b4e9")}</td></tr>'
         for size in ("small", "medium", "large")
     )
     counts = "".join(
         f'<tr><th scope="row">{b.name}</th><td>{b.images:,}</td><td>{b.objects:,}</td>'
-        f'<td class="bar">{_bar(b.figures["AP"], 1, "#0072b2")}</td><td>{_figure(b.figures["AP50"])}</td>'
+        f'<td class="bar">{bar(b.figures["AP"], 1, "#0072b2")}</td><td>{figure(b.figures["AP50"])}</td>'
         f"<td>{b.spurious:.2f}</td></tr>"
         for b in diagnosis.bins
     )
-    return _section(
+    return section(
         "By size and by number of objects",
         "Images with a similar number of objects are scored together; AP of few images is noisy. “Spurious” is the "
         f"average number of wrong detections in an image, with a score from {diagnosis.threshold:g} on.",
@@ -235,58 +235,18 @@ def _worst(diagnosis: Diagnosis, pictures: Sequence[Image.Image | None], note: s
         "The ground truth is on the left, the detections are on the right."
     )
     if not diagnosis.worst:
-        return _section("Worst images", "No image has an overlooked object or a confident mistake.", "")
+        return section("Worst images", "No image has an overlooked object or a confident mistake.", "")
     kinds = [CORRECT, *TYPES, IGNORED]
     names = {"missed": "missed object", IGNORED: "on a crowd, ignored"}
-    legend = "".join(f"<li>{_chip(kind)}{escape(names.get(kind, kind))}</li>" for kind in kinds)
+    legend = "".join(f"<li>{chip(kind)}{escape(names.get(kind, kind))}</li>" for kind in kinds)
     shown = f'<ul class="legend">{legend}</ul>' if any(pictures) else ""
     if note:
         shown += f'<p class="note">{escape(note)}</p>'
     for number, (rank, picture) in enumerate(zip(diagnosis.worst, pictures), 1):
         name = diagnosis.scenes[rank.index].image.file_name
-        image = f'<img alt="ground truth and detections" src="{_data_url(picture)}">' if picture else ""
+        image = f'<img alt="ground truth and detections" src="{data_url(picture)}">' if picture else ""
         shown += (
             f"<figure>{image}<figcaption><b>{number}. {escape(name)}</b> penalty {rank.penalty:.2f}: "
             f"{rank.unfound} not found, {rank.wrong} wrong</figcaption></figure>"
         )
-    return _section("Worst images", about, shown)
-
-
-def _section(title: str, about: str, content: str) -> str:
-    return f"<section>\n<h2>{title}</h2>\n<p>{about}</p>\n{content}\n</section>\n"
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None or value == -1 else f"{value:.3f}"
-
-
-def _bar(value: float | None, largest: float, colour: str) -> str:
-    width = 0 if value is None or value < 0 else 100 * value / largest
-    return f'<div><i style="width:{width:.1f}%;background:{colour}"></i></div><span>{_figure(value)}</span>'
-
-
-def _chip(kind: str) -> str:
-    return f'<i class="chip" style="background:{_hex(COLOURS[kind])}"></i>' if kind in COLOURS else ""
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def _name(label: str, k: int, last: int) -> str:
-    return "<em>background</em>" if k == last else escape(label)
-
-
-def _cell(count: int, share: float, diagonal: bool, corner: bool) -> str:
-    if corner:
-        return "<td></td>"
-    red, green, blue = (0, 114, 178) if diagonal else (213, 94, 0)
-    dark = "color:#fff;" if share > 0.6 else ""
-    shade = f"background:rgba({red},{green},{blue},{share:.2f})"
-    return f'<td style="{dark}{shade}" title="{share:.1%}">{count:,}</td>'
-
-
-def _data_url(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return section("Worst images", about, shown)

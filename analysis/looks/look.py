@@ -23,10 +23,10 @@ from analysis.looks.saliency import cells_of, detection_errors, saliency_region
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, describe_query, encoder_picture, heads_picture
 from analysis.looks.selection import ChosenQuery, choose_layers, choose_pixel, choose_queries, layer_scores, tokens_at
-from engine.predict import Predictor
+from engine.predictor import Predictor
 from models.deform_backbone import stage_convolutions
 from models.detector import DeformableDETR
-from util.config import VisualizeConfig
+from util.command_config import VisualizeConfig
 from util.errors import UserError
 from util.fonts import drawable, legend_of
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from analysis.looks.explorer.explore import short_name
 from analysis.looks.look import Look
 from datasets.pictures import read_each
-from engine.predict import Predictor, load_predictor, untrained_predictor
-from util.config import VisualizeConfig
+from engine.predict import load_predictor, untrained_predictor
+from engine.predictor import Predictor
+from util.command_config import VisualizeConfig
 from util.files import make_folder, unused_name
 
 

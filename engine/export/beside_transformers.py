@@ -18,7 +18,7 @@ from datasets.shapes import draw_scene
 from engine.export.compare import MOST
 from engine.export.source import Source
 from engine.predict import make_predictor
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 from util.errors import UserError
 
 TOLERANCE = 1e-4  # of logits, and of boxes in [0, 1]

@@ -8,7 +8,7 @@ from engine.export.source import Source, read_source
 from engine.export.torch_format import export_torch
 from engine.export.transformers_format import export_transformers
 from util.command import required
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 from util.files import make_folder
 
 # Each writes into the folder, compares what it has written with the detector, and returns what there is to say.

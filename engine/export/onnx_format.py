@@ -12,7 +12,7 @@ from engine.export.program_file import Size, checked, sizes_text, write_files
 from engine.export.refuse import check_onnx_can_say, exporter_errors
 from engine.export.source import Source
 from engine.exported import onnx_runner
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 from util.errors import UserError
 from util.exported import INSTALL
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.export.compare import compare, sample_batches
 from engine.export.graph import ImagesToDetections
 from engine.export.source import Source
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 from util.exported import Exported
 from util.profiling import image_size
 

@@ -6,8 +6,10 @@ from datasets.categories import Category
 from engine.predict import categories_of, named
 from models.detector import DeformableDETR
 from models.load import load_detector
-from util.config import EvalDataConfig, ExportConfig, ModelConfig, from_dict
+from util.command_config import ExportConfig
+from util.config import EvalDataConfig, ModelConfig
 from util.exported import Exported
+from util.options import from_dict
 
 
 @dataclass

@@ -12,7 +12,7 @@ from engine.export.program_file import Size, checked, sizes_text, write_files
 from engine.export.refuse import exporter_errors
 from engine.export.source import Source
 from engine.exported import torch_runner
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 
 
 def export_torch(source: Source, options: ExportConfig, output: Path) -> str:

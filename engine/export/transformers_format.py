@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from engine.export.source import Source
 from models.convert.to_huggingface import Folder, to_transformers
 from models.load import load_detector
-from util.config import ExportConfig
+from util.command_config import ExportConfig
 from util.errors import UserError
 
 

@@ -16,7 +16,8 @@ from engine.plan.figures import Figure
 from engine.plan.request import PlanRequest
 from engine.predict import load_model
 from models.from_config import build_model
-from util.config import DataConfig, ProfileConfig
+from util.command_config import ProfileConfig
+from util.config import DataConfig
 
 WIDTH, HEIGHT, OBJECTS = 640, 480, 7  # objects as in COCO, where an image has 7.3
 PICTURES, BATCH, EPOCHS = 8, 8, 6  # read once to warm up, then so many times

@@ -33,8 +33,8 @@ from scripts.bench.crowds import make_batch
 from scripts.bench.timing import machine, machine_line, markdown_table
 from util.config import LossConfig
 from util.console import exit_quietly
+from util.measuring import measure_peak
 from util.objects import Objects
-from util.profiling import measure_peak
 
 PROG = "bench/criterion.py"
 CPU = torch.device("cpu")

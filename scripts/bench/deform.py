@@ -31,7 +31,7 @@ from scripts.bench.timing import DisagreementError, figure
 from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
-from util.profiling import MIB, measure_peak
+from util.measuring import MIB, measure_peak
 
 PROG = "bench/deform.py"
 # B, C, H, W, groups: stages 3 to 5 of a ResNet-50 at 800x1066, and stage 4 of a ResNeXt-101 64x4d.

@@ -28,7 +28,8 @@ from engine.exported import onnx_runner, torch_runner
 from models.from_config import build_model
 from scripts.bench import timing
 from util import cli
-from util.config import Config, EvalDataConfig, ExportConfig
+from util.command_config import ExportConfig
+from util.config import Config, EvalDataConfig
 from util.console import exit_quietly
 
 CLASSES = 3

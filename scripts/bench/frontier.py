@@ -26,10 +26,11 @@ from scripts.bench import timing
 from scripts.bench.learning_report import read_records, spread
 from scripts.bench.torchvision_models import MAPS, TorchvisionDetector
 from util import cli
-from util.config import Config, from_dict
+from util.config import Config
 from util.console import exit_quietly
 from util.errors import UserError
 from util.fonts import save_figure
+from util.options import from_dict
 
 PROG = "bench/frontier.py"
 CLASSES = 3

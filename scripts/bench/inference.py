@@ -28,7 +28,7 @@ from models.folded_norms import fold_for_inference
 from scripts.bench import timing
 from scripts.bench.model import VARIANTS, our_detector, their_detector
 from util.console import exit_quietly
-from util.profiling import MIB, measure_peak
+from util.measuring import MIB, measure_peak
 
 APART, EACH, ONCE, THEIRS = "norms apart", "folded in each pass", "folded once", "transformers"
 HEADER = ["", "seconds", "of norms apart", "processor's", "of norms apart", "peak MiB", "largest deviation of logits"]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from main import COMMANDS
-from util import cli
+from util.arguments import peek
 from util.console import exit_quietly
 from util.errors import UserError
 
@@ -93,7 +93,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, "Config", bool]:
         parser.error("--steps, --every, --log-every and --subset must be at least 1")
     try:
         config = COMMANDS["train"].parse("train", ["--config", args.config, *args.overrides])
-        keep = cli.peek(args.overrides, "train.output") is not None
+        keep = peek(args.overrides, "train.output") is not None
         if config.train.resume or config.train.fast_dev_run:
             raise UserError("a run is recorded from its first step to its last; leave out train.resume, fast_dev_run")
     except UserError as error:

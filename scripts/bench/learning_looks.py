@@ -10,9 +10,10 @@ from torchvision.ops import box_convert, box_iou
 
 from analysis.errors.diagnosis import diagnose
 from datasets.annotations import Annotations, Id
+from datasets.batch import Batch, collate
 from datasets.dataset import CocoDetection
 from datasets.evaluation import Scores
-from datasets.loader import Batch, SampleLoader, collate
+from datasets.loader import SampleLoader
 from datasets.transforms import eval_transform
 from engine.evaluate import run_evaluation
 from models.detector import DeformableDETR

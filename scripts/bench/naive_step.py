@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from engine.state import TrainingState
 from models.class_losses import FocalLoss
 from models.detector import DeformableDETR

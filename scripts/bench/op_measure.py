@@ -14,7 +14,7 @@ from scripts.bench.op_agreement import check, truth
 from scripts.bench.op_contenders import Contender, label, make_contender
 from scripts.bench.op_inputs import make_inputs
 from scripts.bench.timing import progress, within_memory
-from util.profiling import require_memory
+from util.measuring import require_memory
 
 OUT_OF_MEMORY = "out of memory"
 

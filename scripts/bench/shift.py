@@ -28,7 +28,7 @@ from scripts.bench.timing import DisagreementError, figure
 from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
-from util.profiling import MIB, measure_peak
+from util.measuring import MIB, measure_peak
 
 PROG = "bench/shift.py"
 SHAPES = [(8, 64, 56, 56), (2, 256, 100, 152)]

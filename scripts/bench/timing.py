@@ -23,7 +23,7 @@ import torch
 
 from ops.functional import BACKEND_VARIABLE
 from util.environment import variable
-from util.profiling import is_out_of_memory
+from util.measuring import is_out_of_memory
 
 BURST = 0.01  # about how many seconds one burst of calls takes
 BUDGET = 1.5  # about how many seconds all turns of a call take

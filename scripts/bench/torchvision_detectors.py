@@ -34,12 +34,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch, TrainLoader
+from datasets.loader import TrainLoader
 from datasets.matching import match_categories
 from engine.evaluate import run_evaluation
 from engine.optim import lr_factor, set_lr
-from engine.set_up import make_loaders, read_data
+from engine.training_data import make_loaders, read_data
 from main import COMMANDS
 from models.from_config import build_backbone
 from scripts.bench import timing

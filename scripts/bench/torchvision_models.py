@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, box_convert
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from models.backbone import Backbone
 from models.postprocess import Detections
 

@@ -30,8 +30,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.from_config import build_model
 from ops import selected_backend
 from scripts.bench import timing
@@ -44,7 +44,7 @@ from util.console import exit_quietly
 from util.devices import pick_device
 from util.distributed import ALONE
 from util.errors import UserError
-from util.profiling import MIB, measure_peak
+from util.measuring import MIB, measure_peak
 from util.syncs import count_syncs
 
 PROG = "bench/train.py"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from timm.utils import ModelEmaV3
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from engine.optim import adamw
 from engine.state import TrainingState
 from engine.step import TrainStep

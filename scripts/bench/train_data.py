@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datasets.batch import Batch, collate
 from datasets.dataset import CocoDetection
-from datasets.loader import Batch, collate, train_loader
+from datasets.loader import train_loader
 from datasets.splits import build_dataset
 from datasets.transforms import eval_transform
 from scripts.bench.timing import seconds

@@ -26,8 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from ablation.grid import Variant, cells_of, variants_of
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.from_config import build_model
 from ops import selected_backend
 from scripts.bench import timing
@@ -39,7 +39,7 @@ from util.config import Config
 from util.console import exit_quietly
 from util.devices import pick_device
 from util.errors import UserError
-from util.profiling import MIB
+from util.measuring import MIB
 
 PROG = "bench/variants.py"
 PRESETS = Path(__file__).parents[2] / "configs"

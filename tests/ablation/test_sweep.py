@@ -15,7 +15,9 @@ from models.limits import check_model
 from tests.processes import Forked
 from tests.test_main import ROOT, SMALL
 from util import cli
-from util.config import AblateConfig, Config, from_dict
+from util.command_config import AblateConfig
+from util.config import Config
+from util.options import from_dict
 
 
 @pytest.fixture(scope="module")

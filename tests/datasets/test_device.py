@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
+from datasets.batch import Batch, pad_images
 from datasets.device import ToDevice
-from datasets.loader import Batch, pad_images
 from util.objects import Objects
 
 CPU = torch.device("cpu")

@@ -2,15 +2,13 @@ import copy
 import json
 import math
 import random
-from pathlib import Path
 
 import pytest
 
 from datasets.defects import check_dataset, check_splits
-from datasets.fix import copies_of, mend, new_numbers
+from datasets.fix import mend
 from tests.datasets.helpers import annotation, write_coco, write_json
 from util.config import DataPaths
-from util.errors import UserError
 
 SIZES = {1: (40, 30), 2: (30, 40)}
 GOOD = annotation(1, 1, 1, [2, 2, 10, 10], area=100, iscrowd=0)
@@ -112,11 +110,6 @@ def test_ids_that_are_text_become_numbers_everywhere():
     assert [(a["image_id"], a["category_id"]) for a in mended["annotations"]] == [(8, 1), (9, 1), (7, 1), (7, 1)]
 
 
-def test_numbers_for_text():
-    assert new_numbers([3, 7.0, "5", "5.0", "7", "x"]) == {3: 3, 7.0: 7.0, "5": 5, "5.0": 8, "7": 9, "x": 10}
-    assert new_numbers([]) == {}
-
-
 def test_images_and_classes_are_mended():
     images = [
         {"id": 1, "file_name": "1.png", "width": "40", "height": "30", "license": 3},
@@ -140,6 +133,40 @@ def test_images_and_classes_are_mended():
         *("image size changed", "image size changed", "doubled image entry removed", "malformed image entry removed"),
         *("image size changed", "image_id changed"),
     ]
+
+
+def test_the_lists_of_an_image_that_is_listed_twice_are_merged_as_its_boxes_are():
+    """LVIS's lists of classes: a class that one entry names was looked for in the picture, whatever the other says."""
+
+    def image(number: int, negative: object, partly: object, file: str = "1.png") -> dict:
+        return {"id": number, "file_name": file, "neg_category_ids": negative, "not_exhaustive_category_ids": partly}
+
+    images = [
+        image(1, [5, "6"], []),
+        image(2, [4], [3], "2.png"),
+        image(3, [6, 7, 7], [4, "05"]),  # the class 6 is there as text: it is the same
+        image(4, [7, 8], None),
+        image(5, None, "none", "5.png"),
+        image(6, [3], [4], "5.png"),
+        image(7, [1], [1], "5.png") | {"neg_category_ids": 9},
+    ]
+    classes = [{"id": number, "name": str(number)} for number in range(1, 9)]
+    before = content(images=images, categories=classes)
+    untouched = copy.deepcopy(before)
+    mended, changes = mend(before, {})
+    assert mended["images"] == [
+        image(1, [5, 6, 7, 8], [4, 5]),
+        image(2, [4], [3], "2.png"),
+        image(5, [3], "none", "5.png"),
+    ]
+    assert before == untouched
+    assert [(change.kind, change.file) for change in changes if "merged" in change.kind] == [
+        *(("neg_category_ids merged", "1.png"), ("not_exhaustive_category_ids merged", "1.png")),
+        *(("neg_category_ids merged", "1.png"), ("neg_category_ids merged", "5.png")),
+    ]
+    assert "image 1.png: it is now [4, 5]" in map(str, changes)
+    again, more = mend(mended, {})
+    assert (again, more) == (mended, [])
 
 
 def test_what_needs_a_person_stays():
@@ -213,37 +240,6 @@ def test_an_image_of_unknown_size_is_measured_to_clip(tmp_path):
     report = check_dataset(images, write_json(file, stated), mended=tmp_path / "out.json")
     assert report.left == []
     assert json.loads((tmp_path / "out.json").read_text())["annotations"][0]["bbox"] == [25, 3, 5, 9]
-
-
-@pytest.mark.parametrize(
-    ("splits", "fix", "output", "said"),
-    [
-        (("train", "val"), "out.json", None, "is one file, but there are two splits"),
-        (("val",), "val.json", None, "would overwrite the annotation file"),
-        (("val",), "sub/../val.json", None, "would overwrite the annotation file"),
-        (("val",), "linked.json", None, "would overwrite the annotation file"),
-        (("val", "train"), ".", None, "would overwrite the annotation file"),
-        (("val",), "out.json", "out.json", "name the same file"),
-        (("val",), None, "val.json", "--output .* would overwrite the annotation file"),
-        (("val",), "folder.json", None, "is a folder"),
-    ],
-)
-def test_the_source_is_never_overwritten(tmp_path, monkeypatch, splits, fix, output, said):
-    monkeypatch.chdir(tmp_path)
-    for split in splits:
-        Path(f"{split}.json").write_text("{}")
-    Path("linked.json").hardlink_to("val.json") if "val" in splits else None
-    Path("folder.json").mkdir()
-    Path("sub").mkdir()
-    with pytest.raises(UserError, match=said):
-        copies_of({split: Path(f"{split}.json") for split in splits}, fix, output)
-
-
-def test_where_the_copies_go():
-    sources = {"train": Path("t/a.json"), "val": Path("v/a.json")}
-    assert copies_of(sources, "out") == {"train": Path("out/train.json"), "val": Path("out/val.json")}
-    assert copies_of({"val": Path("v/a.json")}, "o.json", "report.json") == {"val": Path("o.json")}
-    assert copies_of(sources, None, "report.json") == {}
 
 
 def test_both_splits_are_mended_into_a_folder(tmp_path):

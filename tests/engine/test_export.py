@@ -24,10 +24,11 @@ from main import main
 from models.from_config import build_model
 from models.nms import distinct_first
 from ops import DeformConv2d
-from util.checkpoint import save_checkpoint
-from util.config import Config, TTAConfig, from_dict
+from util.checkpoint_write import save_checkpoint
+from util.config import Config, TTAConfig
 from util.errors import UserError
 from util.exported import Exported, read_exported
+from util.options import from_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 onnxruntime = pytest.importorskip("onnxruntime")

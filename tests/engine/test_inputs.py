@@ -14,7 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from engine import inputs, predict
-from engine.predict import Predictor, load_model, load_predictor
+from engine.predict import load_model, load_predictor
+from engine.predictor import Predictor
 from models.postprocess import Detections
 from util.config import TTAConfig
 from util.devices import pick_device

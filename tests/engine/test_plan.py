@@ -15,7 +15,8 @@ from engine.plan.report import report
 from engine.plan.request import read_request
 from main import main
 from models.from_config import build_model
-from util.config import ModelConfig, ProfileConfig
+from util.command_config import ProfileConfig
+from util.config import ModelConfig
 from util.errors import UserError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.predict import Predictor
 from engine.predict_video import predict_videos
+from engine.predictor import Predictor
 from models.postprocess import Detections
 from util.errors import UserError
 from util.video import VideoWriter

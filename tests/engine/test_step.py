@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from engine.state import TrainingState
 from engine.step import TrainStep
 from engine.train import train_one_epoch

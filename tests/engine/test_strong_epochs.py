@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datasets.shapes import generate
-from engine.set_up import read_data
+from engine.training_data import read_data
 from main import main
 from tests.test_main import SMALL
 from util.config import Config, DataConfig, TrainConfig

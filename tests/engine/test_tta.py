@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from datasets.transforms import eval_transform, to_image
 from engine.merge import merge_views
-from engine.predict import Predictor, load_model, load_predictor, make_predictor
+from engine.predict import load_model, load_predictor, make_predictor
+from engine.predictor import Predictor
 from engine.tta import MultiView, View, sizes_of, views_of
 from main import main
 from models.postprocess import postprocess

@@ -16,10 +16,11 @@ from models.matcher import HungarianMatcher, every_layer
 from models.predictions import Assignment, PredictionGroup, Predictions
 from tests.models.helpers import random_objects
 from tests.models.outputs import decoder, predictions
-from util.config import LossConfig, ModelConfig, from_dict
+from util.config import LossConfig, ModelConfig
 from util.errors import UserError
+from util.measuring import measure_peak
 from util.objects import Objects
-from util.profiling import measure_peak
+from util.options import from_dict
 from util.syncs import count_syncs
 
 DEVICE = torch.device("cpu")

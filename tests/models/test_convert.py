@@ -10,7 +10,8 @@ from models.backbone_weights import load_backbone_weights
 from models.from_config import build_model
 from models.load import load_detector
 from tests.models.helpers import padded_batch, scramble, small_config, small_model
-from util.checkpoint import FORMAT, read_checkpoint
+from util.checkpoint import read_checkpoint
+from util.checkpoint_write import FORMAT
 from util.config import BackboneConfig, ModelConfig
 from util.errors import UserError
 

@@ -13,8 +13,8 @@ from models.limits import check_model
 from ops import DeformConv2d, ModulatedDeformConv2d
 from tests.models.helpers import small_config, small_model
 from util.config import BackboneConfig, ModelConfig
+from util.counting import count_flops
 from util.errors import UserError
-from util.profiling import count_flops
 
 
 def backbone(name="resnet26", seed=0, **options) -> Backbone:

@@ -15,8 +15,8 @@ from models.hybrid_encoder import CrossScaleFusion, IntraScaleLayer, hybrid_enco
 from models.reduce import reduce_model
 from tests.models.helpers import padded_batch, random_objects, scramble, small_model
 from util.config import BackboneConfig, LossConfig
+from util.counting import count_flops, parameters_by_part
 from util.errors import UserError
-from util.profiling import count_flops, parameters_by_part
 
 SHAPES = [(7, 9), (4, 5), (2, 3)]  # each half of the one before, rounded up
 E, HEADS, GROUPS = 16, 4, 4

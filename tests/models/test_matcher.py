@@ -16,8 +16,8 @@ from models.predictions import PredictionGroup
 from tests.models.helpers import random_objects
 from tests.models.outputs import decoder, predictions, random_group
 from util.config import LossConfig
+from util.measuring import measure_peak
 from util.objects import Objects
-from util.profiling import measure_peak
 
 
 def cost_by_hand(logits, boxes, target):

@@ -10,8 +10,8 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms.v2 import functional as TF
 from transformers import DeformableDetrImageProcessor
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from models.convert import from_original, from_transformers
 from models.from_config import build_backbone, build_model, with_normalisation
 from models.limits import check_model
@@ -19,8 +19,9 @@ from models.load import load_detector
 from tests.models.helpers import small_config
 from tests.models.test_convert import as_original, model_of
 from tests.models.test_parity import reference_model
-from util.checkpoint import save_checkpoint, saved_config
+from util.checkpoint_write import save_checkpoint
 from util.config import BackboneConfig
+from util.described import saved_config
 from util.errors import UserError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from datasets.batch import Batch, collate
 from datasets.dataset import CocoDetection
 from datasets.device import ToDevice
-from datasets.loader import Batch, collate
 from datasets.shapes import generate
 from datasets.transforms import eval_transform
 from engine.optim import adamw, set_lr

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 
-from ops import backends, build
+from ops import backends, build, compile_commands, compilers
 from tests.ops.examples import arguments, results
 
 
@@ -22,7 +22,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "FOLDER", tmp_path / "lib")
     for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(build, "package_folders", lambda kind: [])
+    monkeypatch.setattr(compilers, "package_folders", lambda kind: [])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     return tmp_path
 
@@ -78,8 +78,10 @@ def test_builds_loads_and_is_then_up_to_date(own_folder, monkeypatch, capsys):
 
 def builds_and_loads(own_folder, monkeypatch, capsys):
     # Without optimisation and vector instructions, which take most of the time: scripts/setup.sh has built all of it.
-    monkeypatch.setattr(build, "X86_VARIANTS", {})
-    monkeypatch.setattr(build, "FLAGS", ["-O0" if flag == "-O3" else flag for flag in build.FLAGS])
+    monkeypatch.setattr(compile_commands, "X86_VARIANTS", {})
+    monkeypatch.setattr(
+        compile_commands, "FLAGS", ["-O0" if flag == "-O3" else flag for flag in compile_commands.FLAGS]
+    )
     assert build.main(["--backend", "cpu"]) == 0
     assert "compiling with" in capsys.readouterr().out
     library = backends.FOLDER / "cpu.so"
@@ -153,10 +155,10 @@ def test_the_packages_that_setup_installs(monkeypatch, own_folder):
     for cards, cuda, expected in ((1, "13.2", whole), (0, "13.2", []), (1, "12.8", [])):
         monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        assert build.missing_packages() == expected
+        assert compilers.missing_packages() == expected
     assert build.main(["--backend", "cuda"]) == 1  # a card, and nothing to compile with
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert build.missing_packages() == []
+    assert compilers.missing_packages() == []
 
 
 def test_torch_without_cuda_skips_cuda(monkeypatch, capsys):
@@ -174,64 +176,20 @@ def test_no_card_and_no_list_is_said(monkeypatch, own_folder, capsys):
 
 def test_nvcc_is_looked_for_in_cuda_home_then_path_then_packages(monkeypatch, own_folder):
     no_programs(monkeypatch, own_folder)
-    assert build.find_nvcc() is None
+    assert compilers.find_nvcc() is None
     package = fake_nvcc(own_folder / "package")
-    monkeypatch.setattr(build, "package_folders", lambda kind: [package.parent] if kind == "bin" else [])
-    assert build.find_nvcc().path == package
+    monkeypatch.setattr(compilers, "package_folders", lambda kind: [package.parent] if kind == "bin" else [])
+    assert compilers.find_nvcc().path == package
     on_path = fake_nvcc(own_folder / "toolkit")
     monkeypatch.setenv("PATH", f"{on_path.parent}")
-    assert build.find_nvcc().path == on_path
+    assert compilers.find_nvcc().path == on_path
     home = fake_nvcc(own_folder / "home")
     monkeypatch.setenv("CUDA_HOME", str(own_folder / "home"))
-    found = build.find_nvcc()
+    found = compilers.find_nvcc()
     assert found.path == home and found.version == "13.0" and found.supported == ["75", "80", "90", "120"]
     monkeypatch.setenv("CUDA_HOME", str(own_folder / "nowhere"))
-    with pytest.raises(build.BuildError, match="has no bin/nvcc"):
-        build.find_nvcc()
-
-
-NVCC = build.Nvcc("nvcc", "13.0", ["75", "80", "86", "90", "100", "120"])
-
-
-@pytest.mark.parametrize(
-    "asked, expected",
-    [
-        ("90", ["90"]),
-        ("8.0;9.0+PTX", ["80", "90"]),
-        ("sm_90, 75", ["75", "90"]),
-        ("all", ["75", "80", "86", "90", "100", "120"]),
-    ],
-)
-def test_lists_of_architectures(asked, expected):
-    assert build.choose_architectures(asked, NVCC) == expected
-
-
-@pytest.mark.parametrize("asked", ["35", "ninety", "90,,x", ",", ""])
-def test_unknown_architectures_are_refused(asked):
-    with pytest.raises(build.BuildError, match=r"nvcc 13\.0 does not make code for"):
-        build.choose_architectures(asked, NVCC)
-
-
-def test_cards_choose_and_newer_ones_take_the_newest_below(monkeypatch):
-    cards = [(9, 0), (12, 1), (9, 0)]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
-    assert build.choose_architectures(None, NVCC) == ["90", "120"]
-    assert build.architecture_flags(["80", "90"]) == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_90,code=compute_90",
-    ]
-
-
-@pytest.mark.parametrize(
-    "listed, expected", [("7.0 Ampere 9.0a 9.0", ["90"]), ("8.0;9.0+PTX;", ["80", "90"]), (" ", []), ("3.5", [])]
-)
-def test_the_list_of_the_environment_is_taken_as_far_as_nvcc_knows_it(listed, expected, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    assert build.choose_architectures(None, NVCC) == expected
-    assert ("of TORCH_CUDA_ARCH_LIST" in capsys.readouterr().out) == (listed in ("7.0 Ampere 9.0a 9.0", "3.5"))
+    with pytest.raises(compilers.BuildError, match="has no bin/nvcc"):
+        compilers.find_nvcc()
 
 
 def test_what_a_library_serves():
@@ -254,7 +212,7 @@ def test_no_jobs(capsys):
 
 def test_a_compiler_of_several_words(monkeypatch):
     monkeypatch.setenv("CXX", "env c++")
-    assert build.find_cxx() == ["env", "c++"]
+    assert compilers.find_cxx() == ["env", "c++"]
 
 
 def test_sources_decide_what_is_up_to_date(monkeypatch, own_folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops import backends, build
+from ops import backends, compile_commands
 from tests.ops.examples import arguments, in_float64, relative_errors, results
 from tests.ops.test_cpu_backend import TOLERANCES
 
@@ -27,9 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("c++"), reas
 def harness(tmp_path_factory):
     """The sources as `ops.build` compiles them, with sanitizers, around a program of their own."""
     folder = tmp_path_factory.mktemp("sanitized")
-    commands, _ = build.cpu_commands(["c++"], folder)
+    commands, _ = compile_commands.cpu_commands(["c++"], folder)
     commands = [command for command in commands if "binding" not in str(command[-1])]
-    commands.append(["c++", *build.FLAGS, "-c", HARNESS, "-o", folder / "harness.o"])
+    commands.append(["c++", *compile_commands.FLAGS, "-c", HARNESS, "-o", folder / "harness.o"])
     commands = [[c for c in command if c != "-O3"] + SANITIZE for command in commands]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops import backends, build, reference
+from ops import backends, compile_commands, compilers, reference
+from ops.architectures import choose_architectures
 from tests.ops.examples import arguments, in_float64, relative_errors
 
 EMULATION = Path(__file__).parent / "cuda_emulation"
@@ -277,25 +278,25 @@ def test_the_emulation_finds_mistakes(harness, tmp_path, mode, message):
 
 def find_tool(name):
     """One of NVIDIA's programs: on PATH, beside nvcc, or in a package of Python's."""
-    nvcc = build.find_nvcc()
+    nvcc = compilers.find_nvcc()
     places = [Path(found) for found in [shutil.which(name)] if found]
     places += [nvcc.path.resolve().parent / name] if nvcc else []
-    places += [folder / name for folder in build.package_folders("bin")]
+    places += [folder / name for folder in compilers.package_folders("bin")]
     return next((place for place in places if place.exists()), None)
 
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """The kernels' object for every architecture, as the build compiles it, and what ptxas says about it."""
-    nvcc = build.find_nvcc()
+    nvcc = compilers.find_nvcc()
     if nvcc is None:
         pytest.skip("needs nvcc: in CUDA_HOME, on PATH, or `pip install nvidia-cuda-nvcc`")
     target = tmp_path_factory.mktemp("compiled") / "kernels.o"
-    include = build.find_toolkit(nvcc, "include", "cuda_runtime.h")
-    architectures = build.choose_architectures("all", nvcc)
+    include = compilers.find_toolkit(nvcc, "include", "cuda_runtime.h")
+    architectures = choose_architectures("all", nvcc)
     # One command for all: the host's half is compiled once.
-    command = build.cuda_kernel_command(
-        nvcc, architectures, target, include, build.find_cxx(), ["-Xptxas", "-v", "-Werror", "all-warnings"]
+    command = compile_commands.cuda_kernel_command(
+        nvcc, architectures, target, include, compilers.find_cxx(), ["-Xptxas", "-v", "-Werror", "all-warnings"]
     )
     # Machine code alone.
     command = [part for part in command if "code=compute_" not in str(part)]

@@ -7,8 +7,12 @@ import yaml
 
 from main import COMMANDS, main
 from util import cli
-from util.config import Config, EvalConfig, PredictConfig, from_dict
+from util.arguments import peek, with_auto_batch
+from util.command_config import EvalConfig, PredictConfig
+from util.config import Config
+from util.config_files import to_yaml
 from util.errors import UserError
+from util.options import from_dict
 
 
 def parse(*argv: str, kind=Config, base=None):
@@ -219,17 +223,17 @@ def test_to_yaml_reads_back_as_the_same_configuration(file):
     ]
     argv += ["--data.root", "a: b #c", "--train.output", "true", "--train.drop_epochs", "[]", "--train.fast_dev_run"]
     config = parse(*argv)
-    again = parse("--config", file(cli.to_yaml(config)))
+    again = parse("--config", file(to_yaml(config)))
     assert again == config
     assert again.model.num_points == [1, 2, 3, 4]
     assert again.data.root == "a: b #c"
     assert again.train.output == "true"
-    assert yaml.safe_load(cli.to_yaml(config))["train"]["lr"] == 3e-5
+    assert yaml.safe_load(to_yaml(config))["train"]["lr"] == 3e-5
 
 
 @pytest.mark.parametrize("kind", [Config, *(command.options for command in COMMANDS.values())])
 def test_the_defaults_read_back(file, kind):
-    assert parse("--config", file(cli.to_yaml(kind())), kind=kind) == kind()
+    assert parse("--config", file(to_yaml(kind())), kind=kind) == kind()
 
 
 def test_from_dict_takes_what_it_knows():
@@ -250,12 +254,12 @@ def test_from_dict_takes_what_it_knows():
 )
 def test_peek(file, argv, expected):
     path = file("checkpoint: from file")
-    assert cli.peek([path if a == "FILE" else a for a in argv], "checkpoint") == expected
+    assert peek([path if a == "FILE" else a for a in argv], "checkpoint") == expected
 
 
 def test_peek_finds_nested_options_in_the_last_file_that_has_them(file):
     files = [file("train: {resume: one}", "1.yaml"), file("train: {resume: two}", "2.yaml"), file("train:", "3.yaml")]
-    assert cli.peek([a for f in files for a in ("--config", f)], "train.resume") == "two"
+    assert peek([a for f in files for a in ("--config", f)], "train.resume") == "two"
 
 
 def options_of(kind: type, prefix: str = "") -> list[str]:
@@ -303,10 +307,10 @@ def test_the_home_folder_in_options_files_and_the_name_of_a_file(tmp_path, monke
     assert (found.data.root, found.model.backbone.weights) == (f"{tmp_path}/coco", f"{tmp_path}/w.pth")
     assert (found.train.output, found.model.init_from) == (f"{tmp_path}/run", f"{tmp_path}/x.pth")
     assert found.data.val_images == "a~b"  # the home folder is meant at the start alone
-    assert cli.peek(argv, "model.init_from") == found.model.init_from
-    assert cli.peek(["--checkpoint=~/x.pth"], "checkpoint") == f"{tmp_path}/x.pth"
+    assert peek(argv, "model.init_from") == found.model.init_from
+    assert peek(["--checkpoint=~/x.pth"], "checkpoint") == f"{tmp_path}/x.pth"
     assert cli.parse(PredictConfig, ["--input=~"], "").input == str(tmp_path)
-    assert cli.peek(argv, "data.root") == f"{tmp_path}/coco"
+    assert peek(argv, "data.root") == f"{tmp_path}/coco"
 
 
 def test_a_path_that_exists_under_that_name_stays(tmp_path, monkeypatch):
@@ -325,8 +329,8 @@ def test_files_that_the_shell_made_of_a_pattern(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given", [["--train.batch_size", "auto"], ["--train.batch-size=auto"]])
 def test_an_automatic_batch_keeps_the_batch_and_asks_what_fits(given):
-    written = cli.with_auto_batch(["--train.batch_size=8", *given, "--train.lr", "auto"])
+    written = with_auto_batch(["--train.batch_size=8", *given, "--train.lr", "auto"])
     options = parse(*written[:-2], "--train.epochs", "3").train
     assert (options.batch_size, options.max_images_per_device, options.epochs) == (8, "auto", 3)
     assert written[-2:] == ["--train.lr", "auto"]
-    assert cli.with_auto_batch(["--train.batch_size", "8"]) == ["--train.batch_size", "8"]
+    assert with_auto_batch(["--train.batch_size", "8"]) == ["--train.batch_size", "8"]

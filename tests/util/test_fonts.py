@@ -168,7 +168,8 @@ def test_errors_are_drawn_by_number(installed, monkeypatch):
 def test_predictions_name_what_the_pictures_number(tmp_path, installed, capsys):
     import torch
 
-    from engine.predict import Predictor, predict_pictures
+    from engine.predict_pictures import predict_pictures
+    from engine.predictor import Predictor
     from models.postprocess import Detections
 
     installed()

@@ -6,9 +6,11 @@ from torch import nn
 
 import ops
 from tests.models.helpers import small_model
-from util import profiling as profile
+from util import measuring
+from util.counting import count_flops, parameters_by_part
 from util.errors import UserError
-from util.profiling import count_flops, image_size, measure_peak, parameters_by_part, profile_model
+from util.measuring import measure_peak
+from util.profiling import image_size, profile_model
 
 CPU = torch.device("cpu")
 
@@ -108,7 +110,7 @@ def test_running_out_of_memory_is_reported_and_others_go_on(error):
 
 
 def test_what_the_machine_cannot_hold_is_not_tried(monkeypatch):
-    monkeypatch.setattr(profile, "available_memory", lambda: 20_000_000)
+    monkeypatch.setattr(measuring, "available_memory", lambda: 20_000_000)
     found = profile_model(Tiny(), [(64, 64), (4000, 4000)], repeats=1)  # 16 bytes a pixel and channel: over 500 MB
     assert [s.failure for s in found.sizes] == ["", "out of memory"]
 

@@ -13,13 +13,14 @@ from main import COMMANDS
 from models.from_config import build_model
 from models.limits import check_model
 from models.predictions import PredictionGroup, Predictions
-from util import cli, config
-from util.config import BackboneConfig, Config, ModelConfig, from_dict
+from util import config
+from util.config import BackboneConfig, Config, ModelConfig
 from util.errors import UserError
+from util.options import field_types, from_dict
 from util.ranges import Range, check_ranges, ranges_of
 
 AT_LEAST_0, AT_LEAST_1, SHARE = (0, math.inf), (1, math.inf), (0, 1)
-# Written down by hand: what stands beside an option in util/config.py must be this.
+# Written down by hand: what stands beside an option in util/config.py and util/command_config.py must be this.
 TABLE = {
     "batch_size": AT_LEAST_1,
     "bound": SHARE,
@@ -149,7 +150,7 @@ def found() -> dict[str, tuple[float, float]]:
 
 def with_value(kind: type, option: str, value: float) -> typing.Any:
     """Options of which one has a value of its own, in a list where it takes a list."""
-    nested = [value] if "list" in str(cli.field_types(kind)[option]) else value
+    nested = [value] if "list" in str(field_types(kind)[option]) else value
     for part in reversed(option.split(".")):
         nested = {part: nested}
     return from_dict(kind, nested)
@@ -162,7 +163,7 @@ def takes_numbers(hint: typing.Any) -> bool:
 def test_a_range_is_found_in_a_list_an_alternative_and_a_section():
     expected = {"steps": Range(1), "points": Range(1), "section.shares": Range(0, 1)}
     assert ranges_of(Options) == expected
-    assert cli.field_types(Options)["points"] == int | list[int]
+    assert field_types(Options)["points"] == int | list[int]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_both_ends_are_taken_and_what_lies_beyond_is_refused(option):
     smallest, largest = TABLE[option]
     bound = f"at least {smallest}" if largest == math.inf else f"between {smallest} and {largest}"
     for command in COMMANDS.values():
-        types = cli.field_types(command.options)
+        types = field_types(command.options)
         if option not in types:
             continue
         step = 1 if "int" in str(types[option]) else 0.0001
@@ -224,8 +225,8 @@ def test_a_misspelt_range_cannot_be_written():
 
 def test_no_number_goes_without_a_range():
     """Numbers of the model are checked together, and a few others by those that know what there is."""
-    numbers = {o for c in COMMANDS.values() for o, hint in cli.field_types(c.options).items() if takes_numbers(hint)}
-    together = {o for o in cli.field_types(Config) if o.startswith("model.") and o.count(".") == 1}
+    numbers = {o for c in COMMANDS.values() for o, hint in field_types(c.options).items() if takes_numbers(hint)}
+    together = {o for o in field_types(Config) if o.startswith("model.") and o.count(".") == 1}
     together &= numbers - set(TABLE)
     assert numbers == set(TABLE) | together | set(JUDGED_LATER)
     for option in together:

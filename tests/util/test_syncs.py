@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from datasets.batch import Batch
 from datasets.device import ToDevice
-from datasets.loader import Batch
 from engine.optim import adamw
 from engine.state import TrainingState
 from engine.step import TrainStep

@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from concurrent.futures import wait
 from io import BytesIO
-from pathlib import Path
 from threading import Event
+from time import sleep
+from traceback import format_exception
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from torch import nn
 
 from engine.run import Run
-from util.checkpoint import save_checkpoint, save_newest
+from engine.train import train
+from util.checkpoint_write import save_checkpoint
+from util.config import Config
+from util.distributed import ALONE
 from util.errors import UserError
 from util.write_behind import WriteBehind, host_copy
 
@@ -82,40 +86,47 @@ def test_a_step_is_told_of_a_failure_and_waits_for_nothing():
     Run.save_in_time(run)
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_two_names_for_what_is_written_once(tmp_path, monkeypatch, links):
-    """Where a file system has no hard links it is copied. A later checkpoint leaves the file with the other name."""
-    if not links:
-        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
-    written, save = [], torch.save
-    monkeypatch.setattr("util.checkpoint.torch.save", lambda *args: written.append(1) or save(*args))
-    best, last = tmp_path / "best.pth", tmp_path / "last.pth"
-    (tmp_path / "best.pth.tmp").write_bytes(b"of a kill")
-    save_newest(tmp_path, {"epoch": 1}, also=best)
-    assert written == [1] and best.samefile(last) == links
-    assert best.read_bytes() == last.read_bytes()
-    save_checkpoint(last, {"epoch": 2})
-    found = [torch.load(path, weights_only=True)["epoch"] for path in (best, last)]
-    assert found == [1, 2] and sorted(p.name for p in tmp_path.iterdir()) == ["best.pth", "last.pth"]
+@pytest.mark.parametrize("error", [UserError("the labels are gone"), KeyError("a bug"), KeyboardInterrupt()])
+def test_an_error_in_flight_is_the_one_that_is_raised(error, tmp_path, capsys):
+    """That a checkpoint could not be written either is told as well, and is not what ended the run."""
+    writer, before = WriteBehind(), ValueError("where it came from")
+    with pytest.raises(type(error)) as raised, writer.finished():
+        writer.start(lambda: save_checkpoint(tmp_path / "none" / type(error).__name__, {}))
+        raise error from before
+    assert raised.value is error
+    said = capsys.readouterr().err
+    assert said.count("cannot write checkpoint") == 1 and str(error.__cause__) == said.strip()
+    traceback = "".join(format_exception(error))
+    assert "cannot write checkpoint" in traceback and "where it came from" in traceback
+    writer.wait()
 
 
-def test_a_kill_between_the_two_names_leaves_the_best_one_alone(tmp_path, monkeypatch):
-    """What the kill leaves beside it is the same file by another name: no checkpoint is written into it."""
-    best, rename = tmp_path / "best.pth", Path.replace
-
-    def killed(self, target):
-        if Path(target).name == "newest.pth":
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", killed)
-        save_newest(tmp_path, {"epoch": 1}, also=best)
-    assert best.samefile(tmp_path / "newest.pth.tmp")
-    save_newest(tmp_path, {"epoch": 2})
-    found = [torch.load(tmp_path / name, weights_only=True)["epoch"] for name in ("best.pth", "last.pth")]
-    assert found == [1, 2]
+def test_a_block_ends_when_its_writing_has(tmp_path):
+    writer, done = WriteBehind(), []
+    with writer.finished():
+        writer.start(lambda: (sleep(0.05), done.append(1)))
+    with pytest.raises(KeyError), writer.finished():  # an error alone
+        writer.start(lambda: (sleep(0.05), done.append(2)))
+        raise KeyError
+    assert done == [1, 2]
+    with pytest.raises(UserError, match="cannot write checkpoint"), writer.finished():  # a failure alone
+        writer.start(lambda: save_checkpoint(tmp_path / "none" / "last.pth", {}))
 
 
-def refuse(self, target):
-    raise OSError(95, "not supported")
+def test_training_reports_what_ended_it_not_the_checkpoint_that_failed_too(monkeypatch, tmp_path, capsys):
+    """As a full disk behind a batch that cannot be read."""
+    state = SimpleNamespace(step=0, epoch=0, stale=0, steps_per_epoch=1)
+    run = SimpleNamespace(writer=WriteBehind(), config=SimpleNamespace(train=None))
+    training = SimpleNamespace(step=SimpleNamespace(state=state), run=run, loader=SimpleNamespace(close=list))
+
+    def fail(*_) -> None:
+        run.writer.start(lambda: save_checkpoint(tmp_path / "gone" / "last.pth", {}))
+        raise UserError("the picture 3.jpg cannot be read")
+
+    monkeypatch.setattr("engine.train.set_up", lambda *_: training)
+    monkeypatch.setattr("engine.train.ended", lambda *_: None)
+    training.epochs = 1
+    monkeypatch.setattr("engine.train.run_epoch", fail)
+    with pytest.raises(UserError, match=r"the picture 3\.jpg cannot be read"):
+        train(Config(), ALONE)
+    assert "cannot write checkpoint" in capsys.readouterr().err

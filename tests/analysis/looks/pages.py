@@ -11,7 +11,8 @@ from PIL import Image
 from analysis.looks import visualize
 from analysis.looks.explorer.packing import unpack
 from datasets.categories import Category
-from engine.predict import Predictor, make_predictor
+from engine.predict import make_predictor
+from engine.predictor import Predictor
 from main import main
 from tests.analysis.looks.tiny import tiny
 from util.config import EvalDataConfig

@@ -16,8 +16,9 @@ from main import main
 from models.from_config import build_model
 from tests.models.helpers import scramble
 from tests.models.test_to_huggingface import model_config
-from util.checkpoint import save_checkpoint
-from util.config import ExportConfig, ModelConfig
+from util.checkpoint_write import save_checkpoint
+from util.command_config import ExportConfig
+from util.config import ModelConfig
 from util.errors import UserError
 
 ROOT = Path(__file__).parents[3]

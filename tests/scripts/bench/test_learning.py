@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import main as project
-from datasets.loader import Batch
+from datasets.batch import Batch
 from datasets.shapes import generate
 from models.matcher import HungarianMatcher
 from models.predictions import PredictionGroup, Predictions

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from datasets.loader import Batch
+from datasets.batch import Batch
 from datasets.shapes import generate
 from models.from_config import build_backbone
 from scripts.bench import learning, torchvision_detectors, torchvision_models
