@@ -50,7 +50,6 @@ def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
 
     from models.from_config import build_criterion
     from util.config import LossConfig
-    from util.profiling import measure_peak
 
     sizes = int(images), int(queries), int(objects), 6, int(tokens), 91
     predictions, truth = of_this_checkout("crowds").make_batch(*sizes)
@@ -71,8 +70,8 @@ def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
     return {
         "matching": spent(match),
         "losses": spent(lose),
-        "matching peak": measure_peak(match, cpu, []) / 2**20,
-        "losses peak": measure_peak(lose, cpu, []) / 2**20,
+        "matching peak": memory_of(match, cpu, []) / 2**20,
+        "losses peak": memory_of(lose, cpu, []) / 2**20,
     }
 
 
@@ -81,14 +80,13 @@ def saving(preset: str) -> dict:
     from engine.run import Run
     from scripts.bench.train_contenders import make_contender
     from scripts.bench.train_data import make_data
-    from util import cli
     from util.distributed import ALONE
 
     config, model, device = detector(preset)
     state = make_contender("ours", "fp32", "cpu", config, model, device)
     state.run(make_data(config, (96, 128), 1, 1)[0])  # which gives the optimizer its moments
     with TemporaryDirectory() as folder:
-        run = Run(Path(folder), state.state, config, cli.to_yaml(config), (), ALONE, resumed=False)
+        run = Run(Path(folder), state.state, config, "", (), ALONE, resumed=False)
         finish = getattr(run, "wait", lambda: None)
         still, written = [], []
         for _ in range(3):
@@ -105,8 +103,6 @@ def forward(preset: str, height: str, width: str) -> dict:
     """A forward pass of the preset's detector as `eval` and `predict` make it, and the peak of its tensors."""
     import torch
 
-    from util.profiling import measure_peak
-
     _, model, device = detector(preset)
     model.eval()
     try:
@@ -118,7 +114,7 @@ def forward(preset: str, height: str, width: str) -> dict:
     images, mask = torch.rand(1, 3, int(height), int(width)), torch.zeros(1, int(height), int(width), dtype=torch.bool)
     with torch.inference_mode():
         model(images, mask)
-        used = measure_peak(lambda: model(images, mask), device, [*model.parameters(), *model.buffers()]) / 2**20
+        used = memory_of(lambda: model(images, mask), device, [*model.parameters(), *model.buffers()]) / 2**20
         return timed(lambda: model(images, mask)) | {"peak": used}
 
 
@@ -126,7 +122,6 @@ def step(preset: str, height: str, width: str) -> dict:
     """A training step of one image with seven objects, and the peak of its tensors."""
     from scripts.bench.train_contenders import make_contender
     from scripts.bench.train_data import make_data
-    from util.profiling import measure_peak
 
     config, model, device = detector(preset)
     contender = make_contender("ours", "fp32", "cpu", config, model, device)
@@ -134,7 +129,7 @@ def step(preset: str, height: str, width: str) -> dict:
     contender.run(batch)
     tensors = [*contender.state.model.parameters(), *contender.state.model.buffers()]
     tensors += [t for s in contender.state.optimizer.state.values() for t in s.values() if hasattr(t, "device")]
-    used = measure_peak(lambda: contender.run(batch), device, tensors) / 2**20
+    used = memory_of(lambda: contender.run(batch), device, tensors) / 2**20
     return timed(lambda: contender.run(batch)) | {"peak": used}
 
 
@@ -173,6 +168,15 @@ def quickstart(checkout: str, epochs: str) -> dict:
 
 
 TASKS = {task.__name__: task for task in (scoring, crowd, saving, forward, step, operator, quickstart)}
+
+
+def memory_of(call: Callable[[], object], device, resident: Sequence) -> int:
+    """The most bytes of tensors of a warm call."""
+    try:
+        from util.measuring import measure_peak
+    except ImportError:  # of older checkouts
+        from util.profiling import measure_peak
+    return measure_peak(call, device, resident)
 
 
 def detector(preset: str) -> tuple:
