@@ -48,13 +48,12 @@ def evaluate(options: config.EvalConfig, world: "World") -> int:
 
 def predict(options: config.PredictConfig) -> int:
     """Draw what is found in pictures and videos, and list it in JSON; exits with 1 if one could not be read whole."""
-    from datasets.pictures import list_media
     from engine.predict import load_predictor, predict_pictures
     from engine.predict_video import predict_videos
-    from engine.save import save_predictions
+    from engine.save import media_of, save_predictions
     from engine.tta import MultiView
 
-    pictures, videos = list_media(required(options.input, "input"))
+    pictures, videos = media_of(options)
     checkpoint = required(options.checkpoint, "checkpoint")
     predictor = load_predictor(checkpoint, options.device, options.size, options.weights, options.tta, options.classes)
     output = make_folder(options.output, "output")

@@ -7,11 +7,30 @@ from typing import Any
 
 from datasets.annotations import CategoryEntry
 from datasets.categories import distinct_names
+from datasets.pictures import list_media
 from engine.predict import Predictor
+from util.command import required
 from util.config import PredictConfig
+from util.errors import UserError
 from util.files import make_folder
 
 LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
+
+
+def media_of(options: PredictConfig) -> tuple[list[Path], list[Path]]:
+    """The pictures and videos of `--input`.
+
+    Raises:
+        UserError: there are none, or videos alone, with options that only pictures have files for.
+    """
+    pictures, videos = list_media(required(options.input, "input"))
+    asked = [name for name in ("save_txt", "save_conf", "save_coco") if getattr(options, name)]
+    if asked and not pictures:
+        raise UserError(
+            f"--{asked[0]} is for pictures, and '{options.input}' holds videos alone, whose boxes are in NAME.jsonl; "
+            "leave the option out"
+        )
+    return pictures, videos
 
 
 def save_predictions(
