@@ -123,8 +123,8 @@ def _not_finite(annotations: Annotations, output: str) -> list[str]:
     if not count:
         return []
     return [
-        f"'{output}': {count} boxes hold NaN or Infinity, which strict readers of JSON refuse; check-data --fix removes "
-        "such boxes"
+        f"'{output}': {count} boxes hold NaN or Infinity, which strict readers of JSON refuse; "
+        "check-data --fix removes such boxes"
     ]
 
 
