@@ -103,7 +103,11 @@ def to_coco_files(listed: list[dict[str, Any]], predictor: Predictor) -> tuple[l
 
 
 def _class_lines(listed: list[dict[str, Any]], predictor: Predictor) -> list[str]:
-    """The names of classes in the order of their labels, all different; the number where a label has no name."""
+    """The names of classes in the order of their labels, all different; the number where a label has no name.
+
+    Each is on one line, whose number is the label: line breaks within a name become spaces.
+    """
     labels = [*predictor.names, *(d["label"] for entry in listed for d in entry["detections"])]
     all_labels = range(max(labels, default=-1) + 1)
-    return distinct_names(CategoryEntry(label, predictor.names.get(label, str(label))) for label in all_labels)
+    names = {label: " ".join(name.split()) for label, name in predictor.names.items()}
+    return distinct_names(CategoryEntry(label, names.get(label) or str(label)) for label in all_labels)

@@ -13,6 +13,7 @@ from models.postprocess import Detections
 from util.config import PredictConfig
 from util.errors import UserError
 from util.files import unused_name
+from util.tables import table
 
 
 class Stub(Predictor):
@@ -52,6 +53,16 @@ def test_the_list_of_classes_overwrites_no_label_file(tmp_path):
     save_predictions(options, listed, 2, Stub(), tmp_path / "out")
     written = {f.name: f.read_text() for f in (tmp_path / "out" / "labels").iterdir()}
     assert written == {"Classes_2.txt": written["b.txt"], "b.txt": written["b.txt"], "classes.txt": "a\n"}
+
+
+def test_a_class_is_a_line_whatever_its_name(tmp_path):
+    """Readers of YOLO number classes by lines, and refuse empty ones."""
+    predictor = Stub()
+    predictor.names = {0: "two\nlines", 1: "two lines", 2: " ", 4: "e"}
+    save_predictions(PredictConfig(save_txt=True), [], 0, predictor, tmp_path)
+    written = (tmp_path / "labels" / "classes.txt").read_text()
+    assert written.splitlines() == ["two lines", "two lines (1)", "2", "3", "e"]
+    assert table(["class", "AP"], [["two\nlines", 0.5]]).splitlines()[2:] == ["two lines  0.500"]
 
 
 def test_a_picture_that_the_detector_does_not_take_costs_no_other(tmp_path, capsys):
