@@ -40,8 +40,8 @@ def root_layout(root: str, split: str) -> tuple[Path, Path]:
         return Path(root, "JPEGImages"), listed
     if any(inner.name == "Annotations" for inner in Path(root).iterdir()):  # some file systems know no capitals
         raise UserError(
-            f"'{root}' looks like Pascal VOC, but it has no '{listed.relative_to(root)}', which lists the pictures of the "
-            f"split; without lists, name data.{split}_images and data.{split}_annotations instead of data.root"
+            f"'{root}' looks like Pascal VOC, but it has no '{listed.relative_to(root)}', which lists the pictures of "
+            f"the split; without lists, name data.{split}_images and data.{split}_annotations instead of data.root"
         )
     return images, annotations
 
