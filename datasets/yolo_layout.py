@@ -8,7 +8,7 @@ each line.
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -24,10 +24,12 @@ LEVELS = 3  # folders above the labels in which data.yaml is looked for
 class _Loader(yaml.SafeLoader):
     """YAML in which `on`, `off`, `yes` and `no` are text, for they are names of classes: True and False are none."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        letter: [(tag, pattern) for tag, pattern in some if tag != "tag:yaml.org,2002:bool"]
-        for letter, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def __init__(self, stream: bytes):
+        super().__init__(stream)
+        self.yaml_implicit_resolvers = {
+            letter: [(tag, pattern) for tag, pattern in some if tag != "tag:yaml.org,2002:bool"]
+            for letter, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
 
 @dataclass(frozen=True)
