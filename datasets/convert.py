@@ -4,6 +4,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from datasets.annotations import Annotations
 from datasets.checked import boxes_of_images
 from datasets.coco import read_coco, to_coco
@@ -116,17 +118,29 @@ def _number(content: dict) -> None:
             entry["id"] = number
 
 
+def _not_finite(annotations: Annotations, output: str) -> list[str]:
+    """A remark on numbers that JSON has no form for, if there are any."""
+    count = int((~np.isfinite(annotations.boxes).all(-1)).sum())
+    if not count:
+        return []
+    return [
+        f"'{output}': {count} boxes hold NaN or Infinity, which strict readers of JSON refuse; "
+        "check-data --fix removes such boxes"
+    ]
+
+
 def _summary(annotations: Annotations, source: str, output: str) -> str:
     names = [category.name for category in annotations.categories]
     shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    empty = len(annotations.images) - len(set(annotations.image_ids))
+    with_objects = {image for image, crowd in zip(annotations.image_ids, annotations.crowds) if not crowd}
+    empty = len(annotations.images) - len(with_objects)
     crowds = int(annotations.crowds.sum())
     lines = [
         f"{source}",
         f"  images        {len(annotations.images)} ({empty} without objects)",
         f"  annotations   {len(annotations)} ({crowds} crowds)",
         f"  classes       {len(names)}: {shown}",
-        *(f"  {remark}" for remark in annotations.remarks),
+        *(f"  {remark}" for remark in [*annotations.remarks, *_not_finite(annotations, output)]),
         f"written to {output}; check-data looks at every box and picture of it",
     ]
     return as_text("\n".join(lines))

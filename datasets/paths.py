@@ -28,7 +28,7 @@ def root_layout(root: str, split: str) -> tuple[Path, Path]:
     """Image folder and annotation file of a split in a folder that holds a whole data set of COCO, YOLO or Pascal VOC.
 
     Raises:
-        UserError: a `data.yaml` of YOLO names no image folder for the split.
+        UserError: a `data.yaml` of YOLO names no image folder for the split, or Pascal VOC has no list of it.
     """
     images, annotations = coco_layout(root, split)
     if images.exists() or annotations.exists() or not Path(root).is_dir():
@@ -38,6 +38,11 @@ def root_layout(root: str, split: str) -> tuple[Path, Path]:
     listed = Path(root, "ImageSets", "Main", f"{split}.txt")
     if listed.exists():
         return Path(root, "JPEGImages"), listed
+    if any(inner.name == "Annotations" for inner in Path(root).iterdir()):  # some file systems know no capitals
+        raise UserError(
+            f"'{root}' looks like Pascal VOC, but it has no '{listed.relative_to(root)}', which lists the pictures of "
+            f"the split; without lists, name data.{split}_images and data.{split}_annotations instead of data.root"
+        )
     return images, annotations
 
 

@@ -5,12 +5,13 @@ A row is `left,top,width,height,score,category,truncation,occlusion`. The format
 kinds. In both nothing counts, whatever its class.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
 from datasets.annotations import Annotations, ImageEntry
 from datasets.rows import Row, annotations_of, four_numbers
-from datasets.values import as_whole
+from datasets.values import as_float, as_whole
 from util.errors import UserError
 
 NAMES = (
@@ -22,13 +23,16 @@ FIELDS = 8
 
 
 def is_visdrone(path: Path) -> bool:
-    """Whether this is a folder of VisDrone's texts, by the first row that is found."""
+    """Whether this is a folder of VisDrone's texts, by the first row that is found: eight numbers with commas.
+
+    No other format has such rows, so that the reader names a number that VisDrone has not, such as a score of 0.9.
+    """
     for file in _texts(path) if path.is_dir() else ():
         with file.open("rb") as content:
-            row = content.readline(200).strip().rstrip(b",")
+            row = content.readline(200).removeprefix(BOM_UTF8).strip().rstrip(b",")
         if row:
             values = row.decode("latin-1").split(",")
-            return len(values) == FIELDS and all(as_whole(value) is not None for value in values)
+            return len(values) == FIELDS and all(as_float(value) is not None for value in values)
     return False
 
 

@@ -17,7 +17,19 @@ from datasets.values import as_text, as_whole
 from util.errors import UserError
 
 YAML = (".yaml", ".yml")
+NAME_IT = "name one image folder, convert-data with --images, other commands with --data.train_images or val_images"
 LEVELS = 3  # folders above the labels in which data.yaml is looked for
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `on`, `off`, `yes` and `no` are text, for they are names of classes: True and False are none."""
+
+    def __init__(self, stream: bytes):
+        super().__init__(stream)
+        self.yaml_implicit_resolvers = {
+            letter: [(tag, pattern) for tag, pattern in some if tag != "tag:yaml.org,2002:bool"]
+            for letter, some in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def layout_of(path: Path, images: Path | None = None, split: str = "train", clas
     else:
         images, labels = images or _other(path, "labels", "images"), path
         if not images.is_dir():
-            raise UserError(f"no image folder '{images}' for the labels in '{path}'; name it with --images")
+            raise UserError(f"no image folder '{images}' for the labels in '{path}'; {NAME_IT}")
         around = (description_in(place) for place in (path, *path.absolute().parents[:LEVELS]))
         described = next((file for file in around if file), None)
         classes = classes or class_list_near(path, 0) or described or class_list_near(path, LEVELS)
@@ -81,7 +93,7 @@ def read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no annotation file '{path}'")
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
         raise UserError(f"'{path}' is nested too deeply to be read") from None
     except (yaml.YAMLError, ValueError) as error:  # the latter of no UTF-8, and of values such as a 13th month
@@ -103,7 +115,7 @@ def image_folder(path: Path, content: dict[str, Any], split: str) -> Path:
     stated = content.get(split)
     if not isinstance(stated, str) or stated.endswith(".txt"):
         kind = "nothing" if stated is None else "several folders" if isinstance(stated, list) else "a list of files"
-        raise UserError(f"'{path}' names {kind} as '{split}'; name one image folder with --images")
+        raise UserError(f"'{path}' names {kind} as '{split}'; {NAME_IT}")
     root, here = content.get("path"), path.parent
     places = [here / str(root) / stated] if root else []
     # Exports of Roboflow say ../train/images and mean the folder beside data.yaml.

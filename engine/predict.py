@@ -129,11 +129,12 @@ def _exported_predictor(model: ExportedDetector, size: int | None, classes: str 
     """A predictor of an exported file; the arguments are those of `load_predictor`."""
     resize = model.resize((size or model.said.size, model.said.max_size))
     names = {c.label: c.name for c in named(model.categories, model.path, classes) if c.name}
+    category_of = {c.label: c.id for c in model.categories}
 
     def batch_of(pictures: Sequence[Image.Image]) -> Batch:
         return Batch(*pad_images([resize(to_image(p)) for p in pictures]), [], [])
 
-    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, model.postprocess, names)
+    return Predictor(model, lambda p: to_rgb(upright(p)), batch_of, model.postprocess, names, category_of)
 
 
 def untrained_predictor(

@@ -19,7 +19,8 @@ def predict_pictures(
 
     Args:
         predictor: a detector.
-        pictures: files; those that cannot be read are named on stderr and left out.
+        pictures: files; those that cannot be read, or that the detector does not take, are named on stderr and left
+            out.
         output: folder for the drawn ones, which is there.
         threshold: smallest score to keep.
         top_k: most detections for each picture.
@@ -28,18 +29,26 @@ def predict_pictures(
         For each picture its drawn file, itself, its width and height, and its detections, as plain data.
 
     Raises:
-        UserError: the pictures lie in `output`, and could be overwritten.
+        UserError: the pictures lie in `output`, and could be overwritten; or nothing could be looked at.
     """
     if any(path.resolve().parent == output.resolve() for path in pictures):
         raise UserError(f"output '{output}' is the folder of the pictures, which the drawn ones could overwrite")
     listed: list[dict[str, Any]] = []
-    names: set[str] = set()
+    names = {"classes"}  # --save_txt writes labels/classes.txt beside a text of each drawn picture
+    refused: UserError | None = None
     for path, picture in read_each(pictures, "predict"):
-        found = predictor(picture, threshold, top_k)
+        try:
+            found = predictor(picture, threshold, top_k)
+        except UserError as error:  # too small for an exported file, say: no reason to lose the others
+            refused = error
+            print(f"left out: '{path}': {error}", file=sys.stderr)
+            continue
         drawn = unused_name(path.stem, names) + ".png"
         predictor.draw(picture, found).save(output / drawn)
         size = {"width": picture.width, "height": picture.height}
         listed.append({"drawn": drawn, "file": str(path), **size, "detections": predictor.describe(found)})
+    if refused and not listed:
+        raise refused
     found_labels = {d["label"] for entry in listed for d in entry["detections"]}
     if legend := legend_of({k: name for k, name in predictor.names.items() if k in found_labels}):
         print(legend, file=sys.stderr)

@@ -14,22 +14,21 @@ from util.command_config import PredictConfig
 from util.errors import UserError
 from util.files import make_folder
 
-LABELS, CLASSES, RESULTS, IMAGES = "labels", "classes.txt", "coco_results.json", "coco_images.json"
+LABELS, RESULTS, IMAGES = "labels", "coco_results.json", "coco_images.json"
 
 
 def media_of(options: PredictConfig) -> tuple[list[Path], list[Path]]:
     """The pictures and videos of `--input`.
 
     Raises:
-        UserError: there are none; or YOLO text is asked for, and a picture has the name of the list of classes, as
-            `classes.jpg` has.
+        UserError: there are none, or videos alone, with options that only pictures have files for.
     """
     pictures, videos = list_media(required(options.input, "input"))
-    taken = [path for path in pictures if f"{path.stem}.txt" == CLASSES]
-    if taken and (options.save_txt or options.save_conf):
+    asked = [name for name in ("save_txt", "save_conf", "save_coco") if getattr(options, name)]
+    if asked and not pictures:
         raise UserError(
-            f"the labels of '{taken[0]}' and the names of the classes would both be {LABELS}/{CLASSES}; rename the "
-            "picture, or predict without --save_txt and --save_conf"
+            f"--{asked[0]} is for pictures, and '{options.input}' holds videos alone, whose boxes are in NAME.jsonl; "
+            "leave the option out"
         )
     return pictures, videos
 
@@ -52,7 +51,7 @@ def save_predictions(
         for entry in listed:
             lines = yolo_lines(entry, options.save_conf)
             (folder / entry["drawn"]).with_suffix(".txt").write_text("".join(f"{line}\n" for line in lines))
-        (folder / CLASSES).write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in _class_lines(listed, predictor)), "utf-8")
     if options.save_coco:
         results, images = to_coco_files(listed, predictor)
         (output / RESULTS).write_text(json.dumps(results))
@@ -104,7 +103,11 @@ def to_coco_files(listed: list[dict[str, Any]], predictor: Predictor) -> tuple[l
 
 
 def _class_lines(listed: list[dict[str, Any]], predictor: Predictor) -> list[str]:
-    """The names of classes in the order of their labels, all different; the number where a label has no name."""
+    """The names of classes in the order of their labels, all different; the number where a label has no name.
+
+    Each is on one line, whose number is the label: line breaks within a name become spaces.
+    """
     labels = [*predictor.names, *(d["label"] for entry in listed for d in entry["detections"])]
     all_labels = range(max(labels, default=-1) + 1)
-    return distinct_names(CategoryEntry(label, predictor.names.get(label, str(label))) for label in all_labels)
+    names = {label: " ".join(name.split()) for label, name in predictor.names.items()}
+    return distinct_names(CategoryEntry(label, names.get(label) or str(label)) for label in all_labels)

@@ -43,7 +43,7 @@ def load_detector(path: str, weights: str = "auto") -> LoadedDetector:
         weights: `ema` for the moving average, `model` for the weights themselves, `auto` for the former if it is there.
 
     Raises:
-        UserError: no such weights, or not a whole checkpoint of a known layout.
+        UserError: no such weights, not a whole checkpoint of a known layout, or weights that are not finite.
     """
     raw = read_checkpoint(path)
     try:
@@ -79,4 +79,15 @@ def _build(raw: RawCheckpoint, weights: str) -> LoadedDetector:
         num_classes, data, contiguous = converted.num_classes, image_sizes(raw), converted.contiguous
     model = build_model(config, num_classes, backbone_weights="none")
     load_weights(model, state, raw.path)
+    _check_finite(model, str(raw.path))
     return LoadedDetector(model.eval(), config, categories, names, data, contiguous)
+
+
+def _check_finite(model: DeformableDETR, path: str) -> None:
+    """Refuse weights that are not numbers: such a detector finds nothing anywhere, without a word."""
+    spoilt = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if spoilt:
+        raise UserError(
+            f"checkpoint '{path}' holds NaN or infinite weights in {len(spoilt)} tensors (the first: {spoilt[0]}); "
+            "the run that wrote it may have diverged: take an earlier checkpoint, or another copy of the file"
+        )

@@ -43,10 +43,14 @@ def make_folder(path: str | Path, option: str) -> Path:
 
 
 def unused_name(stem: str, used: set[str]) -> str:
-    """A name for what is drawn of a picture, added to `used`: pictures of several folders may share one."""
+    """A name for what is drawn of a picture, added to `used`: pictures of several folders may share one.
+
+    Names that differ in capital letters alone are one to the file systems of macOS and Windows, and count as one in
+    `used`, which holds them in small letters.
+    """
     name, number = stem, 1
-    while name in used:
+    while name.casefold() in used:
         number += 1
         name = f"{stem}_{number}"
-    used.add(name)
+    used.add(name.casefold())
     return name

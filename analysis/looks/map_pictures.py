@@ -129,4 +129,6 @@ def _lay_heat(panel, values: Tensor, size: tuple[int, int], scale: Normalize) ->
 
 def _smooth(field: Tensor) -> Tensor:
     sigma = max(0.5, 0.008 * max(field.shape))
-    return gaussian_blur(field[None], 2 * int(3 * sigma) + 1, sigma)[0]
+    # Borders are mirrored, so that the kernel must be narrower than twice the field: of a strip it is cut.
+    kernel = [2 * min(int(3 * sigma), side - 1) + 1 for side in reversed(field.shape)]  # along x, then y
+    return gaussian_blur(field[None], kernel, [sigma, sigma])[0]

@@ -52,6 +52,19 @@ def test_what_is_written_reads_back_to_equal_boxes(tmp_path, capsys):
     assert edges.boxes[1].tolist() == [3, 3, 6, 6] and edges.images[1].size == (40, 30)
 
 
+def test_the_summary_counts_as_check_data_does_and_tells_of_numbers_that_json_lacks(tmp_path, capsys):
+    """A crowd is no object; a box that is not finite is written as it is, and said."""
+    images = save_pictures(tmp_path / "images", "a.png", "b.png")
+    write(tmp_path / "xml" / "a.xml", voc_file([voc_object("dog", (1, 1, 9, 9), 1)]))
+    write(tmp_path / "xml" / "b.xml", voc_file([voc_object("dog", ("nan", 1, 9, 9))], filename="b.png"))
+    assert run("convert-data", "--input", tmp_path / "xml", "--output", tmp_path / "voc.json") == 0
+    said = capsys.readouterr().out
+    assert "images        2 (1 without objects)" in said
+    assert "1 boxes hold NaN or Infinity" in said and "check-data --fix removes" in said
+    run("check-data", "--data.train_annotations", tmp_path / "voc.json", "--data.train_images", images)
+    assert "images        2 (1 without objects)" in capsys.readouterr().out
+
+
 def test_a_list_of_classes_numbers_them(tmp_path):
     save_pictures(tmp_path / "images", "a.png")
     write(tmp_path / "xml" / "a.xml", voc_file([voc_object("dog", (1, 1, 9, 9)), voc_object("cat", (2, 2, 9, 9))]))

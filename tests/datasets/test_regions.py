@@ -166,3 +166,12 @@ def test_what_is_not_there(tmp_path):
     (tmp_path / "yolo" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UserError, match="nothing names the classes"):  # of another format: not taken for VisDrone's
         read_annotations(tmp_path / "yolo")
+
+
+def test_visdrone_is_known_by_its_commas(tmp_path):
+    """With a byte order mark; and where a number is not VisDrone's, the sentence is on that, not on YOLO's classes."""
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + VISDRONE.encode())
+    assert len(read_annotations(tmp_path)) > 3
+    (tmp_path / "a.txt").write_text("1,1,10,10,0.9,1,0,0\n")
+    with pytest.raises(UserError, match=r"line 1 of .*a\.txt' is '1,1,10,10,0\.9,1,0,0'; it must be eight numbers"):
+        read_annotations(tmp_path)

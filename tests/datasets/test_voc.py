@@ -7,6 +7,7 @@ import torch
 
 from datasets.dataset import CocoDetection
 from datasets.defects import check_dataset
+from datasets.paths import root_layout
 from datasets.readers import reader_of
 from datasets.voc import read_voc
 from tests.datasets.formats import save_pictures, voc_file, voc_object, write
@@ -183,3 +184,10 @@ def test_check_data_lists_and_mends(tmp_path):
     ]  # fmt: skip
     mended = json.loads((tmp_path / "m.json").read_text())
     assert [a["bbox"] for a in mended["annotations"]] == [[29, 0, 11, 9], [1, 1, 8, 8]]
+
+
+def test_a_root_without_lists_says_what_is_missing(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    said = r"looks like Pascal VOC, but it has no 'ImageSets/Main/val\.txt'.*name data\.val_images and data\.val_ann"
+    with pytest.raises(UserError, match=said):
+        root_layout(str(tmp_path), "val")

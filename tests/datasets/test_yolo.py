@@ -106,8 +106,13 @@ def test_where_data_yaml_leads(tmp_path, stated):
     for path, images in ((description, None), (tmp_path, None), (description, tmp_path / "images" / "train")):
         read = reader_of(path, images)(path)
         assert read.boxes.tolist() == expected.boxes.tolist() and read.images == expected.images
-    with pytest.raises(UserError, match=r"data.yaml' names nothing as 'val'; name one image folder with --images"):
+    with pytest.raises(UserError, match=r"data.yaml' names nothing as 'val'; name one image folder, convert-data"):
         read_yolo(description, split="val")
+
+
+def test_words_that_yaml_takes_for_truth_are_names(tmp_path):
+    read = read_yolo(yolo(tmp_path, "1 0.5 0.5 0.5 0.5", "names: {0: on, 1: off, 2: No, 3: true, 4: 1.5}\n"))
+    assert [c.name for c in read.categories] == ["on", "off", "No", "true", "1.5"]
 
 
 def test_classes_of_a_text_beside_the_labels(tmp_path):

@@ -19,7 +19,7 @@ from engine.export.onnx_format import _translate, is_whole
 from engine.export.program_file import checked
 from engine.export.refuse import check_onnx_can_say, exporter_errors
 from engine.exported import DATA_ALONE, ExportedDetector, torch_runner
-from engine.predict import load_predictor
+from engine.predict import _exported_predictor, load_predictor
 from main import main
 from models.from_config import build_model
 from models.nms import distinct_first
@@ -245,6 +245,13 @@ def test_images_that_are_too_small_for_a_file():
     assert detector(torch.zeros(1, 3, 33, 40, dtype=torch.uint8), mask).size == (33, 40)
     with pytest.raises(UserError, match=r"an image is 40 x 32 pixels.*takes sides from 33 on"):
         detector(torch.zeros(1, 3, 32, 40, dtype=torch.uint8), mask[:, :32])
+
+
+def test_a_file_names_classes_by_the_ids_of_the_data():
+    """So that coco_results.json of a file and of its checkpoint are of the same classes."""
+    said = Exported([{"label": 0, "id": 7, "name": "a"}, {"label": 1, "id": 90, "name": "b"}], 320, 500, 7, 0.25)
+    detector = ExportedDetector("model.onnx", said, lambda images: (images, images, images))
+    assert _exported_predictor(detector, None, None).category_of == {0: 7, 1: 90}
 
 
 @pytest.mark.parametrize("command", ["visualize", "profile"])

@@ -9,7 +9,7 @@ from PIL import Image
 from analysis.looks.box_pictures import boxes_picture
 from analysis.looks.canvas import save
 from analysis.looks.effective import trace
-from analysis.looks.map_pictures import locations_picture, saliency_picture
+from analysis.looks.map_pictures import _smooth, locations_picture, saliency_picture
 from analysis.looks.saliency import SaliencyRegion
 from analysis.looks.sampling import record_sampling
 from analysis.looks.sampling_pictures import decoder_picture, encoder_picture, heads_picture
@@ -24,6 +24,13 @@ CHOSEN = [ChosenQuery(4, 1, 0.5), ChosenQuery(0, 0, 0.25)]
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE[::-1], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(1, 90), (90, 1), (2, 300), (1, 1)])
+def test_heat_of_a_picture_that_is_a_strip(size):
+    """It is smoothed as far as the strip goes; a field of one value stays as it is."""
+    smooth = _smooth(torch.full(size, 0.25))
+    assert smooth.shape == size and torch.allclose(smooth, torch.tensor(0.25))
 
 
 def recorded(variant: str):
