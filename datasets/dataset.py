@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from multiprocessing import context
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -152,13 +150,6 @@ class CocoDetection(Dataset):
         positions, count = read.image_at[kept], len(self.images)
         dropped = int((~possible & ~read.crowds).sum())
         return ByImage(boxes[kept], positions, count), ByImage(labels[read.class_at[kept]], positions, count), dropped
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All of it; for a worker that is being started, without the lists of LVIS, which only scoring reads."""
-        state = self.__dict__.copy()
-        if context.get_spawning_popen() is not None and self.annotations.federated is not None:
-            state["annotations"] = replace(self.annotations, federated=None)
-        return state
 
     def __len__(self) -> int:
         return len(self.images)
