@@ -192,7 +192,7 @@ def test_check_data_says_of_columns_what_it_says_of_entries(tmp_path, seed, monk
     for image in given["images"]:
         picture(image.get("width", 33), image.get("height", 31)).save(tmp_path / image["file_name"])
     if seed == 2:
-        given["images"] = [image | dict.fromkeys(LISTS, [1, 99]) for image in given["images"]]
+        given["images"] = [image | {key: [1, 99] for key in LISTS} for image in given["images"]]
     file.write_text(json.dumps(given))
     in_columns = check_dataset(tmp_path, file).to_dict()
     monkeypatch.setattr(defects, "read_usual", lambda path: None)
