@@ -2,9 +2,10 @@
 
     python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png --output annotations.json
 
-Files are made up, with as many images and objects as COCO train2017 (an eighth, a quarter, a half, all of it) and an
-eighth of Objects365, and a fifth of LVIS; they need 1.7 GB. The pictures are links to two of noise. Every figure is of a process of its own.
-Seconds of reading are the processor's, all others are of the clock. `private` memory is what no other process has.
+Files are made up, with as many images and objects as COCO train2017 (an eighth, a quarter, a half, all of it), an
+eighth of Objects365 and a fifth of LVIS; they need 1.7 GB. The pictures are links to two of noise. Every figure is of a
+process of its own. Seconds of reading are the processor's, all others are of the clock. `private` memory is what no
+other process has.
 """
 
 import argparse
