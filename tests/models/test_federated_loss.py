@@ -63,9 +63,7 @@ def by_loops(kind, group, objects, negatives=NEGATIVES, not_exhaustive=NOT_EXHAU
                     is_there, is_absent = c in objects[i].labels.tolist(), c in negatives[i]
                     if (i, q) in fits and labels[pairs[i, q]] == c:
                         total = total + weight * of_pair(kind, z, fits[i, q], max(fits.values()))
-                    elif not (is_there or is_absent):  # nobody looked: it may be there
-                        continue
-                    elif c in not_exhaustive[i]:  # it may be one of those that are not listed
+                    elif not (is_there or is_absent) or c in not_exhaustive[i]:  # nobody looked: it may be there
                         continue
                     else:
                         total = total + weight * of_background(kind, z)
@@ -163,6 +161,6 @@ def test_nothing_more_waits_for_the_device():
 
 
 def test_it_is_refused_without_a_class_loss():
-    with pytest.raises(UserError, match="^loss.federated is about the class loss, which loss.class_weight 0 takes"):
+    with pytest.raises(UserError, match=r"^loss.federated is about the class loss, which loss.class_weight 0 takes"):
         check_model(ModelConfig(), LossConfig(federated=True, class_weight=0.0))
     check_model(ModelConfig(), LossConfig(federated=True))
