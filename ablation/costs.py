@@ -163,7 +163,8 @@ def random_objects(
 ) -> Objects:
     """An image's objects, as many as asked for, at random."""
     boxes = (0.2 + 0.3 * torch.rand(count, 4, generator=generator)).to(device)
-    return Objects(boxes, torch.randint(classes, (count,), generator=generator).to(device), image_id)
+    labels = torch.randint(classes, (count,), generator=generator).to(device)
+    return Objects(boxes, labels, image_id, exhaustive=labels.unique())
 
 
 def estimate(config: Config, cost: Cost, data: DataSize) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.class_lists import ClassLists
 from datasets.entries import CategoryEntry, Id, ImageEntry
 from datasets.id_column import IdColumn
 from datasets.image_table import ImageTable
@@ -30,8 +31,8 @@ class Federated:
         frequencies: of each class, by its id: `r`, `c` or `f` (rare, common, frequent); empty if the file does not say.
     """
 
-    negatives: Mapping[Id, tuple[Id, ...]]
-    not_exhaustive: Mapping[Id, tuple[Id, ...]]
+    negatives: ClassLists
+    not_exhaustive: ClassLists
     frequencies: Mapping[Id, str] = field(default_factory=dict)
 
 

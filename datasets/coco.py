@@ -139,8 +139,8 @@ def to_coco(annotations: Annotations) -> dict[str, Any]:
         "categories": [{"id": c.id, "name": c.name} for c in annotations.categories],
     }
     if federated := annotations.federated:
-        for entry in content["images"]:
-            entry |= to_lists(federated, entry["id"])
+        for entry, lists in zip(content["images"], to_lists(federated, annotations.images.ids)):
+            entry |= lists
         for entry in content["categories"]:
             entry |= {"frequency": known} if (known := federated.frequencies.get(entry["id"])) else {}
     if not annotations.annotated:

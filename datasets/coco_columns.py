@@ -22,6 +22,8 @@ from datasets.annotations import Annotations, CategoryEntry
 from datasets.areas import remark_on_areas
 from datasets.id_column import IdColumn
 from datasets.image_table import UNKNOWN, ImageTable
+from datasets.lvis import end_of
+from datasets.lvis_columns import ListColumns
 from datasets.texts import Texts
 from datasets.values import LARGEST_SIDE
 
@@ -31,11 +33,12 @@ ABSENT = msgspec.Raw()
 
 class _Image(msgspec.Struct, gc=False):
     id: int
-    file_name: str
+    file_name: str | msgspec.UnsetType = msgspec.UNSET
     width: int | None = None
     height: int | None = None
-    neg_category_ids: msgspec.Raw = ABSENT  # LVIS: not every class was looked for
-    not_exhaustive_category_ids: msgspec.Raw = ABSENT
+    coco_url: msgspec.Raw = ABSENT  # LVIS, in the place of a file_name
+    neg_category_ids: list[int] | None = None  # LVIS: not every class was looked for
+    not_exhaustive_category_ids: list[int] | None = None
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -51,7 +54,7 @@ class _Object(msgspec.Struct, gc=False):
 class _Category(msgspec.Struct, gc=False):
     id: int
     name: str
-    frequency: msgspec.Raw = ABSENT  # LVIS
+    frequency: str | None = None  # LVIS
 
 
 class _File(msgspec.Struct, gc=False):
@@ -94,11 +97,13 @@ def collector_off() -> Iterator[None]:
 
 def _annotations(file: _File, path: Path) -> Annotations | None:
     classes = file.categories
-    if not (file.images and file.annotations and classes) or any(c.frequency != ABSENT for c in classes):
+    if not (file.images and file.annotations and classes):
         return None
-    images, objects = _images(file.images), _objects(file.annotations)
-    if images is None or objects is None or len({c.id for c in classes}) < len(classes):
+    listed, objects = _images(file.images), _objects(file.annotations)
+    if listed is None or objects is None or len({c.id for c in classes}) < len(classes):
         return None
+    images, lists = listed
+    federated, of_lists = lists.federated(images.ids, [(c.id, c.frequency) for c in classes], path)
     ids, image_ids, category_ids, boxes, stated, crowds = objects
     unfit = int((stated <= 0).sum())  # NaN, where none is stated, is not
     with np.errstate(over="ignore", invalid="ignore"):  # of impossible boxes
@@ -113,27 +118,38 @@ def _annotations(file: _File, path: Path) -> Annotations | None:
         boxes,
         areas,
         crowds,
-        remarks=[remark_on_areas(unfit, len(areas), path)] if unfit else [],
+        remarks=([remark_on_areas(unfit, len(areas), path)] if unfit else []) + of_lists,
+        federated=federated,
     )
 
 
-def _images(entries: list[msgspec.Raw]) -> ImageTable | None:
-    """The images; None if one is unusual, or two have one id."""
-    decode, names, parts = msgspec.json.Decoder(_Image).decode, [], []
+def _images(entries: list[msgspec.Raw]) -> tuple[ImageTable, ListColumns] | None:
+    """The images, and what LVIS says of them; None if one is unusual, or two have one id."""
+    decode, names, parts, lists = msgspec.json.Decoder(_Image).decode, [], [], ListColumns()
     for first in range(0, len(entries), AT_ONCE):
         some = [decode(entry) for entry in entries[first : first + AT_ONCE]]
-        names += [image.file_name for image in some]
+        names += [_name(image) for image in some]
+        lists.add([i.neg_category_ids for i in some], [i.not_exhaustive_category_ids for i in some])
         sides = [UNKNOWN if s is None else s for image in some for s in (image.width, image.height)]
         of_parts = np.fromiter(sides, np.int64, 2 * len(some)).reshape(-1, 2)
         unknown = sum(image.width is None and image.height is None for image in some)
-        fit = np.all((of_parts > 0) & (of_parts < LARGEST_SIDE), axis=1).sum() + unknown == len(some)
-        if not fit or any(i.neg_category_ids != ABSENT or i.not_exhaustive_category_ids != ABSENT for i in some):
+        if np.all((of_parts > 0) & (of_parts < LARGEST_SIDE), axis=1).sum() + unknown < len(some):
             return None
         parts.append((_numbers(some, "id"), of_parts.astype(np.int32)))
     numbers, sides_of_all = map(np.concatenate, zip(*parts))
     if len(np.unique(numbers)) < len(numbers):
         return None
-    return ImageTable(IdColumn(numbers), Texts.of(names), sides_of_all)
+    return ImageTable(IdColumn(numbers), Texts.of(names), sides_of_all), lists
+
+
+def _name(image: _Image) -> str:
+    """The file name of an image.
+
+    Raises:
+        msgspec.MsgspecError: it has none, nor an address.
+    """
+    named = image.file_name
+    return end_of(msgspec.json.decode(image.coco_url, type=str)) if isinstance(named, msgspec.UnsetType) else named
 
 
 def _objects(entries: list[msgspec.Raw]) -> Sequence[np.ndarray] | None:

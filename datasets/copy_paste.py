@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from datasets.exhaustive import exhaustive_in_all
 from datasets.transforms import View, draw_int, target_on
 from datasets.visible import VISIBLE, crop_visible
 
@@ -45,7 +46,8 @@ def copy_paste(view: View, source: View) -> View:
         parts.append((objects["boxes"] + torch.tensor([x, y, x, y]), objects["labels"]))
     seen = [in_sight(boxes, labels, layers, layer) for layer, (boxes, labels) in enumerate(parts)]
     boxes, labels = (torch.cat(column) for column in zip(*seen))
-    return tv_tensors.Image(canvas), target_on((height, width), boxes, labels)
+    known = exhaustive_in_all([target, source[1]] if len(parts) > 1 else [target])
+    return tv_tensors.Image(canvas), target_on((height, width), boxes, labels) | known
 
 
 def in_sight(boxes: Tensor, labels: Tensor, layers: np.ndarray, layer: int) -> tuple[Tensor, Tensor]:

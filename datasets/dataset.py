@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from multiprocessing import context
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from datasets.boxes import clip_boxes
 from datasets.by_image import ByImage
 from datasets.categories import categories_of
 from datasets.checked import REMEDY, keep
+from datasets.exhaustive import KEY, exhaustive_labels
 from datasets.ids import check_listed
 from datasets.image_folder import Pictures
 from datasets.inspection import Look
@@ -55,6 +54,7 @@ class CocoDetection(Dataset):
         images: the images that the annotation file lists, in its order.
         boxes: boxes of each image, `[T, 4]`, float32, xyxy in pixels of the file.
         labels: labels of each image, `[T]`, int64.
+        exhaustive: labels of each image's classes of which every object is listed, `[V]`; None if nobody asks.
         dropped: number of degenerate boxes that were left out.
         image_folder: where the pictures are; `pictures` reads them.
         strong, strong_epochs: the transform of the first epochs, instead of `transform`, and their number.
@@ -78,6 +78,7 @@ class CocoDetection(Dataset):
         if not self.images:
             raise UserError(f"'{annotations.source}' lists no images")
         self.boxes, self.labels, self.dropped = self._by_image()
+        self.exhaustive: ByImage | None = None
 
     @classmethod
     def from_file(
@@ -127,6 +128,18 @@ class CocoDetection(Dataset):
         if dataset.annotations.images != self.images:  # other sizes, or fewer images
             dataset.images = dataset.annotations.images
             dataset.boxes, dataset.labels, dataset.dropped = dataset._by_image()
+            if self.exhaustive is not None:
+                return dataset.with_exhaustive()
+        return dataset
+
+    def with_exhaustive(self) -> "CocoDetection":
+        """This data set with samples that say of which classes every object is listed (`datasets.exhaustive`).
+
+        Raises:
+            UserError: the file does not say it.
+        """
+        dataset = copy(self)
+        dataset.exhaustive = exhaustive_labels(self.annotations, self._labels_of_classes())
         return dataset
 
     def transformed(self, transform: Callable | None) -> "CocoDetection":
@@ -141,24 +154,20 @@ class CocoDetection(Dataset):
         dataset.strong, dataset.strong_epochs = strong, epochs
         return dataset
 
-    def _by_image(self) -> tuple[ByImage, ByImage, int]:
-        read = self.annotations
+    def _labels_of_classes(self) -> np.ndarray:
+        """`[C]`, the label of each class of the file, in its order."""
         label_of = {c.id: c.label for c in self.categories}
+        return np.array([label_of[c.id] for c in self.annotations.categories], dtype=np.int64)
+
+    def _by_image(self) -> tuple[ByImage, ByImage, int]:
+        read, labels = self.annotations, self._labels_of_classes()
         check_listed(read)
-        labels = np.array([label_of[c.id] for c in read.categories], dtype=np.int64)
         boxes, possible = clip_boxes(read.boxes, sizes_of_objects(read))
         kept = np.flatnonzero(possible & ~read.crowds)
         kept = kept[np.argsort(read.image_at[kept], kind="stable")]
         positions, count = read.image_at[kept], len(self.images)
         dropped = int((~possible & ~read.crowds).sum())
         return ByImage(boxes[kept], positions, count), ByImage(labels[read.class_at[kept]], positions, count), dropped
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All of it; for a worker that is being started, without the lists of LVIS, which only scoring reads."""
-        state = self.__dict__.copy()
-        if context.get_spawning_popen() is not None and self.annotations.federated is not None:
-            state["annotations"] = replace(self.annotations, federated=None)
-        return state
 
     def __len__(self) -> int:
         return len(self.images)
@@ -180,7 +189,7 @@ class CocoDetection(Dataset):
         height, width = image.shape[-2:]
         boxes = TF.convert_bounding_box_format(target["boxes"], new_format="CXCYWH").as_subclass(torch.Tensor)
         boxes = boxes.float() / torch.tensor([width, height, width, height])
-        objects = Objects(boxes, target["labels"], self.images[index].id, seed)
+        objects = Objects(boxes, target["labels"], self.images[index].id, seed, target.get(KEY))
         return Sample(image.as_subclass(torch.Tensor), objects, size)
 
     def _partner(self) -> View:
@@ -205,7 +214,10 @@ class CocoDetection(Dataset):
             kept = (corners[:, 2:] > corners[:, :2]).all(1)
             corners, labels = corners[kept], labels[kept]
         size = (picture.height, picture.width)
-        return TF.to_image(picture), target_on(size, torch.from_numpy(corners), torch.from_numpy(labels))
+        target = target_on(size, torch.from_numpy(corners), torch.from_numpy(labels))
+        if self.exhaustive is not None:
+            target[KEY] = torch.from_numpy(self.exhaustive[index]).long()
+        return TF.to_image(picture), target
 
 
 def _existing(image_folder: str | Path) -> Path:

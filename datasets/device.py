@@ -49,11 +49,16 @@ class ToDevice:
         return Batch(self.normalise(images, padding_mask), padding_mask, objects, batch.sizes)
 
     def _move(self, objects: Sequence[Objects]) -> list[Objects]:
-        """Two transfers for the objects of all images."""
-        counts = [len(o.labels) for o in objects]
-        boxes = torch.cat([o.boxes for o in objects]).to(self.device, non_blocking=True).split(counts)
-        labels = torch.cat([o.labels for o in objects]).to(self.device, non_blocking=True).split(counts)
-        return [replace(o, boxes=b, labels=n) for o, b, n in zip(objects, boxes, labels)]
+        """Two transfers for the objects of all images, and one for what else is known of their classes."""
+        boxes, labels = self._together([o.boxes for o in objects]), self._together([o.labels for o in objects])
+        known = [o.exhaustive for o in objects if o.exhaustive is not None]
+        exhaustive = self._together(known) if len(known) == len(objects) else [None] * len(objects)
+        columns = zip(objects, boxes, labels, exhaustive)
+        return [replace(o, boxes=b, labels=n, exhaustive=e) for o, b, n, e in columns]
+
+    def _together(self, of_images: Sequence[Tensor]) -> Sequence[Tensor]:
+        """A tensor of each image, all in one transfer."""
+        return torch.cat(list(of_images)).to(self.device, non_blocking=True).split([len(t) for t in of_images])
 
     def normalise(self, images: Tensor, padding_mask: Tensor) -> Tensor:
         """uint8 `[B, 3, H, W]` with the backbone's mean and deviation; zero where padding_mask `[B, H, W]` is True."""

@@ -6,11 +6,14 @@ a detection of it that finds none is neither right nor wrong. The limit of detec
 classes together, and is applied first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.annotations import CategoryEntry, Federated, Id, ImageEntry
+from datasets.annotations import CategoryEntry, Federated
+from datasets.class_lists import ClassLists
+from datasets.id_column import IdColumn
+from datasets.image_table import ImageTable
 
 
 def best_of_images(images: np.ndarray, scores: np.ndarray, limit: int) -> np.ndarray:
@@ -34,14 +37,13 @@ class LookedFor:
 
     Args:
         federated: what the file says.
-        images: the scored images.
-        categories: the scored classes.
+        images: the images that positions are of, such as those that are scored.
+        categories: the classes that positions are of.
     """
 
-    def __init__(self, federated: Federated, images: Iterable[ImageEntry], categories: list[CategoryEntry]):
+    def __init__(self, federated: Federated, images: ImageTable, categories: Sequence[CategoryEntry]):
         self.num_classes = len(categories)
-        self.image_at = {image.id: i for i, image in enumerate(images)}
-        self.class_at = {category.id: k for k, category in enumerate(categories)}
+        self.ids = images.ids, IdColumn.of([category.id for category in categories])
         self.negatives = self._pairs(federated.negatives)
         self.not_exhaustive = self._pairs(federated.not_exhaustive)
         known = federated.frequencies
@@ -59,12 +61,5 @@ class LookedFor:
         """`[N]`, whether the image of a pair has more objects of its class than are listed."""
         return np.isin(pairs, self.not_exhaustive)
 
-    def _pairs(self, classes_of: Mapping[Id, tuple[Id, ...]]) -> np.ndarray:
-        listed = [
-            self.image_at[image] * self.num_classes + self.class_at[category]
-            for image, classes in classes_of.items()
-            if image in self.image_at
-            for category in classes
-            if category in self.class_at
-        ]
-        return np.array(listed, dtype=np.int64)
+    def _pairs(self, lists: ClassLists) -> np.ndarray:
+        return self.pairs(*lists.pairs_in(*self.ids))

@@ -1,10 +1,11 @@
 """What LVIS's annotation files say beyond COCO's: which classes were looked for in which image, and where it lies."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from datasets.annotations import Federated, Id
+from datasets.class_lists import ClassLists
 from datasets.ids import counterparts, remark_on, renamed
 from datasets.values import is_id, typed
 from util.errors import UserError
@@ -20,7 +21,12 @@ def with_file_name(image: object) -> object:
     """
     if not isinstance(image, dict) or "file_name" in image or not isinstance(image.get("coco_url"), str):
         return image
-    return image | {"file_name": "/".join(image["coco_url"].split("/")[-2:])}
+    return image | {"file_name": end_of(image["coco_url"])}
+
+
+def end_of(coco_url: str) -> str:
+    """The folder and the name of a file, of its address."""
+    return "/".join(coco_url.split("/")[-2:])
 
 
 def federated_of(
@@ -41,14 +47,8 @@ def federated_of(
         UserError: a list of an image that is no list of ids.
     """
     stated = sum(all(image.get(key) is not None for key in LISTS) for image in images)
-    if not stated:
-        return None, []
     if stated < len(images):
-        lists = " and ".join(LISTS)
-        return None, [
-            f"'{source}': {stated} of {len(images)} images have {lists}; the others do not, so the lists do not count"
-        ]
-    columns: dict[str, dict[Id, tuple[Id, ...]]] = {key: {} for key in LISTS}
+        return None, [remark_on_lists(stated, len(images), source)] if stated else []
     for image in images:
         for key in LISTS:
             listed = image[key]
@@ -58,23 +58,32 @@ def federated_of(
                 )
     found = counterparts(listed_classes(images), [c["id"] for c in categories])
     remarks = [remark_on(found, f"'{source}': in {' or '.join(LISTS)}", "the categories")] if found else []
-    for image in images:
-        for key in LISTS:
-            if image[key]:
-                columns[key][image["id"]] = tuple(renamed(image[key], found))
-    frequencies = {c["id"]: c["frequency"] for c in categories if c.get("frequency") in FREQUENCIES}
-    if 0 < len(frequencies) < len(categories):
-        remarks.append(
-            f"'{source}': {len(categories) - len(frequencies)} of {len(categories)} categories have no frequency r, c "
-            "or f, and count in neither APr, APc nor APf"
-        )
-    return Federated(columns[LISTS[0]], columns[LISTS[1]], frequencies), remarks
+    negatives, partly = (ClassLists.of((i["id"], renamed(i[key], found)) for i in images) for key in LISTS)
+    frequencies, of_classes = frequencies_of([(c["id"], c.get("frequency")) for c in categories], source)
+    return Federated(negatives, partly, frequencies), remarks + of_classes
 
 
-def to_lists(federated: Federated, image: Id) -> dict[str, list[Id]]:
-    """The lists of an image's entry; the undo of `federated_of`."""
-    classes = (federated.negatives, federated.not_exhaustive)
-    return {key: list(of.get(image, ())) for key, of in zip(LISTS, classes)}
+def remark_on_lists(stated: int, images: int, source: str | Path) -> str:
+    """A sentence on a file that has the lists for some of its images alone."""
+    lists = " and ".join(LISTS)
+    return f"'{source}': {stated} of {images} images have {lists}; the others do not, so the lists do not count"
+
+
+def frequencies_of(classes: Sequence[tuple[Id, object]], source: str | Path) -> tuple[dict[Id, str], list[str]]:
+    """How frequent each class is, of what its entry says beside its id; and a remark, if some do not say it."""
+    frequencies = {number: str(said) for number, said in classes if said in FREQUENCIES}
+    if not 0 < len(frequencies) < len(classes):
+        return frequencies, []
+    return frequencies, [
+        f"'{source}': {len(classes) - len(frequencies)} of {len(classes)} categories have no frequency r, c "
+        "or f, and count in neither APr, APc nor APf"
+    ]
+
+
+def to_lists(federated: Federated, images: Iterable[Id]) -> Iterator[dict[str, list[Id]]]:
+    """The lists of the images' entries, one after the other; the undo of `federated_of`."""
+    classes_of = [lists.to_dict() for lists in (federated.negatives, federated.not_exhaustive)]
+    return ({key: list(of.get(image, ())) for key, of in zip(LISTS, classes_of)} for image in images)
 
 
 def is_list_of_ids(listed: object) -> TypeGuard[list[Id]]:

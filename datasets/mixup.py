@@ -4,6 +4,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
+from datasets.exhaustive import exhaustive_in_all
 from datasets.transforms import View, draw_int, target_on
 
 LEAST, MOST = 0.45, 0.55  # share of the first image
@@ -44,4 +45,5 @@ def blend(view: View, partner: View, share: float, top: int, left: int) -> View:
     mixed[:, rows, columns] = part.round_().to(torch.uint8)
     boxes = torch.cat([target["boxes"], its_target["boxes"] + torch.tensor([left, top, left, top])])
     labels = torch.cat([target["labels"], its_target["labels"]])
-    return tv_tensors.Image(mixed), target_on((image.shape[-2], image.shape[-1]), boxes, labels)
+    size = (image.shape[-2], image.shape[-1])
+    return tv_tensors.Image(mixed), target_on(size, boxes, labels) | exhaustive_in_all([target, its_target])

@@ -7,6 +7,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as TF
 
+from datasets.exhaustive import exhaustive_in_all
 from datasets.transforms import View, draw_int, target_on
 from datasets.visible import crop_visible
 
@@ -30,7 +31,7 @@ def mosaic(views: Sequence[View], size: tuple[int, int]) -> View:
     """
     y, x = (draw_int(round(NEAREST * side), round(FARTHEST * side)) for side in size)
     canvas = torch.zeros(3, *size, dtype=torch.uint8)
-    boxes, labels = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]
+    boxes, labels, parts = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)], []
     rows, columns = ((0, y), (y, size[0])), ((0, x), (x, size[1]))
     for view, ((top, bottom), (left, right)) in zip(views, product(rows, columns), strict=True):
         if bottom == top or right == left:  # of a canvas a pixel wide
@@ -39,7 +40,8 @@ def mosaic(views: Sequence[View], size: tuple[int, int]) -> View:
         canvas[:, top:bottom, left:right] = image
         boxes.append(target["boxes"] + torch.tensor([left, top, left, top]))
         labels.append(target["labels"])
-    return tv_tensors.Image(canvas), target_on(size, torch.cat(boxes), torch.cat(labels))
+        parts.append(target)
+    return tv_tensors.Image(canvas), target_on(size, torch.cat(boxes), torch.cat(labels)) | exhaustive_in_all(parts)
 
 
 def cover(view: View, size: tuple[int, int]) -> View:

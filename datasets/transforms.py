@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from datasets.sizes import resized
 
-View = tuple[tv_tensors.Image, dict]  # a uint8 image [3, H, W]; {"boxes": [T, 4] xyxy in its pixels, "labels": [T]}
+# A uint8 image [3, H, W]; {"boxes": [T, 4] xyxy in its pixels, "labels": [T]}, and what `datasets.exhaustive` adds.
+View = tuple[tv_tensors.Image, dict]
 
 
 def draw_int(low: int, high: int) -> int:
@@ -69,10 +70,11 @@ class DropEmptyBoxes(nn.Module):
     """Leave out the boxes, and their labels, of which nothing is left: no width or no height, in float32."""
 
     def forward(self, image, target: dict) -> tuple:
-        """Image and `{"boxes": [T, 4] xyxy, "labels": [T]}`, to the same with fewer boxes."""
+        """Image and `{"boxes": [T, 4] xyxy, "labels": [T], ...}`, to the same with fewer boxes."""
         boxes = target["boxes"]
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        return image, {"boxes": tv_tensors.wrap(boxes[kept], like=boxes), "labels": target["labels"][kept]}
+        left = {"boxes": tv_tensors.wrap(boxes[kept], like=boxes), "labels": target["labels"][kept]}
+        return image, target | left
 
 
 def flip_steps(horizontal: float, vertical: float) -> list[v2.Transform]:

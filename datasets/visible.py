@@ -22,7 +22,8 @@ def crop_visible(view: View, top: int, left: int, height: int, width: int) -> Vi
     image, target = view
     boxes = TF.crop(target["boxes"], top, left, height, width).as_subclass(torch.Tensor)
     kept = (areas(boxes) >= VISIBLE * areas(target["boxes"])) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return TF.crop(image, top, left, height, width), target_on((height, width), boxes[kept], target["labels"][kept])
+    seen = target_on((height, width), boxes[kept], target["labels"][kept])
+    return TF.crop(image, top, left, height, width), target | seen
 
 
 def areas(boxes: torch.Tensor) -> torch.Tensor:

@@ -131,7 +131,7 @@ def try_step(
     count = max(1, max(map(len, dataset.labels))) * images_in_one(config.data)
     boxes = torch.full((count, 4), 0.5, device=device)
     labels = torch.full((count,), dataset.categories[0].label, device=device)
-    objects = [Objects(boxes, labels, 0) for _ in range(images)]
+    objects = [Objects(boxes, labels, 0, exhaustive=labels.unique()) for _ in range(images)]
     pixels = torch.randn(images, 3, *size, device=device, dtype=weight.dtype)
     mask = torch.zeros(images, *size, dtype=torch.bool, device=device)
     trained.train()

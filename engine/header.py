@@ -21,7 +21,12 @@ def train_header(config, model, dataset, val_dataset, state, epochs: int, backen
     lines = {
         "classes": f"{len(names)}: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else ""),
         "train": f"{len(dataset)} images, {dataset.labels.counts.sum()} objects"
-        + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else ""),
+        + (f" ({dataset.dropped} degenerate boxes left out)" if dataset.dropped else "")
+        + (
+            f", every object listed of {dataset.exhaustive.counts.mean():.1f} classes an image"
+            if dataset.exhaustive is not None
+            else ""
+        ),
         "val": f"{len(val_dataset)} images, {val_dataset.labels.counts.sum()} objects"
         + (
             ", scored by LVIS's protocol" if protocol_for(val_dataset.annotations, config.data.protocol) == LVIS else ""
@@ -90,6 +95,7 @@ def recipe_of(config: Config, strong_epochs: int) -> str:
         f"hybrid {model.hybrid_queries}": model.hybrid_queries,
         f"denoising {model.denoising_queries}": model.denoising_queries,
         f"class loss {kind} {weighted_class_loss(loss)[0]:g}": kind != "focal",
+        "federated class loss": loss.federated,
         f"{', '.join(augmented)} in the first {strong_epochs} epochs": augmented,
     }
     return ", ".join(name for name, is_on in on.items() if is_on)

@@ -36,6 +36,8 @@ def read_data(
         val_dataset = build_dataset(config.data, "val")
         check_learnable(dataset.annotations)
         check_scorable(val_dataset.annotations)
+        if config.loss.federated:
+            dataset = dataset.with_exhaustive()
     protocol, names = (
         protocol_for(val_dataset.annotations, config.data.protocol),
         distinct_names(val_dataset.categories),

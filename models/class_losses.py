@@ -2,7 +2,8 @@
 
 p is the probability of a query's class, BCE(p, t) the cross entropy with a target t. Each loss adds up a term for
 pairs, at the class of their object, and one for everything else, the background. No gradient runs through q or a
-target.
+target. Of an image whose objects are listed for some classes alone (`MatchedGroup.exhaustive`), the background is that
+of these classes.
 """
 
 from collections.abc import Callable
@@ -151,8 +152,11 @@ def add_up(
     """
     matches = group.matches
     at = (matches.layer, matches.image, matches.query, group.labels)
-    everywhere, scored = sum_and_pick(group.logits, gamma, weighted, group.factors, at)
+    everywhere, scored = sum_and_pick(group.logits, gamma, weighted, group.factors, at, group.exhaustive)
     not_there = background(scored, gamma, scored.detach() if weighted else None)
+    if group.exhaustive is not None:  # elsewhere there is nothing to take back
+        counted = (group.exhaustive[matches.image] == group.labels[:, None]).any(1)
+        not_there = not_there.where(counted, 0.0)
     return share * everywhere + group.per_layer(of_pairs(scored) - share * not_there)
 
 

@@ -20,10 +20,18 @@ class Criterion:
         matcher: assigns objects to the queries of groups that bring no assignment.
         losses: weight and function of each loss, by name.
         auxiliary: penalise every layer; otherwise only the last one of each group.
+        federated: of each image, penalise the classes alone whose objects are all listed (`Objects.exhaustive`), and
+            pairs. Groups with objects of their own that do not say it are penalised in all classes.
     """
 
-    def __init__(self, matcher: HungarianMatcher, losses: Mapping[str, tuple[float, Loss]], auxiliary: bool = True):
-        self.matcher, self.losses, self.auxiliary = matcher, losses, auxiliary
+    def __init__(
+        self,
+        matcher: HungarianMatcher,
+        losses: Mapping[str, tuple[float, Loss]],
+        auxiliary: bool = True,
+        federated: bool = False,
+    ):
+        self.matcher, self.losses, self.auxiliary, self.federated = matcher, losses, auxiliary, federated
 
     def __call__(
         self, predictions: Predictions, objects: Sequence[Objects], num_boxes: float | None = None
@@ -38,7 +46,12 @@ class Criterion:
         Returns:
             `{"class/decoder.0": ..., "l1/decoder.0": ..., "giou/decoder.0": ..., ..., "class/proposals": ...}`,
             scalars in fp32. Adding them up needs no transfer to the host.
+
+        Raises:
+            ValueError: a federated loss, and objects that do not say which classes it is of.
         """
+        if self.federated and any(o.exhaustive is None for o in objects):
+            raise ValueError("a federated loss needs Objects.exhaustive of every image")
         if num_boxes is None:
             num_boxes = sum(len(o.labels) for o in objects)
         num_boxes = max(float(num_boxes), 1.0)
@@ -52,7 +65,7 @@ class Criterion:
         for i, (group, truth) in enumerate(zip(groups, truths)):
             matches = matched[i] if group.assignment is None else every_layer(group.assignment, len(group.logits))
             with torch.autocast(group.logits.device.type, enabled=False):
-                pairs = MatchedGroup.of(group, truth, matches)
+                pairs = MatchedGroup.of(group, truth, matches, self.federated)
                 by_name = {name: (weight, loss(pairs)) for name, (weight, loss) in self.losses.items()}
             for name, (weight, by_layer) in by_name.items():
                 if by_layer is not None:

@@ -236,7 +236,7 @@ def build_criterion(config: LossConfig) -> Criterion:
     }
     if config.distillation_weight:
         losses["distill"] = (config.distillation_weight, DistillationLoss())
-    return Criterion(matcher, losses, config.auxiliary)
+    return Criterion(matcher, losses, config.auxiliary, config.federated)
 
 
 def weighted_class_loss(config: LossConfig) -> tuple[float, Loss]:

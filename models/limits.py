@@ -191,6 +191,8 @@ def _check_recipe(config: ModelConfig, loss: LossConfig) -> None:
         raise UserError(
             f"loss.classification {loss.classification} does nothing with loss.class_weight 0; leave one of them out"
         )
+    if loss.federated and loss.class_weight == 0:
+        raise UserError("loss.federated is about the class loss, which loss.class_weight 0 takes away; leave one out")
     if config.denoising_queries and not config.two_stage and config.reference == "point":
         raise UserError("model.denoising_queries start from boxes, as all queries must: add --model.reference box")
     for option in ("denoising_label_noise", "denoising_box_noise"):

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from models.matcher import Matches
 from models.overlaps import generalized_iou, plain_iou
@@ -26,6 +27,8 @@ class MatchedGroup:
         weights: `[B]`, factor on the losses of each image; None for 1.
         penalised: `[B, q]`, which queries count; None for all. Those of pairs do.
         distributions: of what the boxes are the means, where they are.
+        exhaustive: `[B, V]`, the classes of each image that count where they have no pair, filled up with -1; None for
+            all.
     """
 
     logits: Tensor
@@ -36,15 +39,26 @@ class MatchedGroup:
     weights: Tensor | None = None
     penalised: Tensor | None = None
     distributions: Distributions | None = None
+    exhaustive: Tensor | None = None
 
     @classmethod
-    def of(cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches) -> "MatchedGroup":
-        """A group and its matches put together."""
+    def of(
+        cls, group: PredictionGroup, objects: Sequence[Objects], matches: Matches, federated: bool = False
+    ) -> "MatchedGroup":
+        """A group and its matches put together.
+
+        Args:
+            group: the group.
+            objects: of each image.
+            matches: of the group with the objects.
+            federated: whether classes without a pair count only where the objects are all listed, if objects say it.
+        """
         dtype = torch.promote_types(group.logits.dtype, torch.float32)
         labels = torch.cat([o.labels for o in objects])[matches.object]
         wanted = torch.cat([o.boxes for o in objects])[matches.object].to(dtype)
         logits, boxes = group.logits.to(dtype), group.boxes.to(dtype)
-        return cls(logits, boxes, matches, labels, wanted, group.weights, group.penalised, group.distributions)
+        parts = group.weights, group.penalised, group.distributions
+        return cls(logits, boxes, matches, labels, wanted, *parts, exhaustive_classes(objects) if federated else None)
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -81,6 +95,12 @@ class MatchedGroup:
         if self.weights is not None:
             values = values * self.weights[:, None, None]
         return values.sum((1, 2, 3))
+
+
+def exhaustive_classes(objects: Sequence[Objects]) -> Tensor | None:
+    """`[B, V]`, see `MatchedGroup.exhaustive`."""
+    known = [o.exhaustive for o in objects if o.exhaustive is not None]
+    return pad_sequence(known, batch_first=True, padding_value=-1.0) if len(known) == len(objects) else None
 
 
 # To the sum over queries or pairs of each layer, `[N]`; None for a group without what it is about.

@@ -171,8 +171,8 @@ def take(values: Tensor, tokens: Tensor) -> Tensor:
 
 
 def class_agnostic(objects: Sequence[Objects]) -> list[Objects]:
-    """The same objects, all of label 0."""
-    return [replace(o, labels=torch.zeros_like(o.labels)) for o in objects]
+    """The same objects, all of label 0. Nobody says whether all objects of any class are listed."""
+    return [replace(o, labels=torch.zeros_like(o.labels), exhaustive=None) for o in objects]
 
 
 def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:

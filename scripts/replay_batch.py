@@ -93,7 +93,7 @@ def replay(file: str, precision: str | None, device: torch.device) -> int:
     set_random_state(culprit["random_state"], device)
     broken, finite = watch(model), True
     for i, kept in enumerate(culprit["micro_batches"]):
-        objects = [Objects(t["boxes"], t["labels"], t["image_id"], t.get("seed", 0)) for t in kept["targets"]]
+        objects = [Objects(**target) for target in kept["targets"]]
         batch = Batch(kept["images"], kept["padding_mask"], objects, [])
         batch = prepare(batch, size)
         print(f"micro-batch {i}, images {', '.join(str(o.image_id) for o in objects)}")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from main import main
+from tests.datasets.helpers import add_lists
 from tests.processes import Launched
 from tests.test_main import small_place
 from tests.test_resume import die_while_saving, lines_of
@@ -29,6 +30,7 @@ ALL = {
     "model.query_scale": True,
     "model.decoder_norm": True,
     "loss.classification": "mal",
+    "loss.federated": True,
     "loss.proposal_assignment": "atss",
     "loss.hybrid_repeats": 2,
     "data.mosaic": 0.5,
@@ -39,14 +41,16 @@ ALL = {
 }
 SAID = (
     "  recipe  mixed, class head, ATSS, NMS 0.7, look forward 2, memory fusion, relation, sine positions, scaled, "
-    "decoder norm, groups 2, hybrid 12, denoising 8, class loss mal 1, "
+    "decoder norm, groups 2, hybrid 12, denoising 8, class loss mal 1, federated class loss, "
     "mosaic 0.5, mixup 0.5, large scale jitter 0.5, copy paste 0.5 in the first 1 epochs\n"
 )
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return small_place(tmp_path_factory.mktemp("all"), train=16, val=2)
+    folder = small_place(tmp_path_factory.mktemp("all"), train=16, val=2)
+    add_lists(folder / "shapes" / "annotations" / "instances_train2017.json")
+    return folder
 
 
 def options(place: Path, output: Path, **more: object) -> list[str]:

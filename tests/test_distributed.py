@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datasets.shapes import generate
+from tests.datasets.helpers import add_lists
 from tests.processes import Launched
 from tests.test_all_options import ALL
 from tests.test_main import SMALL
@@ -24,6 +25,7 @@ def data(tmp_path_factory) -> Path:
     content = json.loads(file.read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] % 3]
     file.write_text(json.dumps(content))
+    add_lists(file)
     return root
 
 

@@ -26,7 +26,7 @@ from torch.distributed.run import parse_args as parse_torchrun
 from datasets.shapes import generate
 from main import main
 from models.limits import check_own_model
-from tests.datasets.formats import write_other_formats
+from tests.datasets.formats import write_lvis, write_other_formats
 from util import cli, command_config, config
 from util.options import field_types
 from util.video import VideoWriter
@@ -121,6 +121,9 @@ COMMANDS = {
     " --model.backbone.name vit_small_patch14_dinov2 --model.backbone.frozen_stages 0"
     " --train.lr_backbone 1e-4 --train.layer_decay 0.8": f"{TRAIN} --model.backbone.name test_vit",
     "python main.py ablate --config configs/quickstart.yaml --config configs/ablations/recipe.yaml --seeds 3": PLAN,
+    "python main.py train --config configs/two_stage.yaml --model.proposal_head class --loss.federated true"
+    " --data.train_images path/to/coco --data.train_annotations lvis_v1_train.json"
+    " --data.val_images path/to/coco --data.val_annotations lvis_v1_val.json --train.best_metric APr": TRAIN,
     # eval and predict
     "python main.py eval --checkpoint runs/base/best.pth --data.root path/to/coco": EVAL,
     "python main.py eval --checkpoint r50_deformable_detr-checkpoint.pth --data.root path/to/coco": EVAL,
@@ -253,6 +256,7 @@ def prepared(tmp_path_factory) -> Path:
     for split in ("train", "val"):
         (folder / "my" / split).symlink_to(shapes / f"{split}2017")
         (folder / "my" / f"{split}.json").symlink_to(shapes / "annotations" / f"instances_{split}2017.json")
+        write_lvis(folder / "my" / f"{split}.json", f"{split}2017", folder / f"lvis_v1_{split}.json")
     write_other_formats(shapes, folder / "my" / "voc", folder / "my" / "yolo")
     (folder / "instances_val2017.json").symlink_to(shapes / "annotations" / "instances_val2017.json")
     with Image.open(shapes / "val2017" / "000000.png") as picture:

@@ -152,6 +152,9 @@ class LossConfig:
     DEIM, Stable-DINO; position also favours boxes that fit in matching)"""
     class_weight: NonNegative | None = None
     """weight of the class loss; null takes that of its paper: 2 for focal, 6 for position, 1 for the others"""
+    federated: bool = False
+    """LVIS: of each image the class loss penalises only classes that were looked for, those with objects and the
+    negatives of its lists, and where not all objects of a class are listed what is matched alone"""
     l1_weight: NonNegative = 5.0
     """weight of the L1 box loss"""
     giou_weight: NonNegative = 2.0

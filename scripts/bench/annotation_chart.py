@@ -31,7 +31,7 @@ def plot(report: dict, path: Path) -> None:
 
 def _draw(axes: Axes, name: str, reading: dict, key: str) -> None:
     sets = {True: [f for file, f in reading.items() if file.startswith("COCO")]}
-    sets[False] = [f for file, f in reading.items() if not file.startswith("COCO")]
+    sets[False] = [f for file, f in reading.items() if file.startswith("Objects365")]
     for of_coco, figures in sets.items():
         if not figures:
             continue

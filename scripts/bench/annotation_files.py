@@ -1,4 +1,4 @@
-"""Annotation files for benchmarks: as large as those of COCO and Objects365, of random boxes and polygons."""
+"""Annotation files for benchmarks: as large as those of COCO, LVIS and Objects365, of random boxes and polygons."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 
 COCO = (118_287, 860_001, 80, 23)  # images, objects, classes, points of a polygon: train2017 has 447 MB
+LVIS = (100_170, 1_270_141, 1_203, 23)  # v1, training
 OBJECTS365 = (217_000, 3_100_000, 365, 0)  # an eighth of Objects365: 450 MB, no polygons
 
 
-def write_annotations(file: Path, images: int, objects: int, classes: int, points: int, seed: int = 0) -> None:
+def write_annotations(
+    file: Path, images: int, objects: int, classes: int, points: int, seed: int = 0, lists: bool = False
+) -> None:
     """Write a COCO file, a part at a time.
 
     Args:
@@ -19,8 +22,10 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
         classes: number of classes, all equally frequent.
         points: of each object's polygon; 0 writes none.
         seed: of the random numbers.
+        lists: write what LVIS has beside COCO: 10 negatives of each image, in every second one a class that is not
+            exhaustively listed, an address in the place of the file name, and how frequent classes are.
     """
-    rng = np.random.default_rng(seed)
+    rng, of_lists = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     upright = upright_images(images)
     with file.open("w") as out:
         out.write('{"info": {"description": "made up"}, "licenses": [], "images": [')
@@ -28,6 +33,10 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
             size = (480, 640) if upright[i] else (640, 480)
             entry = {"license": 3, "file_name": f"{i + 1:012d}.jpg", "height": size[1], "width": size[0]}
             entry |= {"date_captured": "2013-11-14 17:02:52", "id": i + 1}
+            if lists:
+                listed = (of_lists.choice(classes, 10 + (i + 1) % 2, replace=False) + 1).tolist()
+                entry |= {"neg_category_ids": listed[:10], "not_exhaustive_category_ids": listed[10:]}
+                entry["coco_url"] = f"http://images.cocodataset.org/train2017/{entry.pop('file_name')}"
             out.write(f"{', ' if i else ''}{json.dumps(entry)}")
         out.write('], "annotations": [')
         for first in range(0, objects, 10_000):
@@ -49,8 +58,9 @@ def write_annotations(file: Path, images: int, objects: int, classes: int, point
                 )
             out.write((", " if first else "") + ", ".join(entries))
         out.write('], "categories": [')
-        listed = ({"supercategory": "thing", "id": k, "name": f"class {k}"} for k in range(1, classes + 1))
-        out.write(", ".join(map(json.dumps, listed)) + "]}")
+        kinds_of = ({"supercategory": "thing", "id": k, "name": f"class {k}"} for k in range(1, classes + 1))
+        named = (entry | ({"frequency": "rcf"[entry["id"] % 3]} if lists else {}) for entry in kinds_of)
+        out.write(", ".join(map(json.dumps, named)) + "]}")
 
 
 def upright_images(count: int) -> np.ndarray:

@@ -2,9 +2,10 @@
 
     python scripts/bench/annotations.py --before ../older-checkout --chart docs/scaling.png --output annotations.json
 
-Files are made up, with as many images and objects as COCO train2017 (an eighth, a quarter, a half, all of it) and an
-eighth of Objects365; they need 1.5 GB. The pictures are links to few of noise. Every figure is of a process of its own.
-Seconds of reading are the processor's, all others are of the clock. `private` memory is what no other process has.
+Files are made up, with as many images and objects as COCO train2017 (an eighth, a quarter, a half, all of it), an
+eighth of Objects365 and a fifth of LVIS; they need 1.7 GB. The pictures are links to few of noise. Every figure is of a
+process of its own. Seconds of reading are the processor's, all others are of the clock. `private` memory is what no
+other process has.
 """
 
 import argparse
@@ -24,13 +25,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from scripts.bench.annotation_chart import plot
-from scripts.bench.annotation_files import COCO, OBJECTS365, upright_images, write_annotations
+from scripts.bench.annotation_files import COCO, LVIS, OBJECTS365, upright_images, write_annotations
 from util.console import exit_quietly
 
 PROG = "bench/annotations.py"
 HERE = Path(__file__).parents[2]
 SHARES = {"COCO 1/8": 8, "COCO 1/4": 4, "COCO 1/2": 2, "COCO": 1}
-OTHER, LOADED = "Objects365 1/8", "COCO 1/4"
+OTHER, FEDERATED, LOADED = "Objects365 1/8", "LVIS 1/5", "COCO 1/4"
 METHODS = ("fork", "forkserver", "spawn")
 BATCHES = 40  # of 4 images, for images/s
 LINKS = 30_000  # names of one picture: file systems bound them
@@ -48,10 +49,11 @@ def make_files(folder: Path, small: int) -> dict[str, Path]:
     files = {}
     wanted = {name: (images // share // small, objects // share // small, *more) for name, share in SHARES.items()}
     wanted |= {OTHER: (OBJECTS365[0] // small, OBJECTS365[1] // small, *OBJECTS365[2:]), "few": (240, 1700, *more)}
+    wanted[FEDERATED] = (LVIS[0] // 5 // small, LVIS[1] // 5 // small, *LVIS[2:])
     for name, sizes in wanted.items():
         files[name] = folder / f"{name.lower().replace(' ', '-').replace('/', '-')}.json"
         if not files[name].exists():
-            write_annotations(files[name], *sizes)
+            write_annotations(files[name], *sizes, lists=name == FEDERATED)
     if (folder / "pictures").exists():
         return files
     (folder / "pictures").mkdir()
@@ -103,7 +105,7 @@ def measure(folder: Path, checkouts: dict[str, Path], small: int) -> Iterator[di
     files = make_files(folder, small)
     report: dict = {name: {"reading": {}, "loading": {}, "few": {}} for name in checkouts}
     pictures = folder / "pictures"
-    for file in (*SHARES, OTHER):
+    for file in (*SHARES, FEDERATED, OTHER):
         for name, checkout in checkouts.items():
             report[name]["reading"][file] = said(name, file, measured(checkout, "reading", pictures, files[file]))
             yield report

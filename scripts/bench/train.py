@@ -151,6 +151,8 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Config, torch
         parser.error("--naive has no feature mimicking; leave out loss.mimic_weight")
     if args.naive and config.loss.classification != "focal":
         parser.error("--naive has the focal loss alone; leave out loss.classification")
+    if config.loss.federated:
+        parser.error("nobody looked for classes in made-up images; leave out loss.federated")
     config.train.ema_decay = (config.train.ema_decay or 0.9997) if args.ema else 0.0
     config.train.checkpoint_activations = args.checkpoint_activations
     return args, config, device

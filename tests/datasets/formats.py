@@ -1,4 +1,4 @@
-"""Small data sets of Pascal VOC and YOLO on disk, written by hand: nothing here is the code under test."""
+"""Small data sets of Pascal VOC, YOLO and LVIS on disk, written by hand: nothing here is the code under test."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from tests.datasets.helpers import picture
+from tests.datasets.helpers import add_lists, picture
 
 
 def voc_object(name: str, corners: Sequence[object], difficult: object = 0, more: str = "") -> str:
@@ -25,6 +25,16 @@ def voc_file(
     """An XML file of Pascal VOC; its objects begin in line 4."""
     stated = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
     return f"{head}<annotation>\n  <filename>{filename}</filename>\n  {stated}\n{''.join(objects)}</annotation>\n"
+
+
+def write_lvis(source: Path, pictures: str, file: Path) -> None:
+    """A COCO file as LVIS v1 has it: addresses for names, with the folder of the pictures; lists; frequencies."""
+    content = json.loads(source.read_text())
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/{pictures}/{image.pop('file_name')}"
+    content["categories"] = [c | {"frequency": "rcf"[i % 3]} for i, c in enumerate(content["categories"])]
+    file.write_text(json.dumps(content))
+    add_lists(file)
 
 
 def write(path: Path, text: str) -> Path:

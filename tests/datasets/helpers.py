@@ -55,6 +55,17 @@ def write_coco(
     return images, write_json(folder / "annotations" / f"instances_{split}2017.json", content)
 
 
+def add_lists(file: Path) -> None:
+    """Give the images of a COCO file LVIS's lists: most of the other classes are not there, some have more objects."""
+    content = json.loads(file.read_text())
+    ids = [category["id"] for category in content["categories"]]
+    for i, image in enumerate(content["images"]):
+        there = sorted({a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"]})
+        image["neg_category_ids"] = [k for j, k in enumerate(ids) if k not in there and (i + j) % 4]
+        image["not_exhaustive_category_ids"] = there[: i % 2]
+    file.write_text(json.dumps(content))
+
+
 # Told apart at half strength on black and on white.
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255)]
 

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 
 from datasets import coco_columns, defects
-from datasets.coco import from_coco, read_coco, read_lists
+from datasets.coco import from_coco, read_coco, read_lists, to_coco
 from datasets.coco_columns import read_usual
 from datasets.defects import check_dataset
-from tests.datasets.helpers import annotation, picture
+from datasets.evaluation import evaluate_detections
+from datasets.lvis import LISTS
+from datasets.protocol import protocol_for
+from tests.datasets.helpers import annotation, picture, write_json
+from tests.datasets.test_federated import lvis_scene
 from util.errors import UserError
+
+DELETED = object()
 
 
 def content(objects: int = 40, seed: int = 0) -> dict:
@@ -64,6 +70,55 @@ def test_areas_that_none_can_be_are_remarked_on_alike(tmp_path):
     assert read is not None and read.remarks == from_coco(given, file).remarks and "of 3 of 40" in read.remarks[0]
 
 
+def lvis(kind: str) -> dict:
+    """The same as LVIS has it: addresses for names, and lists of classes that are there, are not, or do not exist."""
+    given = content(101)
+    for i, image in enumerate(given["images"]):
+        image |= {"neg_category_ids": [3, 99, 1][: i % 4], "not_exhaustive_category_ids": [2, 3][: i % 3]}
+        if i % 2:
+            image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    for entry, frequency in zip(given["categories"], "rcf"):
+        entry |= {"frequency": frequency, "synonyms": ["x"], "image_count": 3}
+    if kind == "no negatives":
+        given["images"] = [image | {"neg_category_ids": []} for image in given["images"]]
+    if kind == "some lists":
+        given["images"][3]["neg_category_ids"] = None
+        del given["images"][2]["not_exhaustive_category_ids"]
+    if kind == "odd frequencies":
+        given["categories"][0]["frequency"], given["categories"][1]["frequency"] = "q", None
+    if kind == "no frequencies":
+        given["categories"] = [{"id": c["id"], "name": c["name"]} for c in given["categories"]]
+    if kind == "frequencies alone":
+        given["images"] = [{"id": i["id"], "file_name": f"{i['id']}.png"} for i in given["images"]]
+    return given
+
+
+@pytest.mark.parametrize(
+    "kind", ["usual", "no negatives", "some lists", "odd frequencies", "no frequencies", "frequencies alone"]
+)
+def test_a_file_of_lvis_is_read_as_the_careful_reader_does(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(coco_columns, "AT_ONCE", 4)
+    file = write_json(tmp_path / "a.json", lvis(kind))
+    read, careful = read_usual(file), from_coco(read_lists(file), file)
+    assert read is not None
+    assert_same(read, careful)
+    assert (read.federated is None) == (kind in ("some lists", "frequencies alone"))
+    assert bool(read.remarks) == (kind in ("some lists", "odd frequencies"))
+    assert to_coco(read) == to_coco(careful)
+    if kind == "usual":
+        assert read.federated.negatives == {8: (3,), 11: (3, 99), 14: (3, 99, 1), 20: (3,)}
+        assert read.federated.not_exhaustive.get(8) == (2,) and read.federated.not_exhaustive.get(5) is None
+        assert read.images[1].file_name == "train2017/ä1.png" and read.images[2].file_name == "𝄞.png"
+
+
+def test_detections_are_scored_alike_whoever_read_the_file(tmp_path):
+    truth, results = lvis_scene(3)
+    file = write_json(tmp_path / "a.json", truth)
+    read = read_usual(file)
+    assert read is not None and protocol_for(read) == "lvis"
+    assert evaluate_detections(read, results).figures == evaluate_detections(from_coco(truth, file), results).figures
+
+
 UNUSUAL = {
     "id of 7.0": ("annotations", "id", 7.0),
     "id as text": ("annotations", "image_id", "8"),
@@ -84,8 +139,10 @@ UNUSUAL = {
     "no pixels": ("images", "width", 0),
     "class as number": ("categories", "name", 3),
     "doubled class": ("categories", "id", 3),
-    "LVIS image": ("images", "neg_category_ids", [1]),
-    "LVIS class": ("categories", "frequency", "r"),
+    "no name": ("images", "file_name", DELETED),
+    "LVIS classes as text": ("images", "neg_category_ids", ["1"]),
+    "LVIS classes no list": ("images", "not_exhaustive_category_ids", 1),
+    "frequency as number": ("categories", "frequency", 1),
     "ignored": ("annotations", "ignore", 1),
 }
 
@@ -95,6 +152,8 @@ def test_what_is_unusual_is_left_to_the_careful_reader(tmp_path, case):
     part, key, value = UNUSUAL[case]
     given, file = content(), tmp_path / "a.json"
     given[part][1][key] = value
+    if value is DELETED:
+        del given[part][1][key]
     file.write_text(json.dumps(given))
     assert read_usual(file) is None
     try:
@@ -132,6 +191,8 @@ def test_check_data_says_of_columns_what_it_says_of_entries(tmp_path, seed, monk
     given["annotations"][3] |= {"bbox": [1, 1, 5, 5], "area": 900}
     for image in given["images"]:
         picture(image.get("width", 33), image.get("height", 31)).save(tmp_path / image["file_name"])
+    if seed == 2:
+        given["images"] = [image | {key: [1, 99] for key in LISTS} for image in given["images"]]
     file.write_text(json.dumps(given))
     in_columns = check_dataset(tmp_path, file).to_dict()
     monkeypatch.setattr(defects, "read_usual", lambda path: None)

@@ -53,10 +53,12 @@ def test_padding_more_changes_nothing_inside():
 
 def test_every_image_keeps_its_objects():
     batch = batch_of(bytes_of(2, 2), bytes_of(2, 2), bytes_of(2, 2), objects=(2, 0, 3))
+    for objects, known in zip(batch.objects, ([], [4, 7], [1])):
+        objects.exhaustive = torch.tensor(known, dtype=torch.long)
     moved = ToDevice(CPU, *IMAGENET)(batch)
     for before, after in zip(batch.objects, moved.objects):
         assert torch.equal(before.boxes, after.boxes) and torch.equal(before.labels, after.labels)
-        assert before.image_id == after.image_id
+        assert before.image_id == after.image_id and torch.equal(before.exhaustive, after.exhaustive)
     assert moved.sizes == batch.sizes
 
 

@@ -4,19 +4,22 @@ import copy
 import pickle
 import sys
 from multiprocessing import context
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
+from datasets.class_lists import ClassLists
 from datasets.coco import from_coco, to_coco
 from datasets.dataset import CocoDetection
 from datasets.evaluation import evaluate_detections
 from datasets.federated import best_of_images
 from datasets.fix import mend
+from datasets.id_column import IdColumn
 from datasets.metrics import check_figure
 from datasets.protocol import protocol_for
 from tests.datasets.test_evaluation import found, thing, truth_of
+from tests.util.test_shared import Sent
 from util.errors import UserError
 
 NAMES = [
@@ -211,18 +214,20 @@ def test_mending_brings_the_lists_to_the_new_ids():
     assert [c.detail for c in changes if c.kind == "neg_category_ids changed"] == [f"it is now [{new}, 'nobody']"]
 
 
-def test_workers_that_are_started_get_no_lists(tmp_path):
-    """Those of LVIS's training images take 55 MB as Python has them."""
+def test_workers_get_the_lists_and_share_large_ones(tmp_path):
+    """What is pickled for one is little beside lists as long as those of LVIS's training images."""
     dataset = CocoDetection.from_annotations(tmp_path, from_coco(federated([DOG], [CAT]), "x.json"))
-    assert pickle.loads(pickle.dumps(dataset)).annotations.federated == dataset.annotations.federated
-    context.set_spawning_popen(object())
+    listed = pickle.loads(pickle.dumps(dataset)).annotations.federated
+    assert listed == dataset.annotations.federated and listed.negatives == {1: (DOG,)}
+    lists = ClassLists(IdColumn(np.arange(5000)), np.full(5000, 70), IdColumn(np.arange(350_000) % 1203))
+    context.set_spawning_popen(SimpleNamespace(DupFd=Sent, duplicate_for_child=lambda descriptor: descriptor))
     try:
-        sent = pickle.dumps(dataset)
+        sent = pickle.dumps(lists)
+        worker = pickle.loads(sent)
     finally:
         context.set_spawning_popen(None)
-    worker = pickle.loads(sent)
-    assert worker.annotations.federated is None and dataset.annotations.federated.negatives == {1: (DOG,)}
-    assert worker.annotations.boxes.tolist() == dataset.annotations.boxes.tolist() and worker.images == dataset.images
+    assert len(sent) < 80_000 < lists.classes.numbers.nbytes
+    assert worker[4999] == tuple(range(1203))[349_930 % 1203 :][:70] == lists[4999] and 5000 not in worker
 
 
 def test_lists_that_cannot_be_used():

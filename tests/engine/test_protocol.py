@@ -1,11 +1,14 @@
 """The commands on data whose images were not searched for all classes, as LVIS's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from analysis.errors.diagnosis import diagnose
+from datasets.annotations import Annotations
+from datasets.coco import to_coco
 from datasets.readers import read_annotations
 from tests.datasets.helpers import write_json
 from tests.test_main import run, small_place
@@ -34,13 +37,22 @@ def named(place: Path, *splits: str) -> list:
     return [a for s in splits for part, path in of.items() for a in (f"--data.{s}_{part}", path(s))]
 
 
+def without_lists(place: Path, split: str) -> Annotations:
+    return replace(read_annotations(place / "shapes" / "annotations" / f"instances_{split}2017.json"), federated=None)
+
+
 def test_training_and_evaluation_follow_the_file_and_evaluation_the_option(place, tmp_path, capsys):
     output, folder = tmp_path / "run", tmp_path / "eval"
     data, more = named(place, "train", "val"), ("--train.epochs", 1, "--train.best_metric", "APf")
+    more += ("--loss.federated", "true", "--train.max_images_per_device", "auto")
     assert run("train", "--config", place / "small.yaml", *data, "--train.output", output, *more) == 0
     line = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"APr", "APc", "APf", "AR_300"} <= line.keys() and "AR_100" not in line
-    assert "scored by LVIS's protocol" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "scored by LVIS's protocol" in printed and "  recipe  federated class loss\n" in printed
+    annotations = read_annotations(place / "shapes" / "annotations" / "instances_train2017.json")
+    pairs = len(set(zip(annotations.image_ids, annotations.category_ids)))  # of which all objects are listed
+    assert f" objects, every object listed of {pairs / 4:.1f} classes an image\n" in printed
 
     args = ("eval", "--checkpoint", output, *named(place, "val"), "--output", folder)
     assert run(*args) == 0
@@ -55,6 +67,18 @@ def test_training_and_evaluation_follow_the_file_and_evaluation_the_option(place
     content = json.loads((folder / "results.json").read_text())
     assert "protocol" not in content and "AR_7" in content["figures"] and "APr" not in content["figures"]
     assert len(json.loads((folder / "detections.json").read_text())) == 3 * 7
+
+
+def test_a_federated_loss_is_refused_where_nobody_says_what_was_looked_for(place, tmp_path, capsys):
+    plain = write_json(tmp_path / "plain.json", to_coco(without_lists(place, "train")))
+    data = ("--data.train_images", place / "shapes", "--data.train_annotations", plain, *named(place, "val"))
+    argv = ("train", "--config", place / "small.yaml", *data, "--train.output", tmp_path / "run")
+    assert run(*argv, "--loss.federated", "true") == 2
+    assert capsys.readouterr().err == (
+        f"error: loss.federated penalises classes that were looked for, but the images of '{plain}' do not all have "
+        "the lists neg_category_ids and not_exhaustive_category_ids, as LVIS's do; leave it out\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_saved_detections_are_scored_and_analysed_by_the_protocol(place, tmp_path, capsys):

@@ -62,6 +62,7 @@ OPTIONS = {
     "query_scale": Option(model={"decoder_query_position": "sine", "query_scale": True}),
     "encoding": Option(model={"position_temperature": 20.0, "position_offset": 0.0, "box_epsilon": 1e-3}),
     "decoder_norm": Option(model={"decoder_norm": True}),
+    "federated": Option(model={"proposal_head": "class"}, loss={"federated": True}, stages=("two",)),
     **{name: Option(loss={"classification": name}) for name in ("varifocal", "ia_bce", "mal", "position")},
 }
 CASES = [(stage, name) for stage in ("one", "two") for name in (*OPTIONS, "all")]
@@ -93,6 +94,9 @@ def detector(stage: str, name: str, auxiliary: bool = True, training: bool = Tru
 def batch(counts=(3, 0, 2)):
     images, mask = padded_batch(SIZES)
     objects = [replace(o, boxes=o.boxes.double(), seed=i) for i, o in enumerate(random_objects([*counts]))]
+    # Of five classes: all, of which no one is without an object; those of the objects but for one; and two others.
+    known = torch.arange(5), torch.tensor([], dtype=torch.long), torch.cat([objects[2].labels[1:], torch.tensor([4])])
+    objects = [replace(o, exhaustive=k.unique()) for o, k in zip(objects, known)]
     return images.double(), mask, objects
 
 

@@ -11,13 +11,16 @@ import models.denoising
 from main import main
 from models.denoising import draw_noise
 from scripts.replay_batch import main as replay
+from tests.datasets.helpers import add_lists
 from tests.processes import Launched
 from tests.test_main import small_place
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    return small_place(tmp_path_factory.mktemp("replay"), train=16, val=3)
+    folder = small_place(tmp_path_factory.mktemp("replay"), train=16, val=3)
+    add_lists(folder / "shapes" / "annotations" / "instances_train2017.json")
+    return folder
 
 
 def options(place: Path, output: Path, *more: str) -> list[str]:
@@ -47,7 +50,7 @@ def spoil(at_step: int, of_rank: int, rank: int) -> None:
 def test_the_file_computes_the_step_again(place, tmp_path, capsys, processes):
     prepare = partial(spoil, 3, processes - 1)
     # Trained batch norms would carry the infinity into both processes.
-    argv = options(place, tmp_path / "run", "--model.backbone.norm", "frozen")
+    argv = options(place, tmp_path / "run", "--model.backbone.norm", "frozen", "--loss.federated", "true")
     launched = Launched(argv, tmp_path / "log", processes, prepare)
     codes = launched.wait(60)
     assert codes[processes - 1] == 2 and set(codes) <= {2, 3}

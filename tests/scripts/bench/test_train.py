@@ -95,6 +95,7 @@ def test_who_runs_out_of_memory_leaves(monkeypatch, capsys):
         (["--", "--model.d_modle", "3"], "d_model"),
         (["--naive", "--", "--loss.mimic_weight", "0.1"], "--naive has no feature mimicking"),
         (["--naive", "--", "--loss.classification", "mal"], "--naive has the focal loss alone"),
+        (["--", "--loss.federated", "true"], "nobody looked for classes in made-up images"),
     ],
 )
 def test_bad_options_are_one_sentence(capsys, options, said):
