@@ -123,7 +123,7 @@ def onnx_runner(path: str | Path) -> Run:
         raise UserError(f"'{path}' is run by ONNX Runtime, which is not installed: {INSTALL}") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; what it warns of are its own optimisations
+    options.log_severity_level = 4  # no warnings of its own optimisations; what goes wrong is raised as well
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # types of its own for each kind of refusal

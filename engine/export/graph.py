@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from engine.export.same_padding import short_sizes
 from models.detector import DeformableDETR
 from models.folded_norms import fold_for_inference
 from ops.functional import BACKEND_VARIABLE
@@ -78,7 +79,8 @@ def trace(detector: ImagesToDetections, size: tuple[int, int] | None, reference:
     images = torch.zeros(TRACED[0], TRACED[1], height, width, dtype=torch.uint8)
     free = torch.export.Dim.DYNAMIC
     dynamic = {0: free} if size else {0: free, 2: free, 3: free}
-    with torch.no_grad(), _plain_attention(), variable(BACKEND_VARIABLE, "reference" if reference else None):
+    backend = variable(BACKEND_VARIABLE, "reference" if reference else None)
+    with torch.no_grad(), _plain_attention(), short_sizes(detector), backend:
         return torch.export.export(detector, (images,), dynamic_shapes=(dynamic,), strict=False)
 
 

@@ -35,8 +35,12 @@ def export_onnx(source: Source, options: ExportConfig, output: Path) -> str:
             least = 1 if size else smallest_side(program)
             written = _translate(program)
         said = source.describe(options, least, size)
-        written.model.metadata_props.update(said.to_strings())
-        difference = checked(path, written.save, onnx_runner, detector, batches)
+
+        def save(to: str) -> None:
+            written.model.metadata_props.update(said.to_strings())
+            written.save(to)
+
+        difference = checked(path, save, onnx_runner, detector, batches, said)
         megabytes = path.stat().st_size / 1e6
         return f"{path}: {megabytes:.1f} MB, opset {OPSET}, {sizes_text(said)}\n{difference}"
 

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.export.compare import compare, sample_batches
 from engine.export.graph import ImagesToDetections
 from engine.export.source import Source
+from engine.exported import Run
 from util.command_config import ExportConfig
+from util.errors import UserError
 from util.exported import Exported
 from util.profiling import image_size
 
@@ -47,15 +51,23 @@ def sizes_text(said: Exported) -> str:
     return f"any number of images of any size from {said.smallest_side} pixels on"
 
 
-def checked(path: Path, save: Callable, open_it: Callable, detector: ImagesToDetections, batches: list) -> str:
+def checked(
+    path: Path,
+    save: Callable[[str], None],
+    open_it: Callable[[Path], Run],
+    detector: Run,
+    batches: list,
+    said: Exported,
+) -> str:
     """Write a file under another name, compare it with the detector, and give it its name if it is right.
 
     Args:
         path: the file; one that is there stays until the new one is right.
-        save: writes to a path.
+        save: writes to a path, with what `said` says at that time.
         open_it: from a path to what runs the file.
         detector: what the file was made of.
         batches: images to compare on.
+        said: what the file says of itself; its smallest side becomes one that was tried.
 
     Returns:
         The difference, to print.
@@ -66,8 +78,47 @@ def checked(path: Path, save: Callable, open_it: Callable, detector: ImagesToDet
     unchecked = path.with_name(f"unchecked_{path.name}")
     try:
         save(str(unchecked))
-        difference = compare(detector, open_it(unchecked), batches)
+        written = open_it(unchecked)
+        difference = compare(detector, written, batches)
+        least = said.smallest_side if said.fixed else smallest_square(detector, written, batches, said.smallest_side)
+        if least > said.smallest_side:
+            said.smallest_side = least
+            save(str(unchecked))
         unchecked.replace(path)
     finally:
         unchecked.unlink(missing_ok=True)
     return difference.text()
+
+
+def smallest_square(detector: Run, written: Run, batches: list[Tensor], least: int) -> int:
+    """The smallest side from which on a file gives for a square image what the detector gives, found by bisection.
+
+    A graph has bounds of its two sides, and conditions that hang on both, which it does not list: where proposals are
+    suppressed, it was traced with more tokens than queries, and is for images that have as many.
+
+    Args:
+        detector: what the file was made of.
+        written: runs the file.
+        batches: images `[B, 3, H, W]` in uint8 that the file is right for; the first is resized.
+        least: the bound of both sides.
+
+    Returns:
+        `least` or more, at most the smallest side in `batches`.
+    """
+
+    def is_right(side: int) -> bool:
+        square = F.interpolate(batches[0].float(), (side, side), mode="bilinear", antialias=True)
+        try:
+            compare(detector, written, [square.round().clamp(0, 255).to(torch.uint8)])
+        except UserError:
+            return False
+        return True
+
+    right = min(side for images in batches for side in images.shape[-2:])
+    if right <= least or is_right(least):
+        return least
+    wrong = least
+    while right - wrong > 1:
+        middle = (wrong + right) // 2
+        wrong, right = (wrong, middle) if is_right(middle) else (middle, right)
+    return right

@@ -28,14 +28,13 @@ def export_torch(source: Source, options: ExportConfig, output: Path) -> str:
             program = trace(detector, size, reference)
         said = source.describe(options, 1 if size else smallest_side(program), size)
         said.operator = "reference" if reference else "deformable_detr::ms_deform_attn"
-        extra = {"metadata.json": said.to_json()}
 
         def save(to: str) -> None:
             with warnings.catch_warnings():  # of tensors that are parts of others; whether they come back is compared
                 warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
-                torch.export.save(program, to, extra_files=extra)
+                torch.export.save(program, to, extra_files={"metadata.json": said.to_json()})
 
-        difference = checked(path, save, torch_runner, detector, batches)
+        difference = checked(path, save, torch_runner, detector, batches, said)
         megabytes = path.stat().st_size / 1e6
         return f"{path}: {megabytes:.1f} MB, operator {said.operator}, {sizes_text(said)}\n{difference}"
 

@@ -4,15 +4,17 @@
     python scripts/bench/export.py --config configs/base.yaml --size 480 640 --threads 2 --repeats 5
 
 Weights are random. Files are written for the one size, and compared with the detector as `main.py export` does.
-Contenders take turns in a new order every round; the figures are medians over rounds.
+Contenders take turns in a new order every round. The figures are medians over rounds, of the clock and of the
+processor's time, which a busy machine changes less.
 """
 
 import argparse
 import copy
+import itertools
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -33,6 +35,7 @@ from util.config import Config, EvalDataConfig
 from util.console import exit_quietly
 
 CLASSES = 3
+HEADER = ["", "ms", "speed, of eager", "processor's ms", "speed, of eager"]
 
 
 @torch.no_grad()
@@ -52,18 +55,23 @@ def main(argv: list[str] | None = None) -> int:
         if args.without_compile:
             del contenders["torch.compile"]
         images = torch.randint(0, 256, (1, 3, *args.size), dtype=torch.uint8)
-        for run in contenders.values():
+        for name, run in contenders.items():
+            timing.progress(f"{name}: warming up")
             run(images)  # what is compiled is compiled now
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        clock: dict[str, list[float]] = {name: [] for name in contenders}
+        processor: dict[str, list[float]] = {name: [] for name in contenders}
         for name in timing.in_turns(list(contenders), args.repeats):
-            seconds[name].append(timing.seconds(partial(contenders[name], images), torch.device("cpu")))
+            before = time.perf_counter(), time.process_time()
+            contenders[name](images)
+            clock[name].append(time.perf_counter() - before[0])
+            processor[name].append(time.process_time() - before[1])
         about = timing.machine(torch.device("cpu"))
-    first = median(seconds["eager"])
-    rows = [
-        [name, timing.figure(1000 * median(s)), timing.figure(first / median(s)) + "x"] for name, s in seconds.items()
-    ]
+    rows = [[name] for name in contenders]
+    for row, times in itertools.product(rows, (clock, processor)):
+        middle = median(times[row[0]])
+        row += [timing.figure(1000 * middle), f"{median(times['eager']) / middle:.2f}x"]
     print(f"{Path(args.config).stem}, one image of {args.size[0]}x{args.size[1]}, {timing.machine_line(about)}")
-    print(timing.markdown_table(["", "ms", "of eager"], rows))
+    print(timing.markdown_table(HEADER, rows))
     return 0
 
 
@@ -73,10 +81,11 @@ def make_contenders(preset: str, size: tuple[int, int], folder: Path) -> dict[st
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES, backbone_weights="none").eval()
     categories = [Category(i, i, str(i)) for i in range(CLASSES)]
-    source = Source(preset, model, categories, EvalDataConfig(eval_size=min(size), max_size=max(size)))
+    data = EvalDataConfig(eval_size=min(size), max_size=max(size))
+    source = Source(preset, model, config.model, categories, data)
     options = ExportConfig(fixed=["x".join(map(str, size))])
     for form in ("onnx", "torch"):
-        print(FORMATS[form](source, options, folder))
+        timing.progress(FORMATS[form](source, options, folder))
     (onnx,), (program,) = (list(folder.glob(f"*.{suffix}")) for suffix in ("onnx", "pt2"))
     eager = ImagesToDetections(model, options.top_k).eval()
     compiled = copy.deepcopy(eager)

@@ -348,10 +348,38 @@ def test_a_file_that_differs_is_not_kept(tmp_path):
         return lambda images: (boxes + 0.1, scores, labels)
 
     detector = lambda images: (boxes, scores, labels)  # noqa: E731
+    said = Exported([], 4, 4, 1, 0.5)
     with pytest.raises(UserError, match=r"differs from the checkpoint, and is not kept.*5\.0e-03 of a box"):
-        checked(tmp_path / "model.onnx", write, open_it, detector, batches)
+        checked(tmp_path / "model.onnx", write, open_it, detector, batches, said)
     assert (tmp_path / "model.onnx").read_text() == "of before, which was right"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("failing", ["other scores", "a refusal"])
+def test_the_smallest_side_is_tried(failing, tmp_path):
+    """A file with a condition on width times height, which no bound of a side says."""
+    saved, batches = [], [torch.zeros(1, 3, 40, 60, dtype=torch.uint8)]
+    said = Exported([], 40, 60, 1, 0.5, smallest_side=9)
+
+    def detector(images):
+        return torch.tensor([[[0.0, 0, 10, 20]]]), torch.tensor([[0.9]]), torch.tensor([[1]])
+
+    def file(images):
+        boxes, scores, labels = detector(images)
+        if images.shape[-1] * images.shape[-2] >= 600:
+            return boxes, scores, labels
+        if failing == "a refusal":
+            raise UserError("too few tokens")
+        return boxes, scores / 2, labels
+
+    def save(path: str) -> None:
+        Path(path).write_text(str(said.smallest_side))
+        saved.append(said.smallest_side)
+
+    checked(tmp_path / "model.onnx", save, lambda path: file, detector, batches, said)
+    assert saved == [9, 25] and (tmp_path / "model.onnx").read_text() == "25"  # 24 x 24 is less than 600
+    checked(tmp_path / "model.onnx", save, lambda path: file, detector, batches, said)
+    assert saved == [9, 25, 25]
 
 
 def test_what_a_file_says_comes_back():
@@ -378,6 +406,7 @@ def test_what_a_file_says_comes_back():
         {"reference": "box", "decoder_layers": 2, "decoder_norm": True},
         {"decoder_query_position": "sine", "query_scale": True, "decoder_layers": 2, "memory_fusion": True},
         {"cross_level": False, "encoder_points": 3, "num_points": [4, 2]},
+        {"backbone": TINY["backbone"] | {"name": "tf_efficientnet_lite0"}},
     ],
     ids=lambda model: "-".join(map(str, model)),
 )
