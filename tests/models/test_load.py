@@ -7,7 +7,7 @@ import torch
 
 from models.load import load_detector
 from tests.models.helpers import small_config, small_model
-from util.checkpoint import save_checkpoint
+from util.checkpoint_write import save_checkpoint
 from util.config import BackboneConfig, Config
 from util.errors import UserError
 
