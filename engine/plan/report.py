@@ -67,7 +67,7 @@ def _needs(plan: Plan, data: DataSet, measured: Measured) -> dict[str, str]:
     return {
         "steps": f"{plan.steps:,}",
         "step, ms": f"{plan.step_seconds * 1e3:.0f}",
-        "hours": f"{plan.hours:.1f}",
+        "hours": f"{plan.hours:.1f}" if plan.hours >= 0.1 else f"{plan.hours:.2g}",
         "loaders: images/s in all": f"{plan.wanted_images:.0f}",
         "loaders: images/s a machine": f"{plan.wanted_images / nodes:.0f}",
         "cores that decode, in all": f"{plan.wanted_cores:.1f}",

@@ -216,7 +216,7 @@ def test_the_report_has_every_number_and_its_source():
         r"cores that decode, in all +6\.4",
         r"steps +750",
         r"step, ms +200",
-        r"hours +0\.0",
+        r"hours +0\.042",
         r"gradients: MB that each GPU sends in a step +350",
         r"gradients: ms at that bandwidth +50\.0",
         r"a checkpoint, MB \(with EMA\) +600 \(800\)",
