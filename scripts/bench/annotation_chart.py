@@ -25,7 +25,7 @@ def plot(report: dict, path: Path) -> None:
         axes.set(title=title, xlabel="million objects", xlim=0, ylim=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    picture.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     picture.savefig(path, dpi=110)
 
 
