@@ -65,8 +65,8 @@ def of_pair(kind, z, q, best):
     return 0.25 * (t - p) ** 2 * bce(z, t)
 
 
-def by_loops(kind, group: PredictionGroup, objects: list[Objects]) -> torch.Tensor:
-    """The loss of each layer, one element after the other."""
+def by_loops(kind, group: PredictionGroup, objects: list[Objects], counts=lambda image, label: True) -> torch.Tensor:
+    """The loss of each layer, one element after the other; of what is no pair only where `counts` says so."""
     boxes, labels = torch.cat([o.boxes for o in objects]), torch.cat([o.labels for o in objects])
     given, (layers, images, queries, classes) = group.assignment, group.logits.shape
     valid = [True] * len(given.query) if given.valid is None else given.valid.tolist()
@@ -83,7 +83,7 @@ def by_loops(kind, group: PredictionGroup, objects: list[Objects]) -> torch.Tens
                     z = group.logits[n, i, q, c]
                     if (i, q) in fits and labels[pairs[i, q]] == c:
                         total = total + weight * of_pair(kind, z, fits[i, q], max(fits.values()))
-                    else:
+                    elif counts(i, c):
                         total = total + weight * of_background(kind, z)
         totals.append(total)
     return torch.stack(totals)

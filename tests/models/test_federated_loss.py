@@ -11,17 +11,8 @@ from models.losses import MatchedGroup
 from models.matcher import every_layer
 from models.predictions import Predictions
 from models.proposals import class_agnostic
-from tests.models.test_class_losses import (
-    CASES,
-    DEVICE,
-    KINDS,
-    LOSSES,
-    assigned,
-    iou_of,
-    matched,
-    of_background,
-    of_pair,
-)
+from tests.models import test_class_losses as class_losses
+from tests.models.test_class_losses import CASES, DEVICE, KINDS, LOSSES, assigned, matched, of_background
 from util.config import LossConfig, ModelConfig
 from util.errors import UserError
 from util.syncs import count_syncs
@@ -46,29 +37,13 @@ def federated(group, objects) -> MatchedGroup:
 
 def by_loops(kind, group, objects, negatives=NEGATIVES, not_exhaustive=NOT_EXHAUSTIVE) -> torch.Tensor:
     """Every query and class, one after the other, and what the lists say of it."""
-    boxes, labels = torch.cat([o.boxes for o in objects]), torch.cat([o.labels for o in objects])
-    given, (layers, images, queries, classes) = group.assignment, group.logits.shape
-    valid = [True] * len(given.query) if given.valid is None else given.valid.tolist()
-    table = list(zip(given.image.tolist(), given.query.tolist(), given.object.tolist(), valid))
-    pairs = {(i, q): t for i, q, t, counts in table if counts}
-    totals = []
-    for n in range(layers):
-        total = torch.zeros((), dtype=group.logits.dtype)
-        for i in range(images):
-            fits = {(a, q): iou_of(group.boxes[n, a, q], boxes[t]) for (a, q), t in pairs.items() if a == i}
-            weight = 1.0 if group.weights is None else float(group.weights[i])
-            for q in range(queries):
-                for c in range(classes):
-                    z = group.logits[n, i, q, c]
-                    is_there, is_absent = c in objects[i].labels.tolist(), c in negatives[i]
-                    if (i, q) in fits and labels[pairs[i, q]] == c:
-                        total = total + weight * of_pair(kind, z, fits[i, q], max(fits.values()))
-                    elif not (is_there or is_absent) or c in not_exhaustive[i]:  # nobody looked: it may be there
-                        continue
-                    else:
-                        total = total + weight * of_background(kind, z)
-        totals.append(total)
-    return torch.stack(totals)
+
+    def looked_for(image: int, label: int) -> bool:
+        """Otherwise nobody looked, or not for all: there may be one."""
+        is_there, is_absent = label in objects[image].labels.tolist(), label in negatives[image]
+        return (is_there or is_absent) and label not in not_exhaustive[image]
+
+    return class_losses.by_loops(kind, group, objects, looked_for)
 
 
 @pytest.mark.parametrize("case", CASES)
