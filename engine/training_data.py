@@ -38,10 +38,8 @@ def read_data(
         check_scorable(val_dataset.annotations)
         if config.loss.federated:
             dataset = dataset.with_exhaustive()
-    protocol, names = (
-        protocol_for(val_dataset.annotations, config.data.protocol),
-        distinct_names(val_dataset.categories),
-    )
+    protocol = protocol_for(val_dataset.annotations, config.data.protocol)
+    names = distinct_names(val_dataset.categories)
     check_figure(cfg.best_metric, "train.best_metric", names, protocol=protocol)
     order = check_resumable(resumed, cfg, dataset) if resumed else None
     checked = check_files({"train": dataset, "val": val_dataset}, config.data, world)

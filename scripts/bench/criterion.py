@@ -13,7 +13,6 @@ more than 1e-5 of it, the exit code is 1.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,7 @@ from models.from_config import build_criterion
 from models.overlaps import generalized_iou
 from models.pair_costs import focal_cost
 from models.predictions import PredictionGroup, Predictions
-from scripts.bench.crowds import make_batch
+from scripts.bench.crowds import make_batch, spent
 from scripts.bench.timing import machine, machine_line, markdown_table
 from util.config import LossConfig
 from util.console import exit_quietly
@@ -106,15 +105,6 @@ def contenders(predictions: Predictions, truth: list[Objects]) -> dict[str, tupl
         "ours": (lambda: matcher(groups, truths), ours),
         "dense": (lambda: list(map(match_densely, groups, truths)), dense),
     }
-
-
-def spent(call: Callable[[], object], least: float = 0.2) -> float:
-    """The processor's seconds of a call, the mean of as many as take that long together."""
-    begun, calls = time.process_time(), 0
-    while not calls or time.process_time() - begun < least:
-        call()
-        calls += 1
-    return (time.process_time() - begun) / calls
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,7 @@
-"""Predictions and objects of crowds, which the benchmarks of matching and losses have."""
+"""Predictions and objects of crowds, and how long matching and losses of them take."""
+
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,3 +30,12 @@ def make_batch(
     if tokens:
         groups.append(group("proposals", 1, tokens, objects=class_agnostic(truth)))
     return Predictions(groups), truth
+
+
+def spent(call: Callable[[], object], least: float = 0.2) -> float:
+    """The processor's seconds of a call, the mean of as many as take that long together."""
+    begun, calls = time.process_time(), 0
+    while not calls or time.process_time() - begun < least:
+        call()
+        calls += 1
+    return (time.process_time() - begun) / calls

@@ -33,7 +33,8 @@ def scoring(images: str, objects: str, found: str, classes: str, analysed: str =
     except ImportError:  # of older checkouts
         from engine.evaluate import Evaluation
 
-    truth, results = of_this_checkout("scoring").make_lists(*map(int, (images, objects, found, classes)))
+    lists = of_this_checkout("scoring")
+    truth, results = lists.make_lists(*map(int, (images, objects, found, classes)))
     annotations = from_coco(truth, "truth.json")
     clock, begun = time.perf_counter(), time.process_time()
     scores = evaluate_detections(annotations, results)
@@ -41,7 +42,7 @@ def scoring(images: str, objects: str, found: str, classes: str, analysed: str =
         with TemporaryDirectory() as folder:
             analyse(Evaluation(scores, results, annotations, None, {}), Path(folder))
     seconds = {"clock": time.perf_counter() - clock, "seconds": time.process_time() - begun}
-    return seconds | {"AP": scores.figures["AP"], "peak": peak()}
+    return seconds | {"AP": scores.figures["AP"], "peak": lists.peak()}
 
 
 def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
@@ -52,7 +53,8 @@ def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
     from util.config import LossConfig
 
     sizes = int(images), int(queries), int(objects), 6, int(tokens), 91
-    predictions, truth = of_this_checkout("crowds").make_batch(*sizes)
+    crowds = of_this_checkout("crowds")
+    predictions, truth = crowds.make_batch(*sizes)
     groups, criterion = predictions.groups, build_criterion(LossConfig())
     truths = [truth if group.objects is None else group.objects for group in groups]
     matcher, cpu = criterion.matcher, torch.device("cpu")
@@ -68,8 +70,8 @@ def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
         matcher(groups, truths)
 
     return {
-        "matching": spent(match),
-        "losses": spent(lose),
+        "matching": median(crowds.spent(match) for _ in range(3)),
+        "losses": median(crowds.spent(lose) for _ in range(3)),
         "matching peak": memory_of(match, cpu, []) / 2**20,
         "losses peak": memory_of(lose, cpu, []) / 2**20,
     }
@@ -78,6 +80,7 @@ def crowd(images: str, queries: str, objects: str, tokens: str) -> dict:
 def saving(preset: str) -> dict:
     """Clock seconds for which training stands still in an epoch that improves, and MiB that are written."""
     from engine.run import Run
+    from scripts.bench.timing import seconds
     from scripts.bench.train_contenders import make_contender
     from scripts.bench.train_data import make_data
     from util.distributed import ALONE
@@ -91,9 +94,9 @@ def saving(preset: str) -> dict:
         still, written = [], []
         for _ in range(3):
             before = bytes_written()
-            first = clocked(run.save)
+            first = seconds(run.save, device)
             finish()  # as the evaluation gives it the time
-            still.append(first + clocked(lambda: run.save(best=True, instead=True)))
+            still.append(first + seconds(lambda: run.save(best=True, instead=True), device))
             finish()
             written.append(bytes_written() - before)
     return {"clock": median(still), "written": median(written) / 2**20}
@@ -211,30 +214,6 @@ def timed(call: Callable[[], object], rounds: int = 5) -> dict[str, float]:
         found.append((time.perf_counter() - clock, time.process_time() - begun))
     clocks, seconds = zip(*found)
     return {"clock": median(clocks), "seconds": median(seconds)}
-
-
-def spent(call: Callable[[], object], least: float = 0.2) -> float:
-    """The processor's seconds of a call: the median of three means of as many as take `least` together."""
-    found = []
-    for _ in range(3):
-        begun, calls = time.process_time(), 0
-        while not calls or time.process_time() - begun < least:
-            call()
-            calls += 1
-        found.append((time.process_time() - begun) / calls)
-    return median(found)
-
-
-def clocked(call: Callable[[], object]) -> float:
-    """Seconds of one call by the clock."""
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
-
-
-def peak() -> float:
-    """The largest memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bytes_written() -> int:
