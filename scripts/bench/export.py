@@ -13,8 +13,8 @@ import copy
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -61,10 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         clock: dict[str, list[float]] = {name: [] for name in contenders}
         processor: dict[str, list[float]] = {name: [] for name in contenders}
         for name in timing.in_turns(list(contenders), args.repeats):
-            before = time.perf_counter(), time.process_time()
-            contenders[name](images)
-            clock[name].append(time.perf_counter() - before[0])
-            processor[name].append(time.process_time() - before[1])
+            for times, took in zip((clock, processor), timing.both_clocks(partial(contenders[name], images))):
+                times[name].append(took)
         about = timing.machine(torch.device("cpu"))
     rows = [[name] for name in contenders]
     for row, times in itertools.product(rows, (clock, processor)):

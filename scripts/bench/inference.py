@@ -12,7 +12,6 @@ test dependencies (`scripts/setup.sh --test`).
 import argparse
 import importlib.util
 import sys
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -86,10 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     clock: dict[str, list[float]] = {name: [] for name in calls}
     processor: dict[str, list[float]] = {name: [] for name in calls}
     for name in timing.in_turns(list(calls), args.repeats):
-        before = time.perf_counter(), time.process_time()
-        calls[name]()
-        clock[name].append(time.perf_counter() - before[0])
-        processor[name].append(time.process_time() - before[1])
+        for times, took in zip((clock, processor), timing.both_clocks(calls[name])):
+            times[name].append(took)
         timing.progress(f"{name}: {clock[name][-1]:.2f} s, {processor[name][-1]:.2f} s of the processor")
     rows = []
     for name in calls:

@@ -56,6 +56,13 @@ def seconds(call: Callable[[], object], device: torch.device, count: int = 1) ->
     return (time.perf_counter() - started) / count
 
 
+def both_clocks(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one call by the clock, and of the processor, all threads together."""
+    begun = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - begun[0], time.process_time() - begun[1]
+
+
 def in_turns(contenders: Sequence[T], rounds: int, turns: Sequence[int] | None = None) -> Iterator[T]:
     """Yield the contender whose turn it is: each once in a round, in a new order, which is the same in every run.
 
